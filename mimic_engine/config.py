@@ -1,0 +1,134 @@
+"""Configuration of a model: text and image preprocessing, encoders, interaction units.
+
+Plain frozen dataclasses that a checkpoint (``config.json``) and an exported
+model (``manifest.json``) write and read back. Training options live in
+:mod:`mimic_engine.train.config`, service options in :mod:`mimic_engine.server.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from mimic_engine.errors import ModelError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """JSON in and out; unknown keys are refused by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which :meth:`from_json` gives an equal config back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read the object that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ModelError
+            If a key is not one of this config's fields.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ModelError(f"{cls.__name__}: unknown keys {unknown}; known keys are {sorted(known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig(_Config):
+    """How a pair of texts (mention and sentence, or name and description) becomes token ids.
+
+    ``pairing="literal"`` joins with the literal string `` [SEP] ``, as the
+    published code feeds CLIP's tokenizer; ``"tokenizer"`` uses the tokenizer's
+    own pair encoding, truncated longest first. ``pad_token=None`` leaves the choice
+    to the tokenizer (see :class:`mimic_engine.text.TextPreprocessor`).
+    """
+
+    max_length: int = 40
+    pairing: Literal["literal", "tokenizer"] = "tokenizer"
+    pad_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig(_Config):
+    """How an image becomes pixels: resized to a square with LANCZOS, then ``(x * rescale - mean) / std``."""
+
+    size: int = 224
+    rescale: float = 1 / 255
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig(_Config):
+    """Which encoders give the features.
+
+    ``text`` / ``image`` name the family; ``text_source`` / ``image_source`` a
+    local folder, a weights file (EfficientNet-Lite0) or a hub id.
+    ``text_pooling`` chooses the global text vector of a BERT-like encoder.
+    """
+
+    text: Literal["clip", "bert"] = "clip"
+    image: Literal["clip", "vit", "efficientnet-lite0"] = "clip"
+    text_source: str = "openai/clip-vit-base-patch32"
+    image_source: str = "openai/clip-vit-base-patch32"
+    text_pooling: Literal["cls", "mean"] = "cls"
+
+
+@dataclass(frozen=True, slots=True)
+class MatcherConfig(_Config):
+    """The interaction units and their widths (defaults: the published model's).
+
+    ``vision="concat"`` replaces VDLU by a plain concatenation of the global
+    features (an ablation). ``mask_padding=True`` leaves padding tokens out of
+    TGLU's attention and mean; the published code does not.
+    """
+
+    text_width: int = 512
+    text_token_width: int = 512
+    hidden: int = 96
+    tglu: bool = True
+    vision: Literal["vdlu", "concat", "off"] = "vdlu"
+    cmfu: bool = True
+    mask_padding: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.units:
+            raise ModelError("MatcherConfig: every unit is off; turn on tglu, vision or cmfu")
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units that are on, in the order of the score's mean."""
+        vision = {"vdlu": ("vdlu",), "concat": ("concat",), "off": ()}[self.vision]
+        return (("tglu",) if self.tglu else ()) + vision + (("cmfu",) if self.cmfu else ())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Everything that fixes what a model computes, apart from its weights."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    matcher: MatcherConfig = field(default_factory=MatcherConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which :meth:`from_json` gives an equal config back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Read the object that :meth:`to_json` wrote."""
+        return cls(
+            text=TextConfig.from_json(data["text"]),
+            image=ImageConfig.from_json(data["image"]),
+            encoder=EncoderConfig.from_json(data["encoder"]),
+            matcher=MatcherConfig.from_json(data["matcher"]),
+        )

@@ -1,0 +1,201 @@
+"""What goes into the engine and what comes out: mentions, entities, candidates, and the arrays between stages.
+
+No I/O and no arithmetic here. Axes: ``B`` mentions, ``N`` entities, ``L`` text
+tokens, ``P`` image patches, ``D`` interaction width (96), ``T`` width of the
+global text vector, ``G`` width of the global image vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+ImageSource = bytes | str | Path  # encoded bytes, or the path of an image file
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A surface form in its sentence, with an optional picture (bytes or a path)."""
+
+    mention: str
+    sentence: str
+    image: ImageSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A knowledge-base entry. ``images`` are bytes or paths; the model uses the first."""
+
+    id: str
+    name: str
+    description: str = ""
+    images: tuple[ImageSource, ...] = ()
+    type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledMention:
+    """A mention with its gold entity id: what training and evaluation read."""
+
+    mention: Mention
+    answer: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One ranked entity: its id, name, total score (mean of the units), and the units' scores.
+
+    Units are those of section 3.3 of the paper, by name: "tglu", "vdlu" and "cmfu" in the published model.
+    """
+
+    id: str
+    name: str
+    score: float
+    units: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkResult:
+    """Ranked candidates of one mention, best first.
+
+    ``text_truncated`` says that the text was longer than the model's limit and
+    was cut, as the model itself does. ``mode`` says how the scan answered
+    ("exact"), and ``entities_scored`` how many entities were scored exactly.
+    """
+
+    candidates: tuple[Candidate, ...]
+    text_truncated: bool
+    has_image: bool
+    mode: str
+    entities_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Token ids of B texts, padded to L. ``truncated[b]`` says that text b was cut."""
+
+    input_ids: NDArray[np.int64]  # (B, L)
+    attention_mask: NDArray[np.int64]  # (B, L), 1 = real token
+    token_type_ids: NDArray[np.int64]  # (B, L); zeros for CLIP
+    truncated: NDArray[np.bool_]  # (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class _ArrayGroup:
+    """Optional arrays that share their first axis; absent arrays belong to units that are off."""
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """Yield (name, array) for every array that is present, in declaration order."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                yield f.name, value
+
+    @property
+    def rows(self) -> int:
+        """Length of the shared first axis."""
+        for _, value in self.items():
+            return int(value.shape[0])
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class MentionArrays(_ArrayGroup):
+    """B mentions after folding (see ``mimic_engine/model/fold.py``), float32.
+
+    The scores are functions of these and of :class:`EntityArrays` alone.
+    """
+
+    text_cls: Array | None = None  # (B, T) layer-normed global text, for g2g
+    tglu_key: Array | None = None  # (B, L, D)
+    tglu_value: Array | None = None  # (B, L, D), each row centred over D
+    tglu_key_mask: Array | None = None  # (B, L), 1 = attend; absent where padding is not masked
+    vdlu_query: Array | None = None  # (B, 3, D): u, cq, A_q of the dual mention -> entity
+    vdlu_query_scalars: Array | None = None  # (B, 7)
+    vdlu_key: Array | None = None  # (B, 3, D): cv, A_v, k of the dual entity -> mention
+    vdlu_key_scalars: Array | None = None  # (B, 7)
+    concat: Array | None = None  # (B, D), when VDLU is replaced by concatenation
+    cmfu: Array | None = None  # (B, D)
+
+
+@dataclass(frozen=True, slots=True)
+class EntityArrays(_ArrayGroup):
+    """N entities after folding: what an index stores. Vectors float32 or float16, the rest float32."""
+
+    text_cls: Array | None = None  # (N, T)
+    tglu_query: Array | None = None  # (N, L, D), scaled by 1/sqrt(D)
+    tglu_token_weight: Array | None = None  # (N, L), sums to 1; absent where padding is not masked
+    tglu_cls: Array | None = None  # (N, D): LN.weight * fc_cls(cls), centred over D
+    tglu_bias: Array | None = None  # (N,): LN.bias . fc_cls(cls)
+    vdlu_query: Array | None = None  # (N, 3, D): u, cq, A_q of the dual entity -> mention
+    vdlu_query_scalars: Array | None = None  # (N, 7)
+    vdlu_key: Array | None = None  # (N, 3, D): cv, A_v, k of the dual mention -> entity
+    vdlu_key_scalars: Array | None = None  # (N, 7)
+    concat: Array | None = None  # (N, D)
+    cmfu: Array | None = None  # (N, D)
+
+    def block(self, start: int, stop: int) -> EntityArrays:
+        """Rows start:stop of every array, without a copy."""
+        return EntityArrays(**{name: value[start:stop] for name, value in self.items()})
+
+    def take(self, rows: NDArray[np.int64]) -> EntityArrays:
+        """The given rows of every array, copied."""
+        return EntityArrays(**{name: value[rows] for name, value in self.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class FoldConstants:
+    """What the scores need beyond the folded arrays; a few numbers of the model.
+
+    ``units`` are the units that are on ("tglu", "vdlu" or "concat", "cmfu"), in
+    that order. ``gate_bias`` and ``bias_norm`` hold, for the dual entity ->
+    mention and the dual mention -> entity, the constant inside VDLU's gate and
+    the squared norm of its centred bias.
+    """
+
+    width: int
+    units: tuple[str, ...]
+    layer_norm_eps: float = 1e-5
+    gate_bias: tuple[float, float] = (0.0, 0.0)
+    bias_norm: tuple[float, float] = (0.0, 0.0)
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON object from which :meth:`from_json` gives the same constants back."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> FoldConstants:
+        """Read the object that :meth:`to_json` wrote."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """What a text encoder gives: a global vector and one local vector a token."""
+
+    cls: Array  # (B, T)
+    tokens: Array  # (B, L, token width)
+    mask: Array  # (B, L), 1 = real token
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What an image encoder gives after its projections: a global and P local vectors of width D."""
+
+    cls: Array  # (B, D)
+    tokens: Array  # (B, P, D)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Total and unit scores of B mentions against n entities, float32 (B, n)."""
+
+    total: Array
+    units: Mapping[str, Array] = field(default_factory=dict)  # keys: FoldConstants.units
