@@ -1,0 +1,1 @@
+"""Benchmarks of mimic_engine; every one checks the answer that it times."""

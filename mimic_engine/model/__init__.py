@@ -1,0 +1,1 @@
+"""The PyTorch core: encoders, interaction units, matcher, loss, checkpoints, folding."""

@@ -1,0 +1,213 @@
+"""Checkpoints: a folder with ``config.json``, ``model.safetensors``, ``tokenizer.json``, backbone configs.
+
+A checkpoint either holds all weights, or leaves the pretrained backbones out
+(``include_backbone=False``: frozen encoders that come from elsewhere) and
+records their hash, which loading checks. Published Lightning checkpoints are
+read by :mod:`mimic_engine.model.lightning`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mimic_engine.config import ModelConfig
+from mimic_engine.errors import ModelError
+from mimic_engine.model.hashing import model_hash, state_hash
+from mimic_engine.model.mimic import Mimic
+
+FORMAT = "mimic-checkpoint"
+VERSION = 1
+PROJECTIONS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model (in eval mode), its tokenizer file, hash and free-form notes."""
+
+    model: Mimic
+    tokenizer_json: Path
+    model_hash: str
+    extra: Mapping[str, Any]
+
+
+def tokenizer_json_path(source: str) -> Path:
+    """Path of ``tokenizer.json`` in a local folder, or of a hub id's cached file.
+
+    Raises
+    ------
+    ModelError
+        If the source has no such file.
+    """
+    local = Path(source) / "tokenizer.json"
+    if local.is_file():
+        return local
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = None if Path(source).is_dir() else cached_file(source, "tokenizer.json")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"text_source {source!r}: no tokenizer.json there: {error}") from error
+    if found is None:
+        raise ModelError(f"text_source {source!r}: no tokenizer.json there; save a fast tokenizer into it")
+    return Path(found)
+
+
+def tokenizer_json_text(source: str) -> str:
+    """The text of the file that :func:`tokenizer_json_path` finds."""
+    return tokenizer_json_path(source).read_text("utf-8")
+
+
+def save_checkpoint(
+    model: Mimic,
+    folder: str | Path,
+    *,
+    tokenizer_json: str,
+    include_backbone: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder: to a temporary name first, then renamed.
+
+    Parameters
+    ----------
+    model : its weights are stored as they are (dtype kept).
+    folder : replaced if it is already a checkpoint.
+    tokenizer_json : text of the tokenizer file (see :func:`tokenizer_json_text`).
+    include_backbone : False leaves the pretrained encoders and the tokenizer out and
+        records the encoders' hash.
+    extra : notes for people and tools (training command, metrics); JSON.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    backbone = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
+    kept = state if include_backbone else {k: v for k, v in state.items() if k.startswith(PROJECTIONS)}
+    save_file(_unshared(kept), partial / "model.safetensors")
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model.config.to_json(),
+        "include_backbone": include_backbone,
+        "backbone_sha256": state_hash(backbone),
+        "model_hash": model_hash(model),
+        "extra": dict(extra or {}),
+    }
+    if include_backbone:
+        (partial / "tokenizer.json").write_text(tokenizer_json, "utf-8")
+        _save_backbone_configs(model, partial)
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: str | Path, *, text_source: str | None = None, image_source: str | None = None
+) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Parameters
+    ----------
+    folder : written by :func:`save_checkpoint`.
+    text_source, image_source : where to load backbones from that the checkpoint leaves out;
+        by default the sources it was trained with.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, keys are missing or unexpected, or a
+        backbone is not the one that the checkpoint was trained with.
+    """
+    folder = Path(folder)
+    meta = _read_config(folder)
+    config = ModelConfig.from_json(meta["model"])
+    if meta["include_backbone"]:
+        sources = {"text_source": str(folder / "text"), "image_source": str(folder / "image")}
+    else:
+        given = {"text_source": text_source, "image_source": image_source}
+        sources = {name: value for name, value in given.items() if value is not None}
+    config = replace(config, encoder=replace(config.encoder, **sources))  # type: ignore[arg-type]
+    model = Mimic.build(config, pretrained=not meta["include_backbone"])
+    if model.config.matcher != config.matcher:
+        raise ModelError(f"{folder}: encoder widths {model.config.matcher} differ from {config.matcher}")
+    try:
+        state = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / 'model.safetensors'}: cannot be read: {error}") from error
+    _fill(model, state, folder, partial=not meta["include_backbone"])
+    model.eval()
+    _check_hashes(model, meta, folder)
+    tokenizer_from = str(folder) if meta["include_backbone"] else config.encoder.text_source
+    return Checkpoint(model, tokenizer_json_path(tokenizer_from), meta["model_hash"], meta["extra"])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: no checkpoint here: {error}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
+        raise ModelError(f"{path}: not a {FORMAT} of version {VERSION}")
+    return meta
+
+
+def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: bool) -> None:
+    expected = {k: v for k, v in model.state_dict().items() if not partial or k.startswith(PROJECTIONS)}
+    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
+    if missing or unexpected or shapes:
+        raise ModelError(
+            f"{folder}: weights do not fit: missing {missing}, unexpected {unexpected}, wrong shape {shapes}"
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def _check_hashes(model: Mimic, meta: Mapping[str, Any], folder: Path) -> None:
+    if not meta["include_backbone"]:
+        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(PROJECTIONS)}
+        found = state_hash(backbone)
+        if found != meta["backbone_sha256"]:
+            raise ModelError(
+                f"{folder}: encoders have hash {found[:12]}, trained with {meta['backbone_sha256'][:12]}: "
+                "give text_source and image_source of the same weights"
+            )
+    found = model_hash(model)
+    if found != meta["model_hash"]:
+        raise ModelError(
+            f"{folder}: weights have hash {found[:12]}, config.json says {meta['model_hash'][:12]}"
+        )
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with memory of their own, as safetensors demands."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in state.items():
+        out[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return out
+
+
+def _save_backbone_configs(model: Mimic, folder: Path) -> None:
+    """Write the Hugging Face configs from which the architecture is rebuilt without weights."""
+    for name in ("text", "image"):
+        part = getattr(model.encoder, "clip", None) or getattr(getattr(model.encoder, name), "model", None)
+        config = getattr(part, "config", None)
+        if config is not None and hasattr(config, "save_pretrained"):
+            config.save_pretrained(folder / name)
