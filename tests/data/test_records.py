@@ -1,0 +1,264 @@
+"""Own records in JSON Lines and Parquet: the same records, the same errors, one at a time."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mimic_engine.data.pictures import ReadCounts
+from mimic_engine.data.records import PARQUET_BLOCK_ROWS, read_entities, read_mentions
+from mimic_engine.errors import DataError
+from mimic_engine.types import Entity, LabelledMention, Mention
+
+KINDS = ["jsonl", "parquet"]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    """Write rows as the suffix says; Parquet columns take their types from the rows."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        names = dict.fromkeys(name for row in rows for name in row)
+        pq.write_table(pa.table({n: [row.get(n) for row in rows] for n in names}), path)
+    return path
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def test_entities(tmp_path, kind):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
+    absolute = tmp_path / "b.png"
+    absolute.touch()
+    rows = [
+        {"id": "1", "name": "Ünï", "images": ["gone.png", "pictures/a.png", str(absolute)], "url": "ignored"},
+        {"id": "2", "name": "", "description": "text\n", "type": "place"},
+        {"id": "3", "name": "c", "images": []},
+        {"id": "4", "name": "d", "images": None, "description": None, "type": None},
+        {"id": "5", "name": "e", "images": [""]},
+    ]
+    counts = ReadCounts()
+    entities = list(read_entities(write(tmp_path / f"kb.{kind}", rows), counts=counts))
+    assert entities == [
+        Entity("1", "Ünï", "", (tmp_path / "pictures" / "a.png", absolute)),
+        Entity("2", "", "text\n", (), "place"),
+        Entity("3", "c"),
+        Entity("4", "d"),
+        Entity("5", "e"),
+    ]
+    assert counts == ReadCounts(records=5, with_image=1, missing_images=1)
+
+
+def test_one_image_as_a_string(tmp_path, kind):
+    (tmp_path / "a.png").touch()
+    rows = [{"id": "1", "name": "a", "images": "a.png"}, {"id": "2", "name": "b", "images": "gone.png"}]
+    counts = ReadCounts()
+    first, second = read_entities(write(tmp_path / f"kb.{kind}", rows), counts=counts)
+    assert first.images == (tmp_path / "a.png",)
+    assert second.images == ()
+    assert counts.missing_images == 1
+
+
+def test_pictures_elsewhere(tmp_path, kind):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.png").touch()
+    kb = write(tmp_path / f"kb.{kind}", [{"id": "1", "name": "a", "images": ["a.png"]}])
+    assert next(read_entities(kb, images=other)).images == (other / "a.png",)
+    with pytest.raises(DataError, match="nowhere: is not a folder"):
+        list(read_entities(kb, images=tmp_path / "nowhere"))
+
+
+def test_mentions_with_answers(tmp_path, kind):
+    (tmp_path / "m.jpg").touch()
+    rows = [
+        {"mention": " a\n", "sentence": "", "image": "m.jpg", "answer": "Q1", "id": "x"},
+        {"mention": "b", "sentence": "s", "image": "gone.jpg", "answer": "Q2"},
+        {"mention": "c", "sentence": "s", "answer": "nil"},
+        {"mention": "d", "sentence": "s", "answer": "NIL"},
+    ]
+    file = write(tmp_path / f"test.{kind}", rows)
+    counts = ReadCounts()
+    assert list(read_mentions(file, entity_ids={"Q1", "Q2"}, counts=counts)) == [
+        LabelledMention(Mention(" a\n", "", tmp_path / "m.jpg"), "Q1", "x"),
+        LabelledMention(Mention("b", "s"), "Q2"),
+    ]
+    assert counts == ReadCounts(records=2, with_image=1, missing_images=1, nil_skipped=2)
+    assert (
+        len(list(read_mentions(file, entity_ids={"Q1", "Q2", "nil", "NIL"}))) == 4
+    )  # an entity may be called nil
+
+
+def test_mentions_to_link_need_no_answer(tmp_path, kind):
+    rows = [
+        {"mention": "a", "sentence": "s", "id": 7},
+        {"mention": "b", "sentence": "s", "answer": "any", "id": 8},
+    ]
+    file = write(tmp_path / f"m.{kind}", rows)
+    assert list(read_mentions(file)) == [
+        LabelledMention(Mention("a", "s"), "", "7"),
+        LabelledMention(Mention("b", "s"), "any", "8"),
+    ]
+    with pytest.raises(DataError, match=r"(:1|row 1): field 'answer' is missing"):
+        list(read_mentions(file, entity_ids={"any"}))
+
+
+GOOD = {"id": "1", "name": "a"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"id": "1", "name": "b"}, "id '1' comes twice"),
+        ({"id": "", "name": "b"}, "id is empty"),
+        ({"id": None, "name": "b"}, r"Expected `str`, got `null` - at `\$\.id`"),
+        ({"id": "2", "name": None}, r"Expected `str`, got `null` - at `\$\.name`"),
+        (
+            {"id": "2", "name": "b", "description": 5},
+            r"Expected `str \| null`, got `int` - at `\$\.description`",
+        ),
+        ({"id": "2", "name": "b", "images": 5}, r"`\$\.images`"),
+        ({"id": "2", "name": "b", "images": ["a", None]}, r"`\$\.images\[1\]`"),
+        ({"id": "2", "name": "b", "image": "a.png"}, "'images', not in 'image'"),
+    ],
+)
+def test_bad_entities_are_named(tmp_path, kind, bad, message):
+    file = write(tmp_path / f"kb.{kind}", [GOOD, bad])
+    place = r"kb\.jsonl:2: " if kind == "jsonl" else r"kb\.parquet: row 2: "
+    with pytest.raises(DataError, match=place + ".*" + message):
+        list(read_entities(file))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"mention": "b", "sentence": "s", "answer": "Q9"}, "answer 'Q9' is not in the knowledge base"),
+        ({"mention": "b", "sentence": "s", "answer": ""}, "answer '' is not in"),
+        ({"mention": "b", "sentence": "s"}, "field 'answer' is missing"),
+        ({"mention": "b", "sentence": "s", "answer": "Q1", "id": "m1"}, "id 'm1' comes twice"),
+        ({"mention": "b", "sentence": None, "answer": "Q1"}, r"`\$\.sentence`"),
+        ({"mention": "b", "sentence": "s", "answer": "Q1", "images": ["x"]}, "'image', not in 'images'"),
+    ],
+)
+def test_bad_mentions_are_named(tmp_path, kind, bad, message):
+    good = {"mention": "a", "sentence": "s", "answer": "Q1", "id": "m1"}
+    file = write(tmp_path / f"train.{kind}", [good, bad])
+    place = r"train\.jsonl:2: " if kind == "jsonl" else r"train\.parquet: row 2: "
+    with pytest.raises(DataError, match=place + ".*" + message):
+        list(read_mentions(file, entity_ids={"Q1"}))
+
+
+def test_a_missing_field(tmp_path):
+    with pytest.raises(DataError, match=r"kb\.jsonl:1: .*missing required field `name`"):
+        list(read_entities(write(tmp_path / "kb.jsonl", [{"id": "1"}])))
+    with pytest.raises(DataError, match=r"kb\.parquet: columns \['name'\] are missing; it has \['id'\]"):
+        list(read_entities(write(tmp_path / "kb.parquet", [{"id": "1"}])))
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"3", b'{"id": "2", "name": "\xff"}', b'{"id": "2", "name": "\\ud800"}']
+)
+def test_damaged_lines_are_named(tmp_path, line):
+    file = tmp_path / "kb.jsonl"
+    file.write_bytes(b'{"id": "1", "name": "a"}\n\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"kb\.jsonl:3: "):
+        list(read_entities(file))
+
+
+def test_byte_order_mark_blank_lines_and_no_last_newline(tmp_path):
+    file = tmp_path / "kb.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"id": "1", "name": "a"}\r\n \n\n{"id": "2", "name": "b"}')
+    assert [e.id for e in read_entities(file)] == ["1", "2"]
+
+
+def test_empty_files(tmp_path):
+    (tmp_path / "kb.jsonl").touch()
+    assert list(read_entities(tmp_path / "kb.jsonl")) == []
+    table = pa.table({"id": pa.array([], pa.string()), "name": pa.array([], pa.string())})
+    pq.write_table(table, tmp_path / "kb.parquet")
+    assert list(read_entities(tmp_path / "kb.parquet")) == []
+
+
+def test_files_that_cannot_be_read(tmp_path, kind):
+    with pytest.raises(DataError, match=rf"gone\.{kind}: cannot be read"):
+        list(read_entities(tmp_path / f"gone.{kind}"))
+    (tmp_path / f"folder.{kind}").mkdir()
+    with pytest.raises(DataError, match=rf"folder\.{kind}: cannot be read"):
+        list(read_entities(tmp_path / f"folder.{kind}"))
+    with pytest.raises(DataError, match=r"kb\.csv: the name must end in one of \.jsonl, \.parquet"):
+        list(read_entities(tmp_path / "kb.csv"))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 50, 0.5, -5])
+def test_parquet_cut_short(tmp_path, keep):
+    file = write(tmp_path / "kb.parquet", [{"id": str(i), "name": "n" * 50} for i in range(300)])
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(DataError, match=r"kb\.parquet: cannot be read"):
+        list(read_entities(file))
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path):
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(pa.table({"id": pa.array(["1"]), "name": broken}), tmp_path / "kb.parquet")
+    with pytest.raises(DataError, match=r"kb\.parquet: cannot be read"):
+        list(read_entities(tmp_path / "kb.parquet"))
+
+
+def test_parquet_string_types(tmp_path):
+    columns = {
+        "id": pa.array(["1", "2"], pa.large_string()),
+        "name": pa.array(["a", "a"]).dictionary_encode(),
+        "images": pa.array([["x"], None], pa.large_list(pa.string())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "kb.parquet")
+    assert [(e.id, e.name) for e in read_entities(tmp_path / "kb.parquet")] == [("1", "a"), ("2", "a")]
+
+
+def test_records_come_one_at_a_time(tmp_path):
+    """The bad last line is met only when it is reached."""
+    file = tmp_path / "kb.jsonl"
+    file.write_text('{"id": "1", "name": "a"}\n{"id": "2", "name": "b"}\nbad\n', encoding="utf-8")
+    counts = ReadCounts()
+    entities = read_entities(file, counts=counts)
+    assert next(entities).id == "1"
+    assert counts.records == 1
+    assert next(entities).id == "2"
+    with pytest.raises(DataError, match=":3: "):
+        next(entities)
+
+
+def test_parquet_rows_are_numbered_across_blocks(tmp_path):
+    count = PARQUET_BLOCK_ROWS + 3
+    rows = [{"id": str(i), "name": "n"} for i in range(count)] + [{"id": "0", "name": "n"}]
+    file = write(tmp_path / "kb.parquet", rows)
+    with pytest.raises(DataError, match=f"row {count + 1}: id '0' comes twice"):
+        list(read_entities(file))
+
+
+texts = st.text(max_size=20)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries({"id": st.text(min_size=1, max_size=8), "name": texts, "description": texts}),
+        max_size=5,
+        unique_by=lambda row: row["id"],
+    )
+)
+@pytest.mark.parametrize("own_kind", KINDS)
+def test_any_text_comes_back(tmp_path_factory, own_kind, rows):
+    if not rows and own_kind == "parquet":
+        return
+    file = write(tmp_path_factory.mktemp("kb") / f"kb.{own_kind}", rows)
+    assert [(e.id, e.name, e.description) for e in read_entities(file)] == [
+        (row["id"], row["name"], row["description"]) for row in rows
+    ]
