@@ -1,0 +1,248 @@
+"""Build an index from a knowledge base: streaming, resumable, published by one rename.
+
+Two passes over the entities: the first checks and counts them
+(:mod:`mimic_engine.index.survey`), the second encodes, folds and writes them into
+``OUT.partial``. A build that was killed goes on where it was when the same call
+is made again. Memory does not grow with the number of entities, but for the ids'
+hashes in the first pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+import mimic_engine
+from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError, ModelError
+from mimic_engine.index.files import publish
+from mimic_engine.index.format import SEGMENTS, IndexManifest, is_index, segment_name, write_manifest
+from mimic_engine.index.layout import DTYPES, check_layout, trailing_shapes
+from mimic_engine.index.progress import PROGRESS, BuildIdentity, Progress, build_lock, open_progress
+from mimic_engine.index.segment import SegmentWriter
+from mimic_engine.index.survey import EntityStream, Fingerprint, survey_entities
+from mimic_engine.types import Entity, EntityArrays, FoldConstants
+
+_FLUSH_ROWS = 512
+_FLUSH_SECONDS = 2.0
+_MAX_SEGMENT_ROWS = 2**32 - 1  # rows of the id lookup are 32 bits wide
+
+
+class EntityFeaturizer(Protocol):
+    """What a build needs of a model: entities in, folded float32 arrays out."""
+
+    @property
+    def constants(self) -> FoldConstants:
+        """What the scores need beyond the arrays."""
+
+    @property
+    def model_hash(self) -> str:
+        """Hash over weights and configuration."""
+
+    def entities(self, entities: Sequence[Entity], /) -> EntityArrays:
+        """Fold n entities; every array float32, n rows in the order given."""
+
+
+def build_index(
+    featurizer: EntityFeaturizer,
+    entities: EntityStream,
+    out: str | Path,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 32,
+    segment_rows: int = 65_536,
+    progress: bool = True,
+    overwrite: bool = False,
+    extra_manifest: Mapping[str, Any] | None = None,
+) -> IndexManifest:
+    """Build the index ``out`` and return its manifest.
+
+    Parameters
+    ----------
+    featurizer : encodes and folds batches of entities
+    entities : called once a pass (two passes); every call gives the same entities in the same order
+    out : folder of the index; ``OUT.partial`` beside it holds the unfinished build
+    dtype : "float16" or "float32", of the stored vectors
+    batch_size : entities folded at once
+    segment_rows : entities in one immutable segment
+    progress : show a progress bar on standard error
+    overwrite : replace an index that is already at ``out``
+    extra_manifest : JSON kept in the manifest; read when the last entity has been folded
+
+    Raises
+    ------
+    DataError
+        If the knowledge base is empty, has a duplicate or empty id, changes between
+        the passes, or an entity folds to a value that cannot be stored.
+    IndexFormatError
+        If ``out`` exists, or ``OUT.partial`` is an unfinished build of something else.
+    InvalidInputError, ModelError
+        If an option is outside its limits; if the arrays do not fit the model's constants.
+    """
+    out = Path(out).resolve()
+    extra = {} if extra_manifest is None else extra_manifest
+    _check_options(dtype, batch_size, segment_rows, extra)
+    _check_target(out, overwrite)
+    survey = survey_entities(entities, progress=progress)
+    identity = BuildIdentity(featurizer.model_hash, dtype, survey.fingerprint, survey.count, segment_rows)
+    folder = out.with_name(out.name + ".partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with build_lock(folder):
+        done = _Build(featurizer, entities, folder, identity, batch_size).run(show=progress)
+        manifest = _manifest(featurizer, done, extra)
+        write_manifest(folder, manifest)
+        _check_target(out, overwrite)
+        publish(folder, out)
+        (out / PROGRESS).unlink()
+    return manifest
+
+
+class _Build:
+    """The second pass: fold what is not yet on disk, segment by segment."""
+
+    def __init__(
+        self,
+        featurizer: EntityFeaturizer,
+        entities: EntityStream,
+        folder: Path,
+        identity: BuildIdentity,
+        batch_size: int,
+    ) -> None:
+        self._featurizer = featurizer
+        self._entities = entities
+        self._folder = folder
+        self._batch_size = batch_size
+        self._progress = open_progress(folder, identity)
+        self._layout = dict(self._progress.layout)
+        self._resume_row = self._progress.rows_done
+        self._fingerprint = Fingerprint()
+        self._flushed_at = time.monotonic()
+
+    def run(self, *, show: bool) -> Progress:
+        """Build all segments that are not complete; returns the final progress."""
+        identity, finished = self._progress.identity, len(self._progress.segments)
+        stream = self._checked_stream()
+        bar = tqdm(
+            total=identity.count, initial=self._resume_row, desc="index", unit=" entities", disable=not show
+        )
+        with bar:
+            for number, start in enumerate(range(0, identity.count, identity.segment_rows)):
+                stop = min(start + identity.segment_rows, identity.count)
+                if number < finished:
+                    _skip(stream, stop - start)
+                else:
+                    self._build_segment(segment_name(number), stream, start, stop, bar)
+        if next(stream, None) is not None or self._fingerprint.hexdigest() != identity.fingerprint:
+            raise DataError(
+                "the knowledge base changed while the index was being built; "
+                f"delete {self._folder} and build again"
+            )
+        return self._progress
+
+    def _build_segment(
+        self, name: str, stream: Iterator[Entity], start: int, stop: int, bar: tqdm[Any]
+    ) -> None:
+        dtype, folder = self._progress.identity.dtype, self._folder / SEGMENTS / name
+        done = max(0, self._resume_row - start)
+        with SegmentWriter(folder, stop - start, dtype, done=done, layout=self._layout) as writer:
+            row = start
+            while row < stop:
+                limit = self._resume_row if row < self._resume_row else stop
+                batch = _take(stream, min(self._batch_size, limit - row))
+                writer.add_entities(batch)
+                if row >= self._resume_row:
+                    writer.add_arrays(row - start, batch, self._fold(batch), self._layout)
+                    self._flush_if_due(writer, row + len(batch))
+                    bar.update(len(batch))
+                row += len(batch)
+            segment = writer.finish(name)
+        self._progress = self._progress.advance(stop, self._layout).finish_segment(segment)
+        self._progress.save(self._folder)
+
+    def _fold(self, batch: Sequence[Entity]) -> EntityArrays:
+        arrays = self._featurizer.entities(batch)
+        layout = trailing_shapes(arrays)
+        try:
+            if not self._layout:
+                check_layout(layout, self._featurizer.constants)
+                self._layout = layout
+            if layout != self._layout:
+                raise ValueError(f"shapes {layout} differ from those of earlier entities, {self._layout}")
+            for name, value in arrays.items():
+                if value.dtype != np.float32 or len(value) != len(batch):
+                    raise ValueError(
+                        f"array {name}: {value.shape} {value.dtype}, expected {len(batch)} rows float32"
+                    )
+        except ValueError as error:
+            raise ModelError(f"the model's folded entities cannot be stored: {error}") from error
+        return arrays
+
+    def _flush_if_due(self, writer: SegmentWriter, rows_done: int) -> None:
+        waited = time.monotonic() - self._flushed_at
+        if rows_done - self._progress.rows_done >= _FLUSH_ROWS or waited >= _FLUSH_SECONDS:
+            writer.sync()
+            self._progress = self._progress.advance(rows_done, self._layout)
+            self._progress.save(self._folder)
+            self._flushed_at = time.monotonic()
+
+    def _checked_stream(self) -> Iterator[Entity]:
+        for entity in self._entities():
+            self._fingerprint.add(entity)
+            yield entity
+
+
+def _skip(stream: Iterator[Entity], n: int) -> None:
+    for _ in islice(stream, n):
+        pass
+
+
+def _take(stream: Iterator[Entity], n: int) -> list[Entity]:
+    taken = list(islice(stream, n))
+    if len(taken) != n:
+        raise DataError("the knowledge base became shorter while the index was being built; build again")
+    return taken
+
+
+def _manifest(featurizer: EntityFeaturizer, done: Progress, extra: Mapping[str, Any]) -> IndexManifest:
+    return IndexManifest(
+        model_hash=done.identity.model_hash,
+        dtype=done.identity.dtype,
+        count=done.identity.count,
+        constants=featurizer.constants,
+        fingerprint=done.identity.fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        generator=f"mimic_engine {mimic_engine.__version__}",
+        segments=done.segments,
+        extra=json.loads(json.dumps(dict(extra), allow_nan=False)),
+    )
+
+
+def _check_options(dtype: str, batch_size: int, segment_rows: int, extra: Mapping[str, Any]) -> None:
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype: {dtype!r} is not one of {DTYPES}")
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size: {batch_size} is under 1")
+    if not 1 <= segment_rows <= _MAX_SEGMENT_ROWS:
+        raise InvalidInputError(f"segment_rows: {segment_rows} is not between 1 and {_MAX_SEGMENT_ROWS}")
+    try:
+        json.dumps(dict(extra), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"extra_manifest: not JSON: {error}") from error
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise IndexFormatError(f"{out}: already exists; choose another folder, or overwrite it explicitly")
+    if not is_index(out):
+        raise IndexFormatError(
+            f"{out}: exists and is not a readable index, so it is not overwritten; delete it yourself"
+        )

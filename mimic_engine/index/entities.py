@@ -1,0 +1,125 @@
+"""Entity metadata on disk: an Arrow table of ids, names and texts, and the lookup from id to row.
+
+No folded array is here. Pictures are not stored: of an image given as a path or
+URL the text is kept, of one given as bytes the text ``sha256:HEX``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mimic_engine.errors import IndexFormatError
+from mimic_engine.index.arrays import read_array_file, write_array_file
+from mimic_engine.types import Entity, ImageSource
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("description", pa.string(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("images", pa.list_(pa.string()), nullable=False),
+    ]
+)
+_ROWS_A_BATCH = 1024  # fixed: the file's bytes do not depend on how the build was cut
+
+
+def image_text(image: ImageSource) -> str:
+    """What the table keeps of an image: its path or URL, or the hash of its bytes."""
+    if isinstance(image, bytes):
+        return "sha256:" + hashlib.sha256(image).hexdigest()
+    return str(image)
+
+
+class EntityTableWriter:
+    """Writes ``entities.arrow`` in record batches of fixed size, whatever pieces arrive."""
+
+    def __init__(self, path: Path) -> None:
+        self._sink = path.open("wb")
+        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+        self._pending: list[tuple[str, str, str, str, list[str]]] = []
+
+    def write(self, entities: Iterable[Entity]) -> None:
+        """Append entities."""
+        for entity in entities:
+            images = [image_text(image) for image in entity.images]
+            self._pending.append((entity.id, entity.name, entity.description, entity.type, images))
+            if len(self._pending) == _ROWS_A_BATCH:
+                self._write_pending()
+
+    def finish(self) -> None:
+        """Write the rest and the footer, flushed to the disk."""
+        if self._pending:
+            self._write_pending()
+        self._writer.close()
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
+        self._sink.close()
+
+    def close(self) -> None:
+        """Give the file up, finished or not."""
+        self._sink.close()
+
+    def _write_pending(self) -> None:
+        columns = zip(*self._pending, strict=True)
+        arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+        self._pending = []
+
+
+def read_entity_table(path: Path, *, verify: bool) -> pa.Table:
+    """Map ``entities.arrow``, nothing copied; with ``verify`` every offset and text is checked.
+
+    Raises
+    ------
+    IndexFormatError
+        If the file is not an Arrow file of our schema, or its content is damaged.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if table.schema != SCHEMA:
+            raise ValueError(f"columns {table.schema.names}, expected {SCHEMA.names} and their types")
+        table.validate(full=verify)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise IndexFormatError(f"{path}: not a valid entity table: {error}") from error
+    return table
+
+
+def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """The first 8 bytes of blake2b of every id, (n,), as the lookup files store them."""
+    digests = [hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids]
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def write_lookup(path: Path, hashes: NDArray[np.uint64]) -> None:
+    """Write the sorted hashes and their rows. ``hashes`` (n,) are in row order."""
+    order = np.argsort(hashes, kind="stable")
+    write_array_file(path, {"hash": hashes[order], "row": order.astype("<u4")})
+
+
+class IdLookup:
+    """From id hashes to candidate rows of one segment, by binary search in the mapped file."""
+
+    def __init__(self, path: Path, rows: int, *, verify: bool) -> None:
+        arrays = read_array_file(path)
+        dtypes = {name: value.dtype.str for name, value in arrays.items()}
+        if dtypes != {"hash": "<u8", "row": "<u4"} or any(v.shape != (rows,) for v in arrays.values()):
+            raise IndexFormatError(f"{path}: not a lookup of {rows} rows: {dtypes}")
+        self.hashes, self._rows = arrays["hash"], arrays["row"]
+        if np.any(self._rows >= rows):
+            raise IndexFormatError(f"{path}: a row is not under {rows}")
+        if verify and np.any(self.hashes[:-1] > self.hashes[1:]):
+            raise IndexFormatError(f"{path}: the hashes are not sorted")
+
+    def candidates(self, hashes: NDArray[np.uint64]) -> list[NDArray[np.uint32]]:
+        """For every hash of ``hashes`` (n,) the rows that have it: none, one, or several on a collision."""
+        low = np.searchsorted(self.hashes, hashes, "left")
+        high = np.searchsorted(self.hashes, hashes, "right")
+        return [self._rows[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)]

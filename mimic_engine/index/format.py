@@ -1,0 +1,248 @@
+"""The index folder and its manifest.
+
+::
+
+    INDEX/manifest.json                     what is described here
+    INDEX/segments/00000/arrays.safetensors the folded arrays (``EntityArrays``)
+    INDEX/segments/00000/ids.safetensors    hash of every id, sorted, and its row
+    INDEX/segments/00000/entities.arrow     id, name, description, type, images
+
+Segments are immutable and hold the rows in order; the manifest lists them with
+the size and sha256 of every file, carries its own sha256, and a generation
+number that grows whenever the list changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from mimic_engine.errors import IndexFormatError
+from mimic_engine.index.files import parse_json, write_atomic
+from mimic_engine.index.layout import DTYPES
+from mimic_engine.types import FoldConstants
+
+FORMAT = "mimic-index"
+VERSION = 1
+MANIFEST = "manifest.json"
+SEGMENTS = "segments"
+ARRAYS, IDS, ENTITIES = "arrays.safetensors", "ids.safetensors", "entities.arrow"
+SEGMENT_FILES = (ARRAYS, IDS, ENTITIES)
+_UNITS = ("tglu", "vdlu", "concat", "cmfu")
+_MANIFEST_LIMIT_BYTES = 64 << 20
+_SEGMENT_NAME = re.compile(r"[0-9]{5,9}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def segment_name(number: int) -> str:
+    """Folder name of the segment with this number."""
+    return f"{number:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and checksum of one file of a segment."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Read one file's record; raises ``ValueError``."""
+        _check_keys(data, ("sha256", "bytes"), "file")
+        if not (isinstance(data["sha256"], str) and _SHA256.fullmatch(data["sha256"])):
+            raise ValueError(f"sha256 {data['sha256']!r} is not 64 hex digits")
+        return cls(data["sha256"], _natural(data, "bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """One immutable segment: its folder name, its rows, its files by name."""
+
+    name: str
+    rows: int
+    files: Mapping[str, FileRecord]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that :meth:`from_json` reads."""
+        files = {name: {"sha256": f.sha256, "bytes": f.bytes} for name, f in self.files.items()}
+        return {"name": self.name, "rows": self.rows, "files": files}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Read one segment's record; raises ``ValueError``."""
+        _check_keys(data, ("name", "rows", "files"), "segment")
+        name = _text(data, "name")
+        if not _SEGMENT_NAME.fullmatch(name):
+            raise ValueError(f"segment name {name!r} is not a number of five to nine digits")
+        _check_keys(data["files"], SEGMENT_FILES, f"segment {name} files")
+        files = {file: FileRecord.from_json(data["files"][file]) for file in SEGMENT_FILES}
+        return cls(name, _natural(data, "rows"), files)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexManifest:
+    """What an index says about itself.
+
+    Attributes
+    ----------
+    model_hash : hash of the model that folded the entities; another model is refused
+    dtype : "float16" or "float32", of the vectors (scalars are always float32)
+    count : entities, over all segments
+    constants : what the scores need beyond the arrays
+    fingerprint : hash over the knowledge base the index was built from
+    created : ISO 8601 time of publication, UTC
+    generator : program and version that wrote the index
+    generation : grows with every change of ``segments``
+    extra : free-form JSON of whoever built the index (image counts, say)
+    """
+
+    model_hash: str
+    dtype: str
+    count: int
+    constants: FoldConstants
+    fingerprint: str
+    created: str
+    generator: str
+    segments: tuple[SegmentRecord, ...]
+    generation: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that :meth:`from_json` reads, without the checksum."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {
+            "format": FORMAT,
+            "version": VERSION,
+            "constants": self.constants.to_json(),
+            "segments": [s.to_json() for s in self.segments],
+            "extra": dict(self.extra),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read and check a manifest's JSON; raises ``ValueError`` naming the field."""
+        _check_keys(data, ("format", "version", *(f.name for f in fields(cls))), "manifest")
+        if not isinstance(data["segments"], list) or not isinstance(data["extra"], dict):
+            raise ValueError("segments is not a list, or extra not an object")
+        segments = tuple(SegmentRecord.from_json(s) for s in data["segments"])
+        names = [s.name for s in segments]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a segment is listed twice: {names}")
+        count = _natural(data, "count")
+        if count != sum(s.rows for s in segments):
+            raise ValueError(
+                f"count {count} is not the sum of the segments' rows {[s.rows for s in segments]}"
+            )
+        if data["dtype"] not in DTYPES:
+            raise ValueError(f"dtype {data['dtype']!r} is not one of {DTYPES}")
+        strings = {
+            name: _text(data, name) for name in ("model_hash", "dtype", "fingerprint", "created", "generator")
+        }
+        return cls(
+            **strings,
+            count=count,
+            constants=_constants(data["constants"]),
+            segments=segments,
+            generation=_natural(data, "generation"),
+            extra=data["extra"],
+        )
+
+
+def write_manifest(folder: Path, manifest: IndexManifest) -> None:
+    """Write ``manifest.json`` with its checksum, atomically and flushed."""
+    payload = manifest.to_json()
+    payload["sha256"] = _checksum(payload)
+    write_atomic(folder / MANIFEST, json.dumps(payload, indent=1, allow_nan=False).encode())
+
+
+def read_manifest(folder: Path) -> IndexManifest:
+    """Read and check ``manifest.json``.
+
+    Raises
+    ------
+    IndexFormatError
+        If the folder or the file is missing, not an index, of another version,
+        or changed since it was written.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise IndexFormatError(f"{folder}: no such index folder")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MANIFEST_LIMIT_BYTES + 1)
+        if len(raw) > _MANIFEST_LIMIT_BYTES:
+            raise ValueError(f"more than {_MANIFEST_LIMIT_BYTES} bytes")
+        return _parse(raw)
+    except FileNotFoundError:
+        raise IndexFormatError(f"{folder}: not an index: {MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise IndexFormatError(f"{path}: {error}") from error
+
+
+def is_index(folder: Path) -> bool:
+    """Whether the folder holds an index that this version can read (its arrays are not looked at)."""
+    try:
+        read_manifest(folder)
+    except IndexFormatError:
+        return False
+    return True
+
+
+def _parse(raw: bytes) -> IndexManifest:
+    data = parse_json(raw)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"not the manifest of an index (format is not {FORMAT!r})")
+    if data.get("version") != VERSION:
+        raise ValueError(
+            f"index format version {data.get('version')!r}; this program reads version {VERSION}"
+        )
+    claimed = data.pop("sha256", None)
+    if claimed != _checksum(data):
+        raise ValueError("damaged: the content does not have the sha256 it states")
+    return IndexManifest.from_json(data)
+
+
+def _checksum(payload: Mapping[str, Any]) -> str:
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _constants(data: Any) -> FoldConstants:
+    known = tuple(f.name for f in fields(FoldConstants))
+    _check_keys(data, known, "constants")
+    units, width = data["units"], data["width"]
+    if type(width) is not int or width < 1:
+        raise ValueError(f"constants.width {width!r} is not a number >= 1")
+    if not isinstance(units, list) or not units or not all(u in _UNITS for u in units):
+        raise ValueError(f"constants.units {units!r} is not a list of names out of {_UNITS}")
+    pairs = [data["gate_bias"], data["bias_norm"]]
+    numbers = [data["layer_norm_eps"], *(v for pair in pairs if isinstance(pair, list) for v in pair)]
+    if len(numbers) != 5 or not all(isinstance(v, int | float) for v in numbers):
+        raise ValueError("constants.layer_norm_eps, gate_bias, bias_norm are not a number and two pairs")
+    return FoldConstants.from_json(data)
+
+
+def _check_keys(data: Any, keys: tuple[str, ...], what: str) -> None:
+    if not isinstance(data, dict) or set(data) != set(keys):
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{what}: keys {found}, expected {sorted(keys)}")
+
+
+def _natural(data: Mapping[str, Any], name: str) -> int:
+    value = data[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} {value!r} is not a number >= 0")
+    return value
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    value = data[name]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} {value!r} is not a text")
+    return value

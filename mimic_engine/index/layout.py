@@ -1,0 +1,88 @@
+"""Which folded arrays an index holds, with which dtype and shape.
+
+The fields are those of :class:`mimic_engine.types.EntityArrays`; which of them
+are present follows from the units that are on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.types import EntityArrays, FoldConstants
+
+DTYPES = ("float16", "float32")
+ALWAYS_FLOAT32 = frozenset({"tglu_bias", "tglu_token_weight", "vdlu_query_scalars", "vdlu_key_scalars"})
+_REQUIRED = {
+    "tglu": ("text_cls", "tglu_query", "tglu_cls", "tglu_bias"),
+    "vdlu": ("vdlu_query", "vdlu_query_scalars", "vdlu_key", "vdlu_key_scalars"),
+    "concat": ("concat",),
+    "cmfu": ("cmfu",),
+}
+_OPTIONAL = {"tglu": ("tglu_token_weight",)}
+_VDLU_VECTORS, _VDLU_SCALARS = 3, 7
+Trailing = dict[str, tuple[int, ...]]  # array name -> shape without the first axis
+
+
+def stored_dtype(name: str, dtype: str) -> np.dtype[Any]:
+    """Little-endian dtype of one array in an index whose vectors are ``dtype``."""
+    return np.dtype("<f2" if dtype == "float16" and name not in ALWAYS_FLOAT32 else "<f4")
+
+
+def trailing_shapes(arrays: EntityArrays) -> Trailing:
+    """Shape of every present array without its first axis."""
+    return {name: tuple(value.shape[1:]) for name, value in arrays.items()}
+
+
+def check_layout(shapes: Mapping[str, tuple[int, ...]], constants: FoldConstants) -> None:
+    """Check that the arrays are those which the units of ``constants`` score with.
+
+    Raises
+    ------
+    ValueError
+        If an array is missing or not expected, or its shape does not fit.
+    """
+    if unknown := sorted(set(constants.units) - set(_REQUIRED)):
+        raise ValueError(f"units {unknown} are not among {sorted(_REQUIRED)}")
+    required = {name for unit in constants.units for name in _REQUIRED[unit]}
+    allowed = required.union(name for unit in constants.units for name in _OPTIONAL.get(unit, ()))
+    if missing := sorted(required - set(shapes)):
+        raise ValueError(f"arrays {missing} are missing; units {list(constants.units)} need them")
+    if unexpected := sorted(set(shapes) - allowed):
+        raise ValueError(f"arrays {unexpected} belong to no unit of {list(constants.units)}")
+    tokens = shapes.get("tglu_query", (0,))[0:1]  # (L,)
+    for name, shape in shapes.items():
+        expected = _expected(name, shape, tokens, constants.width)
+        if shape != expected or 0 in shape:
+            raise ValueError(f"array {name}: shape (N, *{shape}), expected (N, *{expected}) without zeros")
+
+
+def _expected(name: str, shape: tuple[int, ...], tokens: tuple[int, ...], width: int) -> tuple[int, ...]:
+    match name:
+        case "tglu_query":
+            return (*tokens, width)
+        case "tglu_token_weight":
+            return tokens
+        case "tglu_bias":
+            return ()
+        case "text_cls":
+            return shape[:1] or (1,)  # any width T
+        case "vdlu_query" | "vdlu_key":
+            return (_VDLU_VECTORS, width)
+        case "vdlu_query_scalars" | "vdlu_key_scalars":
+            return (_VDLU_SCALARS,)
+        case _:
+            return (width,)
+
+
+def check_stored(arrays: Mapping[str, NDArray[Any]], rows: int, dtype: str, constants: FoldConstants) -> None:
+    """Check dtypes, number of rows and layout of one segment's arrays; raises ``ValueError``."""
+    for name, value in arrays.items():
+        if value.dtype != stored_dtype(name, dtype):
+            raise ValueError(f"array {name}: dtype {value.dtype}, expected {stored_dtype(name, dtype)}")
+        if value.shape[:1] != (rows,):
+            raise ValueError(f"array {name}: shape {value.shape}, expected {rows} rows")
+    check_layout({name: value.shape[1:] for name, value in arrays.items()}, constants)

@@ -1,0 +1,110 @@
+"""One segment while it is being built: its three files and their order on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.errors import DataError
+from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec
+from mimic_engine.index.entities import EntityTableWriter, hash_ids, write_lookup
+from mimic_engine.index.files import fsync_path, sha256_file
+from mimic_engine.index.format import ARRAYS, ENTITIES, IDS, SEGMENT_FILES, FileRecord, SegmentRecord
+from mimic_engine.index.layout import Trailing, stored_dtype
+from mimic_engine.types import Entity, EntityArrays
+
+
+class SegmentWriter:
+    """Writes ``rows`` entities: metadata from the first row on, arrays from row ``done`` on.
+
+    A continued segment gets its metadata anew (cheap, and the same bytes); its
+    arrays file is continued where the last flush ended.
+    """
+
+    def __init__(self, folder: Path, rows: int, dtype: str, *, done: int, layout: Trailing) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._rows, self._dtype = folder, rows, dtype
+        self._ids: list[NDArray[np.uint64]] = []
+        self._arrays = ArrayFileWriter.reopen(folder / ARRAYS, self._specs(layout)) if done else None
+        self._table = EntityTableWriter(folder / ENTITIES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._table.close()
+        if self._arrays is not None:
+            self._arrays.close()
+
+    def add_entities(self, entities: Sequence[Entity]) -> None:
+        """Append metadata and ids."""
+        self._table.write(entities)
+        self._ids.append(hash_ids([e.id for e in entities]))
+
+    def add_arrays(
+        self, row: int, entities: Sequence[Entity], arrays: EntityArrays, layout: Trailing
+    ) -> None:
+        """Write the folded arrays of ``entities``, whose first is row ``row`` of the segment.
+
+        Raises
+        ------
+        DataError
+            If a value is not finite, or does not fit in the stored dtype; names entity and array.
+        """
+        if self._arrays is None:
+            self._arrays = ArrayFileWriter.create(self._folder / ARRAYS, self._specs(layout))
+            self._sync_names()
+        for name, value in arrays.items():
+            self._arrays.write(name, row, _converted(name, value, stored_dtype(name, self._dtype), entities))
+
+    def sync(self) -> None:
+        """Put the arrays written so far on the disk."""
+        if self._arrays is not None:
+            self._arrays.sync()
+
+    def finish(self, name: str) -> SegmentRecord:
+        """Complete and flush all files; returns the segment's record with checksums."""
+        self.sync()
+        self._table.finish()
+        write_lookup(self._folder / IDS, np.concatenate(self._ids))
+        self._sync_names()
+        paths = {file: self._folder / file for file in SEGMENT_FILES}
+        files = {file: FileRecord(sha256_file(p), p.stat().st_size) for file, p in paths.items()}
+        return SegmentRecord(name, self._rows, files)
+
+    def _sync_names(self) -> None:
+        for folder in (self._folder, *self._folder.parents[:2]):  # the segment, all segments, the index
+            fsync_path(folder)
+
+    def _specs(self, layout: Trailing) -> list[ArraySpec]:
+        return [
+            ArraySpec(name, stored_dtype(name, self._dtype), (self._rows, *shape))
+            for name, shape in layout.items()
+        ]
+
+
+def _converted(
+    name: str, rows: NDArray[np.float32], dtype: np.dtype[Any], entities: Sequence[Entity]
+) -> NDArray[Any]:
+    """``rows`` (n, ...) in the stored dtype, after a check that nothing is lost but precision."""
+    limit = float(np.finfo(dtype).max)
+    peak = np.abs(rows).max(initial=0)
+    if not peak <= limit:  # NaN compares false
+        peaks = np.abs(rows.reshape(len(rows), -1)).max(axis=1)  # (n,)
+        at = int(np.flatnonzero(~(peaks <= limit))[0])
+        hint = "; build with dtype float32" if np.isfinite(peaks[at]) else ""
+        raise DataError(
+            f"entity {entities[at].id!r}: folded array {name} holds {peaks[at]}, "
+            f"the limit of {dtype.name} is {limit}{hint}"
+        )
+    return rows.astype(dtype)

@@ -1,0 +1,105 @@
+"""The first pass over a knowledge base: count it, check it, fingerprint it. Nothing is encoded here.
+
+Memory: 16 bytes an entity (40 at the end, for a moment), for the search of duplicate ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mimic_engine.errors import DataError
+from mimic_engine.index.entities import image_text
+from mimic_engine.types import Entity
+
+_ID_DIGEST_BYTES = 16
+EntityStream = Callable[[], Iterable[Entity]]  # called once a pass; every pass gives the same entities
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Number of entities and a hash over all their fields, in order."""
+
+    count: int
+    fingerprint: str
+
+
+class Fingerprint:
+    """A running hash over entities; checks each of them on the way."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._digest = hashlib.blake2b(digest_size=32)
+
+    def add(self, entity: Entity) -> None:
+        """Take in the next entity; :class:`DataError` naming record and field if it cannot be stored."""
+        self.count += 1
+        texts = [entity.id, entity.name, entity.description, entity.type]
+        for field, value in zip(("id", "name", "description", "type"), texts, strict=True):
+            if not isinstance(value, str):
+                raise DataError(f"{self._where(entity)}: {field} is {type(value).__name__}, expected text")
+        if not entity.id:
+            raise DataError(f"knowledge base record {self.count}: id is empty")
+        for image in entity.images:
+            if not isinstance(image, bytes | str | Path):
+                raise DataError(
+                    f"{self._where(entity)}: an image is {type(image).__name__}, expected bytes or path"
+                )
+        texts += [image_text(image) for image in entity.images]
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise DataError(f"{self._where(entity)}: text is not valid Unicode: {error}") from error
+        self._digest.update(len(encoded).to_bytes(4, "little"))
+        for data in encoded:
+            self._digest.update(len(data).to_bytes(8, "little"))
+            self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        """Hash over everything added so far."""
+        return self._digest.hexdigest()
+
+    def _where(self, entity: Entity) -> str:
+        return f"knowledge base record {self.count} (id {entity.id!r})"
+
+
+def survey_entities(entities: EntityStream, *, progress: bool) -> Survey:
+    """Read the whole stream once and check it.
+
+    Raises
+    ------
+    DataError
+        If there is no entity, an id is empty or occurs twice, or a field cannot be stored.
+    """
+    fingerprint = Fingerprint()
+    digests = bytearray()
+    for entity in tqdm(entities(), desc="check", unit=" entities", disable=not progress):
+        fingerprint.add(entity)
+        digests += hashlib.blake2b(entity.id.encode(), digest_size=_ID_DIGEST_BYTES).digest()
+    if not fingerprint.count:
+        raise DataError("the knowledge base holds no entities; an index needs at least 1")
+    if duplicate := _first_duplicate(digests):
+        first, second = duplicate
+        entity = next(islice(entities(), second, None))
+        raise DataError(
+            f"knowledge base: id {entity.id!r} occurs twice, in records {first + 1} and {second + 1}"
+        )
+    return Survey(fingerprint.count, fingerprint.hexdigest())
+
+
+def _first_duplicate(digests: bytearray) -> tuple[int, int] | None:
+    """Rows (0-based) of the first digest that repeats an earlier one."""
+    halves = np.frombuffer(digests, "<u8").reshape(-1, 2)  # (N, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # (N,), stable: equal digests in row order
+    ordered = halves[order]
+    repeats = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1))
+    if not len(repeats):
+        return None
+    at = min(repeats.tolist(), key=lambda i: int(order[i + 1]))
+    return int(order[at]), int(order[at + 1])
