@@ -1,0 +1,1 @@
+"""Scorers: folded mentions against folded entities."""
