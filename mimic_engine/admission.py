@@ -1,0 +1,199 @@
+"""What a caller of the batcher holds: limits, places in the queue, and the outcomes of its items.
+
+The device side is :mod:`mimic_engine.batching`. No thread lives here, and no knowledge of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from mimic_engine.errors import DeadlineError, EngineError, InvalidInputError, MimicError
+
+if TYPE_CHECKING:
+    from mimic_engine.batching import Batcher
+
+I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
+R = TypeVar("R")  # its result
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Knobs of the batcher; relations between them are checked.
+
+    ``max_queue_size`` counts items that are being prepared or wait, not those on the device.
+    """
+
+    max_batch_size: int = 32
+    max_batch_cost: int = 64
+    max_queue_delay_us: int = 0
+    max_queue_size: int = 256
+    queue_timeout_ms: float = 5_000.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_batch_cost", "max_queue_size", "queue_timeout_ms"):
+            if getattr(self, name) <= 0:
+                raise InvalidInputError(f"{name}: must be above 0, got {getattr(self, name)}")
+        if self.max_queue_delay_us < 0:
+            raise InvalidInputError(f"max_queue_delay_us: must be at least 0, got {self.max_queue_delay_us}")
+        if self.max_queue_size < self.max_batch_size:
+            raise InvalidInputError(
+                f"max_queue_size: {self.max_queue_size} is smaller than max_batch_size {self.max_batch_size}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[R]):
+    """What became of one item: ``value`` when ``error`` is None. Times in seconds."""
+
+    value: R | None
+    error: MimicError | None
+    queue_s: float = 0.0
+    service_s: float = 0.0
+
+    def unwrap(self) -> R:
+        """Give the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One batch that went to the device, for metrics."""
+
+    size: int
+    cost: int
+    queue_s: tuple[float, ...]
+    service_s: float
+    failed: bool
+
+
+@dataclass(eq=False, slots=True)
+class Ticket(Generic[I, R]):
+    """One queued item. It is settled once: the first outcome stands."""
+
+    item: I
+    cost: int
+    enqueued: float
+    start_by: float
+    group: Group[I, R]
+    outcome: Outcome[R] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Group(Generic[I, R]):
+    """The items of one call; ``notify`` runs once, when the last of them is settled."""
+
+    notify: Callable[[], None]
+    deadline: float | None
+    tickets: list[Ticket[I, R]] = field(default_factory=list)
+    start_by: float = 0.0
+    unsettled: int = 0
+
+    def fill(self, items: Sequence[I], costs: Sequence[int], queue_timeout_ms: float) -> None:
+        """Make the tickets, just before they are queued."""
+        now = time.monotonic()
+        start_by = now + queue_timeout_ms / 1e3
+        self.start_by = start_by if self.deadline is None else min(start_by, self.deadline)
+        self.tickets = [Ticket(i, c, now, self.start_by, self) for i, c in zip(items, costs, strict=True)]
+        self.unsettled = len(self.tickets)
+
+    def moments(self) -> list[tuple[float, bool]]:
+        """When the clock decides: (moment, whether items on the device are given up too)."""
+        return [(self.start_by, False)] + ([] if self.deadline is None else [(self.deadline, True)])
+
+    def late(self) -> DeadlineError:
+        """Say why an item was not answered."""
+        if self.start_by == self.deadline:
+            return DeadlineError("the request's deadline passed before its answer was ready")
+        return DeadlineError("the queue_timeout_ms of the service passed before the device was free")
+
+    def outcomes(self) -> list[Outcome[R]]:
+        """Give the outcomes of the settled items, in the order of the items."""
+        return [t.outcome for t in self.tickets if t.outcome is not None]
+
+
+class Places(Generic[I, R]):
+    """Places in a batcher's queue. Submit into them once; leaving the ``with`` gives the rest back."""
+
+    def __init__(self, batcher: Batcher[I, R], count: int) -> None:
+        self._batcher, self._left = batcher, count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batcher.release(self._left)
+        self._left = 0
+
+    async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
+        """Queue the items and wait for their outcomes, in order.
+
+        ``deadline`` is a time of :func:`time.monotonic`. Items that have not started when
+        ``queue_timeout_ms`` is over, or are not answered at the deadline, get :class:`DeadlineError`
+        at that moment. Cancelling the caller takes its items out of the queue.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        group: Group[I, R] = Group(lambda: _call_soon(loop, wake), deadline)
+        if not self._enqueue(group, items):
+            return []
+        timers = [
+            loop.call_later(max(0.0, moment - time.monotonic()), self._expire, group, also_running)
+            for moment, also_running in group.moments()
+        ]
+        try:
+            await answered
+        except asyncio.CancelledError:
+            self._batcher.give_up(group, EngineError("cancelled by its caller"), also_running=True)
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
+        return group.outcomes()
+
+    def submit_blocking(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
+        """Do what :meth:`submit` does, for a caller without an event loop."""
+        answered = threading.Event()
+        group: Group[I, R] = Group(answered.set, deadline)
+        if not self._enqueue(group, items):
+            return []
+        for moment, also_running in group.moments():
+            if answered.wait(max(0.0, moment - time.monotonic())):
+                break
+            self._expire(group, also_running)
+        answered.wait()
+        return group.outcomes()
+
+    def _enqueue(self, group: Group[I, R], items: Sequence[I]) -> bool:
+        """Queue the items; False where there are none."""
+        if len(items) > self._left:
+            raise InvalidInputError(f"items: {len(items)} for {self._left} reserved places")
+        if items:
+            self._batcher.enqueue(group, items)
+            self._left -= len(items)
+        return bool(items)
+
+    def _expire(self, group: Group[I, R], also_running: bool) -> None:
+        error = DeadlineError("the request's deadline passed") if also_running else group.late()
+        self._batcher.give_up(group, error, also_running=also_running)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(wake)
+    except RuntimeError:  # the caller's event loop has been closed: nobody is left to tell
+        logger.debug("an event loop was closed before its answer came")

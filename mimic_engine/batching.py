@@ -1,0 +1,358 @@
+"""The dynamic batcher: one device thread, a bounded queue, deadlines. It knows no HTTP and no arrays.
+
+The rule is that of text-embeddings-inference: an idle device takes what is there at once; while it is
+busy, items collect and leave together in the next batch, as many as size and cost allow. Nothing waits
+for a batch to fill unless ``max_queue_delay_us`` says so, and nothing on the path of a request polls.
+
+How an item travels: :meth:`Batcher.reserve` takes places in the queue (or refuses), the caller prepares
+its items, :meth:`Places.submit` queues them, the device thread runs them, and each item gets exactly
+one :class:`Outcome`: a value, or the error that befell it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from mimic_engine.admission import BatchLimits, BatchReport, Group, Outcome, Places, Ticket
+from mimic_engine.errors import (
+    EngineError,
+    MimicError,
+    NotReadyError,
+    QueueFullError,
+    TooLargeError,
+)
+
+I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
+R = TypeVar("R")  # its result
+
+__all__ = ["BatchLimits", "BatchReport", "Batcher", "Outcome", "Places", "State"]
+
+logger = logging.getLogger(__name__)
+
+
+class State(enum.Enum):
+    """Life of a batcher; the value is what a caller is told."""
+
+    STARTING = "warming up"
+    READY = "ready"
+    DRAINING = "draining"
+    CLOSED = "closed"
+    FAILED = "the device thread has died"
+
+
+class Batcher(Generic[I, R]):
+    """Owns the device thread, and with it every call of ``run``.
+
+    Parameters
+    ----------
+    run
+        Device work: a list of items in, one result for each in the same order. An exception of it
+        fails the items of that batch with :class:`EngineError`; anything that is not an
+        ``Exception`` (``SystemExit``, ...) ends the device thread and fails everybody.
+    limits
+        See :class:`BatchLimits`.
+    cost
+        Cost of an item, at least 1 (default: 1 each); a batch holds ``max_batch_cost`` at most.
+    warm_up
+        Runs first, on the device thread; nothing is admitted before it has returned.
+    on_batch
+        Told of every batch, on the device thread, after its callers have been answered.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[I]], list[R]],
+        limits: BatchLimits | None = None,
+        *,
+        cost: Callable[[I], int] = lambda _: 1,
+        warm_up: Callable[[], None] = lambda: None,
+        on_batch: Callable[[BatchReport], None] = lambda _: None,
+        name: str = "mimic-device",
+    ) -> None:
+        self.limits = limits or BatchLimits()
+        self._run, self._cost, self._warm_up, self._on_batch = run, cost, warm_up, on_batch
+        self._mutex = threading.Lock()
+        self._work = threading.Condition(self._mutex)  # the device thread waits here
+        self._quiet = threading.Condition(self._mutex)  # drain() and wait_ready() wait here
+        self._state = State.STARTING
+        self._queue: OrderedDict[Ticket[I, R], None] = OrderedDict()  # O(1) removal of who gave up
+        self._held = 0  # places reserved by callers that still prepare their items
+        self._running: list[Ticket[I, R]] = []
+        self._busy_since: float | None = None
+        self._item_s: float | None = None  # recent service time of one item, smoothed
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    # -- what the outside may ask -------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where the batcher is in its life."""
+        return self._state
+
+    @property
+    def alive(self) -> bool:
+        """False once the device thread has ended, for whatever reason."""
+        return self._state is not State.FAILED and self._thread.is_alive()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What killed the device thread."""
+        return self._failure
+
+    @property
+    def waiting(self) -> int:
+        """Items that are being prepared or wait in the queue."""
+        return self._held + len(self._queue)
+
+    @property
+    def busy_s(self) -> float:
+        """Heartbeat: seconds the device has spent on the present batch (or warm-up); 0 when idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    # -- admission ----------------------------------------------------------------------------------
+
+    def reserve(self, count: int) -> Places[I, R]:
+        """Take ``count`` places in the queue before the items are prepared, all or none.
+
+        Raises
+        ------
+        NotReadyError
+            While warming up or draining, after closing, or when the device thread is dead.
+        TooLargeError
+            If ``count`` is over ``max_queue_size``: it could never be admitted.
+        QueueFullError
+            If the places are not free now.
+        """
+        limit = self.limits.max_queue_size
+        if count > limit:
+            raise TooLargeError(f"items: at most {limit} (max_queue_size) in one call, got {count}")
+        with self._mutex:
+            if self._state is not State.READY:
+                raise NotReadyError(f"not accepting work: {self._state.value}")
+            if self.waiting + count > limit:
+                retry_s = self.waiting * self._item_s if self._item_s is not None else 1.0
+                message = f"queue is full: {self.waiting} of {limit} places taken, {count} asked for"
+                raise QueueFullError(message, retry_after_s=retry_s)
+            self._held += count
+        return Places(self, count)
+
+    async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
+        """Reserve and submit in one step, for items that are ready. See :meth:`Places.submit`."""
+        with self.reserve(len(items)) as places:
+            return await places.submit(items, deadline)
+
+    def submit_blocking(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
+        """Do what :meth:`submit` does, for a caller without an event loop."""
+        with self.reserve(len(items)) as places:
+            return places.submit_blocking(items, deadline)
+
+    def release(self, count: int) -> None:
+        """Give reserved places back (:class:`Places` does)."""
+        with self._mutex:
+            self._held -= count
+            self._tell_quiet()
+
+    def enqueue(self, group: Group[I, R], items: Sequence[I]) -> None:
+        """Queue items into places that were reserved for them (:class:`Places` does)."""
+        costs = [self._cost(item) for item in items]
+        if max(costs) > self.limits.max_batch_cost:
+            limit = self.limits.max_batch_cost
+            raise TooLargeError(f"item: cost {max(costs)} is over max_batch_cost {limit}")
+        group.fill(items, costs, self.limits.queue_timeout_ms)
+        with self._mutex:
+            if self._state in (State.CLOSED, State.FAILED):
+                raise NotReadyError(f"not accepting work: {self._state.value}")
+            self._held -= len(items)
+            self._queue.update(dict.fromkeys(group.tickets))
+            self._work.notify()
+
+    # -- the device thread --------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._busy_since = time.monotonic()
+            self._warm_up()
+            with self._mutex:
+                self._busy_since = None
+                if self._state is State.STARTING:
+                    self._state = State.READY
+                self._quiet.notify_all()
+            while batch := self._next_batch():
+                self._process(batch)
+        except BaseException as error:
+            logger.critical("the device thread has died", exc_info=error)
+            self._fail(error)
+
+    def _next_batch(self) -> list[Ticket[I, R]]:
+        """Wait for work and take it; empty when the batcher is closed."""
+        while True:
+            done: list[Group[I, R]] = []
+            with self._work:
+                while not self._queue and self._state is not State.CLOSED:
+                    self._work.wait()
+                if self._state is State.CLOSED:
+                    return []
+                self._collect()
+                batch = self._take(done)
+            _notify(done)
+            if batch:
+                return batch
+
+    def _collect(self) -> None:
+        """Wait, at most ``max_queue_delay_us`` after the oldest item came, for a full batch."""
+        delay_s = self.limits.max_queue_delay_us / 1e6
+        while delay_s and self._state is State.READY and 0 < len(self._queue) < self.limits.max_batch_size:
+            left_s = next(iter(self._queue)).enqueued + delay_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self._work.wait(left_s)
+
+    def _take(self, done: list[Group[I, R]]) -> list[Ticket[I, R]]:
+        """Move the oldest items that fit into a batch; the expired never reach the device."""
+        batch: list[Ticket[I, R]] = []
+        now, cost = time.monotonic(), 0
+        while self._queue and len(batch) < self.limits.max_batch_size:
+            ticket = next(iter(self._queue))
+            if ticket.start_by <= now:
+                del self._queue[ticket]
+                self._settle(ticket, Outcome(None, ticket.group.late(), now - ticket.enqueued), done)
+                continue
+            cost += ticket.cost
+            if cost > self.limits.max_batch_cost:
+                break
+            del self._queue[ticket]
+            batch.append(ticket)
+        self._running = batch
+        self._busy_since = now if batch else None
+        self._tell_quiet()
+        return batch
+
+    def _process(self, batch: list[Ticket[I, R]]) -> None:
+        started = time.monotonic()
+        failure: Exception | None = None
+        results: list[R] = []
+        try:
+            results = self._run([ticket.item for ticket in batch])
+            if len(results) != len(batch):
+                raise EngineError(f"run gave {len(results)} results for {len(batch)} items")
+        except Exception as error:
+            logger.exception("a batch of %d items failed", len(batch))
+            failure = error
+        service_s = time.monotonic() - started
+        queue_s = tuple(started - ticket.enqueued for ticket in batch)
+        done: list[Group[I, R]] = []
+        with self._mutex:
+            for i, ticket in enumerate(batch):
+                if failure is None:
+                    outcome = Outcome(results[i], None, queue_s[i], service_s)
+                else:
+                    outcome = Outcome(None, _engine_error(failure), queue_s[i], service_s)
+                self._settle(ticket, outcome, done)
+            recent = service_s / len(batch)
+            self._item_s = recent if self._item_s is None else 0.8 * self._item_s + 0.2 * recent
+            self._running, self._busy_since = [], None
+            self._tell_quiet()
+        _notify(done)
+        cost = sum(ticket.cost for ticket in batch)
+        self._on_batch(BatchReport(len(batch), cost, queue_s, service_s, failure is not None))
+
+    # -- settling: every item gets exactly one outcome ------------------------------------------------
+
+    def _settle(self, ticket: Ticket[I, R], outcome: Outcome[R], done: list[Group[I, R]]) -> None:
+        """Under the mutex; groups that are complete go to ``done``, to be notified after it."""
+        if ticket.outcome is None:
+            ticket.outcome = outcome
+            ticket.group.unsettled -= 1
+            if not ticket.group.unsettled:
+                done.append(ticket.group)
+
+    def give_up(self, group: Group[I, R], error: MimicError, *, also_running: bool) -> None:
+        """Settle what a caller no longer waits for: its queued items leave the queue at once."""
+        done: list[Group[I, R]] = []
+        now = time.monotonic()
+        with self._mutex:
+            for ticket in group.tickets:
+                if ticket in self._queue or also_running:
+                    self._queue.pop(ticket, None)
+                    self._settle(ticket, Outcome(None, error, now - ticket.enqueued), done)
+            self._tell_quiet()
+        _notify(done)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._mutex:
+            self._failure, self._state = error, State.FAILED
+            done = self._settle_all([*self._running, *self._queue], lambda: _engine_error(error))
+            self._running, self._busy_since = [], None
+        _notify(done)
+
+    def _settle_all(self, tickets: list[Ticket[I, R]], error: Callable[[], MimicError]) -> list[Group[I, R]]:
+        """Under the mutex: settle the tickets, which are those of the whole queue or more."""
+        done: list[Group[I, R]] = []
+        for ticket in tickets:
+            self._settle(ticket, Outcome(None, error()), done)
+        self._queue.clear()
+        self._quiet.notify_all()
+        return done
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def _pending(self) -> bool:
+        return bool(self._held or self._queue or self._running)
+
+    def _tell_quiet(self) -> None:
+        if not self._pending():
+            self._quiet.notify_all()
+
+    def wait_ready(self, timeout_s: float | None = None) -> bool:
+        """Wait until the warm-up has ended; True if the batcher is ready then."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: self._state is not State.STARTING, timeout_s)
+            return self._state is State.READY
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Admit nothing more and wait until all that was admitted is answered; False on a timeout."""
+        with self._quiet:
+            if self._state in (State.STARTING, State.READY):
+                self._state = State.DRAINING
+            self._work.notify()
+            return self._quiet.wait_for(
+                lambda: self._state in (State.FAILED, State.CLOSED) or not self._pending(), timeout_s
+            )
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Refuse what still waits, let the present batch finish, end the thread; False if it hangs on."""
+        closed = NotReadyError("not answered: the service was closed")
+        with self._mutex:
+            if self._state is not State.FAILED:
+                self._state = State.CLOSED
+            done = self._settle_all(list(self._queue), lambda: closed)
+            self._work.notify()
+        _notify(done)
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        hung = EngineError("not answered: the device hung while the service was closed")
+        with self._mutex:
+            done = self._settle_all(list(self._running), lambda: hung)
+        _notify(done)
+        return False
+
+
+def _notify(groups: list[Group[I, R]]) -> None:
+    for group in groups:
+        group.notify()
+
+
+def _engine_error(cause: BaseException) -> EngineError:
+    error = EngineError(f"the engine failed on a batch: {type(cause).__name__}")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,118 @@
+"""``python -m mimic_engine.serve --model MODEL --index INDEX``, or ``--demo``: run the service."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from mimic_engine.errors import InvalidInputError, MimicError
+from mimic_engine.server.settings import Settings
+
+logger = logging.getLogger("mimic_engine.serve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service until a signal has drained it; the result is the exit status."""
+    try:
+        settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if argv is None else argv))
+        _check_sources(settings)
+    except (ValidationError, SettingsError, InvalidInputError) as error:
+        return _fail(_explain(error), 2)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return _serve(settings)
+    except MimicError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted while starting", 130)
+
+
+def _check_sources(settings: Settings) -> None:
+    named = [name for name in ("model", "index") if getattr(settings, name) is not None]
+    if settings.demo and named:
+        raise InvalidInputError(f"demo: brings its own model and index; leave out {' and '.join(named)}")
+    if not settings.demo and len(named) < 2:
+        missing = " and ".join(f"--{name}" for name in ("model", "index") if name not in named)
+        raise InvalidInputError(f"missing {missing}; or try --demo")
+
+
+def _serve(settings: Settings) -> int:
+    from mimic_engine.engine import Linker
+    from mimic_engine.images import ImageLimits
+    from mimic_engine.server.app import create_app
+    from mimic_engine.server.lifecycle import DrainingServer, bind
+
+    with bind(settings.host, settings.port) as taken:
+        model, index = _sources(settings)
+        linker = Linker.open(
+            model,
+            index,
+            precision=settings.precision,
+            threads=settings.threads,
+            image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
+        )
+        try:
+            logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
+            app = create_app(linker, settings)
+            server = DrainingServer(app, settings, on_ready=lambda: _greet(taken))
+            server.run(sockets=[taken])
+        finally:
+            linker.close()
+    if server.startup_failure is not None:
+        return _fail(f"the warm-up failed: {server.startup_failure}", 1)
+    logger.info("stopped")
+    return 0
+
+
+def _sources(settings: Settings) -> tuple[Path, Path]:
+    if settings.model is not None and settings.index is not None:
+        return Path(settings.model), Path(settings.index)
+    from mimic_engine.demo import prepare_demo
+
+    cache = None if settings.cache is None else Path(settings.cache).expanduser()
+    paths = prepare_demo(cache)
+    return paths.model, paths.index
+
+
+def _greet(taken: socket.socket) -> None:
+    host, port = taken.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    example = json.dumps({"mention": "Jordan", "sentence": "Jordan lies east of Israel.", "top_k": 3})
+    print(
+        f"\nReady: {url} (documentation: {url}/docs; Ctrl-C drains and stops)\n"
+        f"  curl -s {url}/v1/link -H 'content-type: application/json' -d '{example}'\n",
+        flush=True,
+    )
+
+
+def _explain(error: Exception) -> str:
+    """One line for each wrong option, by the name it has as a flag."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for detail in error.errors():
+        flag = "".join(f"--{part}".replace("_", "-") for part in map(str, detail["loc"]))
+        got = f", got {detail['input']!r}" if flag else ""
+        lines.append(f"{flag}: {detail['msg']}{got}" if flag else str(detail["msg"]))
+    return "\n".join(line.removeprefix("Value error, ") for line in lines)
+
+
+def _fail(message: str, status: int) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""``/docs`` and ``/openapi.json``: the OpenAPI document, and Swagger UI from files on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from mimic_engine.server.schemas import components, ref
+
+PUBLIC_LIMITS = (
+    "max_batch_size",
+    "max_queue_size",
+    "queue_timeout_ms",
+    "timeout_ms",
+    "max_timeout_ms",
+    "max_body_bytes",
+    "max_image_bytes",
+    "max_text_chars",
+    "max_mentions",
+    "max_top_k",
+    "max_candidates",
+)
+
+_MEANING = {
+    404: "Not in the index",
+    413: "Body, image or batch over its limit",
+    415: "Image format or content type not supported",
+    422: "Invalid input; the message names field, limit and value",
+    429: "Queue full; see Retry-After",
+    500: "Fault of the service; the log has it under the id",
+    503: "Warming up, draining or dead; see Retry-After",
+    504: "Deadline passed",
+}
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": ref(name)}}
+
+
+def _route(answer: dict[str, Any], *codes: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a route decorator: what comes in, what goes out, which errors."""
+    responses: dict[int, Any] = {200: {"description": "Answer", "content": answer}}
+    responses |= {code: {"description": _MEANING[code], "content": _json("ErrorBody")} for code in codes}
+    extra = {"requestBody": {"required": True, "content": body}} if body else {}
+    return {"responses": responses, "openapi_extra": extra}
+
+
+_FORM = {
+    "type": "object",
+    "required": ["mention", "sentence"],
+    "properties": {
+        "mention": {"type": "string"},
+        "sentence": {"type": "string"},
+        "image": {"type": "string", "format": "binary"},
+        "top_k": {"type": "integer"},
+        "candidates": {"type": "array", "items": {"type": "string"}},
+        "timeout_ms": {"type": "number"},
+    },
+}
+
+LINK = _route(
+    _json("LinkResult"),
+    *(413, 415, 422, 429, 500, 503, 504),
+    body={**_json("LinkBody"), "multipart/form-data": {"schema": _FORM}},
+)
+BATCH = _route(_json("BatchResult"), 413, 415, 422, 429, 500, 503, 504, body=_json("BatchBody"))
+ENTITY = _route(_json("EntityBody"), 404, 422)
+INFO = _route({"application/json": {"schema": {"type": "object"}}})
+HEALTH = _route(_json("HealthBody"), 503)
+
+
+def install(app: FastAPI) -> None:
+    """Add the document and the page."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(components())
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.mount("/docs/static", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs_page() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"{app.title} {app.version}",
+            swagger_js_url="docs/static/swagger-ui-bundle.js",
+            swagger_css_url="docs/static/swagger-ui.css",
+            swagger_favicon_url="docs/static/favicon.png",
+        )

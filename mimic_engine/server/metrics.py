@@ -1,0 +1,61 @@
+"""Prometheus metrics of one service, ``mimic_*``; histograms begin at 50 microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mimic_engine.batching import BatchReport
+
+SECONDS = (
+    *(50e-6, 100e-6, 200e-6, 500e-6),
+    *(1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Own registry, so that two services in one process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mimic_requests", "Answered requests", ["route", "status"], registry=self.registry
+        )
+        self.request_s = self._histogram("mimic_request_seconds", "From first byte to answer", ["route"])
+        self.prepare_s = self._histogram(
+            "mimic_prepare_seconds", "Image decoding and tokenisation, a request"
+        )
+        self.queue_s = self._histogram("mimic_queue_seconds", "Wait of a mention for the device")
+        self.batch_s = self._histogram("mimic_batch_seconds", "Device time of a batch")
+        self.batch_size = Histogram(
+            "mimic_batch_size", "Mentions in a batch", registry=self.registry, buckets=SIZES
+        )
+        self.batch_failures = Counter(
+            "mimic_batch_failures", "Batches in which the engine failed", registry=self.registry
+        )
+        self.mentions = Counter(
+            "mimic_mentions", "Mentions by outcome (ok or an error code)", ["outcome"], registry=self.registry
+        )
+
+    def _histogram(self, name: str, text: str, labels: list[str] | None = None) -> Histogram:
+        return Histogram(name, text, labels or [], registry=self.registry, buckets=SECONDS)
+
+    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge that is read when the metrics are."""
+        Gauge(name, text, registry=self.registry).set_function(value)
+
+    def on_batch(self, report: BatchReport) -> None:
+        """Record a batch (called on the device thread)."""
+        self.batch_s.observe(report.service_s)
+        self.batch_size.observe(report.size)
+        for seconds in report.queue_s:
+            self.queue_s.observe(seconds)
+        if report.failed:
+            self.batch_failures.inc()
+
+    def render(self) -> bytes:
+        """Give the text exposition format."""
+        return generate_latest(self.registry)

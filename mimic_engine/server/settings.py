@@ -1,0 +1,109 @@
+"""Options of the service, declared once: each field is a flag and a ``MIMIC_*`` variable.
+
+Flags win over variables. Relations between limits are checked when the settings are made.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mimic_engine.batching import BatchLimits
+
+
+class Settings(BaseSettings):
+    """Everything that ``python -m mimic_engine.serve`` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MIMIC_",
+        extra="ignore",
+        frozen=True,
+        cli_prog_name="python -m mimic_engine.serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    model: str | None = Field(default=None, description="Folder of the exported model")
+    index: str | None = Field(default=None, description="Folder of the index")
+    demo: bool = Field(
+        default=False, description="Fetch and prepare the demo (first run: minutes), then serve it"
+    )
+    cache: str | None = Field(
+        default=None, description="Folder for the demo's files, by default in the user's cache"
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    precision: Literal["fp32", "fp16", "int8"] = Field(default="fp32", description="Of the encoder graphs")
+    threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
+    prepare_threads: int = Field(
+        default=2, ge=1, le=256, description="Threads that decode images and tokenise"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What is logged"
+    )
+    access_log: bool = Field(default=False, description="Log a line for every request")
+
+    max_batch_size: int = Field(default=32, ge=1, description="Mentions in one batch on the device")
+    max_batch_cost: int = Field(
+        default=64, ge=1, description="Cost of one batch: a mention 1, with image IMAGE_COST"
+    )
+    image_cost: int = Field(default=4, ge=1, description="Cost of a mention with an image")
+    max_queue_delay_us: int = Field(
+        default=0, ge=0, description="How long a batch may wait for company, microseconds"
+    )
+    max_queue_size: int = Field(
+        default=256, ge=1, description="Mentions in preparation or waiting; more get 429"
+    )
+    queue_timeout_ms: float = Field(
+        default=5_000, gt=0, description="How long a mention may wait in the queue"
+    )
+
+    timeout_ms: float = Field(default=30_000, gt=0, description="Deadline of a request that names none")
+    max_timeout_ms: float = Field(default=120_000, gt=0, description="Longest deadline a request may name")
+    max_body_bytes: int = Field(default=32_000_000, ge=1, description="Largest request body")
+    max_image_bytes: int = Field(default=10_000_000, ge=1, description="Largest image, encoded")
+    max_text_chars: int = Field(default=20_000, ge=1, description="Longest mention or sentence, characters")
+    max_mentions: int = Field(default=64, ge=1, description="Mentions in one /v1/link:batch")
+    max_top_k: int = Field(default=100, ge=1, description="Largest top_k")
+    max_candidates: int = Field(default=10_000, ge=1, description="Longest list of candidate ids")
+
+    drain_grace_s: float = Field(
+        default=0, ge=0, description="How long to go on accepting after readiness has failed, seconds"
+    )
+    drain_timeout_s: float = Field(
+        default=30, gt=0, description="How long requests in flight may take to finish, seconds"
+    )
+    stall_timeout_s: float = Field(
+        default=60,
+        gt=0,
+        description="Readiness fails when the device is stuck in one batch for so long, seconds",
+    )
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        smaller_than = (
+            ("max_queue_size", "max_batch_size"),
+            ("max_queue_size", "max_mentions"),
+            ("max_batch_cost", "image_cost"),
+            ("max_body_bytes", "max_image_bytes"),
+            ("max_timeout_ms", "timeout_ms"),
+        )
+        for large, small in smaller_than:
+            if getattr(self, large) < getattr(self, small):
+                raise ValueError(f"{large}={getattr(self, large)} is below {small}={getattr(self, small)}")
+        return self
+
+    def batch_limits(self) -> BatchLimits:
+        """Give the knobs of the batcher."""
+        return BatchLimits(
+            max_batch_size=self.max_batch_size,
+            max_batch_cost=self.max_batch_cost,
+            max_queue_delay_us=self.max_queue_delay_us,
+            max_queue_size=self.max_queue_size,
+            queue_timeout_ms=self.queue_timeout_ms,
+        )

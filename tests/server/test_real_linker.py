@@ -1,0 +1,66 @@
+"""The service around the real Linker gives what the Linker gives."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from starlette.testclient import TestClient
+
+from mimic_engine import Linker, Mention
+from mimic_engine.server.app import create_app
+from mimic_engine.server.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def real(tiny_model, tiny_index):
+    linker = Linker.open(tiny_model, tiny_index, threads=1)
+    with TestClient(create_app(linker, Settings(max_batch_size=4))) as client:
+        assert client.app.state.service.batcher.wait_ready(60)
+        yield linker, client
+    linker.close()
+
+
+def test_answers_equal_the_linker(real, tiny_picture):
+    linker, client = real
+    data = tiny_picture.read_bytes()
+    for image in (None, data):
+        [expected] = linker.link([Mention("a b", "c d a b e", image)], top_k=5)
+        body = {"mention": "a b", "sentence": "c d a b e", "top_k": 5}
+        if image:
+            body["image"] = base64.b64encode(image).decode()
+        answer = client.post("/v1/link", json=body).json()
+        assert [c["id"] for c in answer["candidates"]] == [c.id for c in expected.candidates]
+        for got, want in zip(answer["candidates"], expected.candidates, strict=True):
+            assert got["score"] == pytest.approx(want.score, abs=1e-6)
+            assert set(got["units"]) == {"tglu", "vdlu", "cmfu"}
+        assert answer["has_image"] == (image is not None)
+
+
+def test_many_callers_at_once_each_get_their_own_answer(real):
+    linker, client = real
+    mentions = [Mention(a, f"{a} {b}") for a in "abcdef" for b in "ghij"]
+    expected = [linker.link([m], 1)[0].candidates[0].id for m in mentions]
+
+    def ask(mention):
+        body = {"mention": mention.mention, "sentence": mention.sentence, "top_k": 1}
+        return client.post("/v1/link", json=body).json()["candidates"][0]["id"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, mentions)) == expected
+
+
+def test_broken_pictures_and_unknown_candidates_are_the_callers_fault(real, tiny_picture):
+    _, client = real
+    body = {"mention": "a", "sentence": "a b"}
+    cut = base64.b64encode(tiny_picture.read_bytes()[:60]).decode()
+    assert client.post("/v1/link", json={**body, "image": cut}).status_code == 422
+    assert client.post("/v1/link", json={**body, "candidates": ["nobody"]}).status_code == 422
+    assert client.post("/v1/link", json={**body, "top_k": 10_000}).status_code == 422
+
+
+def test_info_and_entities(real):
+    linker, client = real
+    info = client.get("/v1/info").json()
+    assert info["entities"] == len(linker.index)
+    assert info["model_hash"] == linker.model_hash
+    assert client.get("/v1/entities/E99").json()["name"] == linker.index.entity(2).name

@@ -1,0 +1,75 @@
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mimic_engine.errors import InvalidInputError
+from mimic_engine.serve import main
+from mimic_engine.server.lifecycle import DrainingServer, bind
+from mimic_engine.server.settings import Settings
+
+NAMED = ["--model", "no-such-model", "--index", "no-such-index"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "missing --model and --index; or try --demo"),
+        (["--model", "m"], 2, "missing --index"),
+        (["--demo", "--index", "i"], 2, "leave out index"),
+        ([*NAMED, "--port", "99999"], 2, "--port: Input should be less than or equal to 65535, got '99999'"),
+        ([*NAMED, "--max-queue-size", "3"], 2, "max_queue_size=3 is below max_batch_size=32"),
+        ([*NAMED, "--log-level", "loud"], 2, "--log-level"),
+        ([*NAMED, "--host", "256.0.0.1", "--port", "0"], 1, "host: cannot use '256.0.0.1'"),
+        ([*NAMED, "--port", "0"], 1, "no-such-index"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(capsys, arguments, status, message):
+    assert main(arguments) == status
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--modle", "m"])
+    assert stopped.value.code == 2
+    assert "--modle" in capsys.readouterr().err
+
+
+def test_port_in_use_says_so_before_anything_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidInputError, match=f"port: {port} on 127.0.0.1 is in use"):
+            bind("127.0.0.1", port)
+        assert main([*NAMED, "--port", str(port)]) == 1
+        assert "is in use; choose another with --port" in capsys.readouterr().err
+
+
+def test_answers_are_not_held_back_by_nagle():
+    with bind("127.0.0.1", 0) as taken:
+        assert taken.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
+
+
+def test_help_needs_no_model_and_no_heavy_import():
+    code = (
+        "import sys; from mimic_engine.serve import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', sorted({'torch', 'onnxruntime', 'fastapi', 'uvicorn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_failed_warm_up_stops_the_server(linker):
+    from mimic_engine.server.app import create_app
+
+    linker.fail_warm_up = RuntimeError("no such graph")
+    settings = Settings(drain_timeout_s=1)
+    with bind("127.0.0.1", 0) as taken:
+        server = DrainingServer(create_app(linker, settings), settings)
+        server.run(sockets=[taken])
+    assert str(server.startup_failure) == "no such graph"

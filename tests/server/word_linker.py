@@ -1,0 +1,115 @@
+"""A linker small enough to check by hand: candidates are ranked by the words they share with the mention.
+
+It obeys the linker's contract in full (preparing checks and decodes, device work ranks, bad ids raise),
+and its device can be held at a gate, slowed or broken. Run as a script it serves itself:
+``python word_linker.py PORT DEVICE_SECONDS [SETTING=VALUE ...]``.
+"""
+
+import io
+import sys
+import threading
+import time
+
+from PIL import Image, UnidentifiedImageError
+
+from mimic_engine.errors import ImageError, ImageTypeError, UnknownEntityError
+from mimic_engine.types import Candidate, Entity, LinkResult
+
+ENTITIES = (
+    Entity("Q810", "Jordan", "country east of Israel", (b"flag", b"map"), "country"),
+    Entity("Q41421", "Michael Jordan", "American basketball player", (), "person"),
+    Entity("a/b c", "Jordan River", "river in the east", (), "river"),
+    Entity("Q312", "Apple", "American company"),
+)
+
+
+class WordIndex:
+    def __init__(self, entities):
+        self.entities = tuple(entities)
+        self.row_of = {e.id: i for i, e in enumerate(self.entities)}
+
+    def __len__(self):
+        return len(self.entities)
+
+    def rows(self, ids):
+        for id_ in ids:
+            if id_ not in self.row_of:
+                raise UnknownEntityError(f"id: {id_!r} is not in the index")
+        return [self.row_of[id_] for id_ in ids]
+
+    def entity(self, row):
+        return self.entities[row]
+
+
+class WordLinker:
+    model_hash = "words-1"
+
+    def __init__(self, entities=ENTITIES, device_s=0.0):
+        self.index = WordIndex(entities)
+        self.device_s = device_s
+        self.gate, self.warm_gate = threading.Event(), threading.Event()
+        self.gate.set()
+        self.warm_gate.set()
+        self.started = threading.Semaphore(0)  # released once for every batch that reaches the device
+        self.fail_device = self.fail_prepare = self.fail_warm_up = None
+        self.batches, self.device_threads = [], set()
+
+    def prepare(self, mention):
+        if self.fail_prepare:
+            raise self.fail_prepare
+        if mention.image is not None:
+            try:
+                with Image.open(io.BytesIO(mention.image)) as image:
+                    if image.format not in ("PNG", "JPEG", "WEBP"):
+                        raise ImageTypeError(f"image: format {image.format} is not allowed", field="image")
+                    image.load()
+            except (UnidentifiedImageError, OSError) as error:
+                raise ImageError(f"image: cannot be decoded: {error}", field="image") from error
+        return (*f"{mention.mention} {mention.sentence}".lower().split(),), mention.image is not None
+
+    def link_prepared(self, prepared, top_k, candidates):
+        self.device_threads.add(threading.current_thread().name)
+        self.batches.append([words for words, _ in prepared])
+        self.started.release()
+        self.gate.wait(30)
+        time.sleep(self.device_s)
+        if self.fail_device:
+            raise self.fail_device
+        return [self._rank(*args) for args in zip(prepared, top_k, candidates, strict=True)]
+
+    def _rank(self, prepared, top_k, candidates):
+        words, has_image = prepared
+        rows = range(len(self.index)) if candidates is None else self.index.rows(candidates)
+        found = []
+        for entity in (self.index.entity(row) for row in rows):
+            own = f"{entity.name} {entity.description}".lower().split()
+            score = len(set(words) & set(own)) / len(set(own))
+            found.append(Candidate(entity.id, entity.name, score, {"tglu": score}))
+        found.sort(key=lambda c: -c.score)
+        return LinkResult(tuple(found[:top_k]), len(words) > 40, has_image, "exact", len(rows))
+
+    def warm_up(self):
+        self.warm_gate.wait(30)
+        if self.fail_warm_up:
+            raise self.fail_warm_up
+
+    def info(self):
+        return {"model_hash": self.model_hash, "mode": "exact"}
+
+
+def main():
+    from mimic_engine.server.app import create_app
+    from mimic_engine.server.lifecycle import DrainingServer, bind
+    from mimic_engine.server.settings import Settings
+
+    port, device_s, *options = sys.argv[1:]
+    settings = Settings(**dict(option.split("=") for option in options))
+    with bind("127.0.0.1", int(port)) as taken:
+        app = create_app(WordLinker(device_s=float(device_s)), settings)
+        say = lambda: print("ready", taken.getsockname()[1], flush=True)  # noqa: E731
+        DrainingServer(app, settings, on_ready=say).run(sockets=[taken])
+    print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    main()
