@@ -1,0 +1,205 @@
+"""The five graphs of a model as PyTorch modules with named inputs and outputs, and their fp32 ONNX export.
+
+Two encoders, two folds and the scorer. Names of inputs and outputs are the
+field names of :mod:`mimic_engine.types`, folded arrays with the prefix
+``mention_`` or ``entity_``: what a fold gives, the scorer takes. The first
+axis of every array is of any length. Precision is
+:mod:`mimic_engine.export.precision`'s matter.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from mimic_engine.model.encoders import Encoder
+from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
+from mimic_engine.model.folded_scorer import FoldedScorer
+from mimic_engine.model.mimic import Mimic
+from mimic_engine.types import FoldConstants
+
+OPSET = 20  # from 23 on attention becomes one operator, which TensorRT refuses in fp32
+BATCH, ROWS = "batch", "rows"  # names of the free axes: mentions, entities
+MENTION, ENTITY = "mention_", "entity_"
+FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module whose positional inputs and outputs have names and a free first axis."""
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]  # examples, more than one row each
+    outputs: tuple[str, ...]
+    axes: Mapping[str, str]  # input -> name of its first axis
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the PyTorch module gives, by name."""
+        with torch.no_grad():
+            values = self.module(*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class TextGraph(nn.Module):
+    """Token ids (B, L) int64 -> cls (B, T), tokens (B, L, token width)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Global and local text features."""
+        out = self.encoder.text_backbone(input_ids, attention_mask, token_type_ids)
+        return out.cls, out.tokens
+
+
+class ImageGraph(nn.Module):
+    """Pixels (B, 3, S, S) -> cls (B, D), tokens (B, P, D), projected."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Global and local image features of width D."""
+        out = self.encoder.project_image(self.encoder.image_backbone(pixels))
+        return out.cls, out.tokens
+
+
+class FoldGraph(nn.Module):
+    """A fold whose arrays come out in order."""
+
+    def __init__(self, fold: FoldMention | FoldEntity) -> None:
+        super().__init__()
+        self.fold = fold
+
+    def forward(
+        self,
+        text_cls: Tensor,
+        text_tokens: Tensor,
+        text_mask: Tensor,
+        image_cls: Tensor,
+        image_tokens: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Folded arrays in the order of the fold's dictionary."""
+        return tuple(self.fold(text_cls, text_tokens, text_mask, image_cls, image_tokens).values())
+
+
+class ScorerGraph(nn.Module):
+    """The folded scorer with its arrays as positional inputs."""
+
+    def __init__(self, constants: FoldConstants, mention: tuple[str, ...], entity: tuple[str, ...]) -> None:
+        super().__init__()
+        self.scorer = FoldedScorer(constants)
+        self.mention = mention
+        self.entity = entity
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """Mention arrays, then entity arrays -> total and unit scores, (B, N) each."""
+        split = len(self.mention)
+        out = self.scorer(
+            dict(zip(self.mention, arrays[:split], strict=True)),
+            dict(zip(self.entity, arrays[split:], strict=True)),
+        )
+        return out.total, *out.units.values()
+
+
+def model_graphs(model: Mimic) -> dict[str, Graph]:
+    """The five graphs of a model in eval mode, with example inputs, by name."""
+    model.eval()
+    constants = fold_constants(model.matcher)
+    text = _text_graph(model, rows=3)
+    image = _image_graph(model, rows=3)
+    folds = {
+        "mention_fold": _fold_graph(MENTION, FoldMention(model.matcher), BATCH, text, image),
+        "entity_fold": _fold_graph(ENTITY, FoldEntity(model.matcher), ROWS, text, image),
+    }
+    return (
+        {"text_encoder": text, "image_encoder": image} | folds | {"scorer": _scorer_graph(constants, **folds)}
+    )
+
+
+def _text_graph(model: Mimic, rows: int) -> Graph:
+    length = model.config.text.max_length
+    ids = torch.ones(rows, length, dtype=torch.int64)
+    mask = torch.ones_like(
+        ids
+    )  # a tensor of its own: the exporter takes one tensor given twice for one input
+    mask[:, length // 2 :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    module = TextGraph(model.encoder).eval()
+    return Graph("text_encoder", module, inputs, ("cls", "tokens"), dict.fromkeys(inputs, BATCH))
+
+
+def _image_graph(model: Mimic, rows: int) -> Graph:
+    size = model.config.image.size
+    inputs = {"pixels": torch.zeros(rows, 3, size, size, dtype=_dtype(model))}
+    module = ImageGraph(model.encoder).eval()
+    return Graph("image_encoder", module, inputs, ("cls", "tokens"), {"pixels": BATCH})
+
+
+def _dtype(model: Mimic) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _fold_graph(prefix: str, fold: FoldMention | FoldEntity, axis: str, text: Graph, image: Graph) -> Graph:
+    text_out, image_out = text.run(text.inputs), image.run(image.inputs)
+    mask = text.inputs["attention_mask"].to(text_out["cls"].dtype)
+    values = (text_out["cls"], text_out["tokens"], mask, image_out["cls"], image_out["tokens"])
+    inputs = dict(zip(FEATURES, values, strict=True))
+    with torch.no_grad():
+        outputs = tuple(prefix + name for name in fold(*values))
+    return Graph(f"{prefix}fold", FoldGraph(fold).eval(), inputs, outputs, dict.fromkeys(inputs, axis))
+
+
+def _scorer_graph(constants: FoldConstants, mention_fold: Graph, entity_fold: Graph) -> Graph:
+    mention = mention_fold.run({k: v[:2] for k, v in mention_fold.inputs.items()})  # another length than rows
+    entity = entity_fold.run(entity_fold.inputs)
+    inputs = mention | entity
+    axes = {name: BATCH if name.startswith(MENTION) else ROWS for name in inputs}
+    names = (tuple(k.removeprefix(MENTION) for k in mention), tuple(k.removeprefix(ENTITY) for k in entity))
+    module = ScorerGraph(constants, *names).eval()
+    return Graph("scorer", module, inputs, ("total", *constants.units), axes)
+
+
+def export_fp32(graph: Graph) -> onnx.ModelProto:
+    """Trace a graph once for every number of rows and translate it to ONNX, float32."""
+    free = {axis: torch.export.Dim(axis, min=1, max=2**20) for axis in set(graph.axes.values())}
+    shapes: Any = tuple({0: free[graph.axes[name]]} for name in graph.inputs)
+    if graph.name == "scorer":
+        shapes = (shapes,)  # its inputs arrive as *arrays
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch warns about its own use of a deprecated class, and that two inputs share an axis: intended.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        warnings.filterwarnings("ignore", message=".*# The axis name: .* will not be used.*")
+        program = torch.onnx.export(
+            graph.module,
+            tuple(graph.inputs.values()),
+            dynamo=True,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export gave nothing for {graph.name}")
+    return _without_traces(program.model_proto)
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop the exporter's notes: stack traces with this machine's paths, larger than a small graph."""
+    g = model.graph
+    for part in (model, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model

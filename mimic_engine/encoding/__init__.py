@@ -1,0 +1,1 @@
+"""Encoder sessions: from mentions and entities to folded arrays."""

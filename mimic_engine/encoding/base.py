@@ -1,0 +1,160 @@
+"""From mentions and entities to folded arrays: the session protocol and the featurizer around it.
+
+A session runs the graphs (encoders and folds) on one backend. The featurizer
+adds preprocessing, and computes the features of a missing image only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.config import ImageConfig, TextConfig
+from mimic_engine.images import ImagePreprocessor
+from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
+from mimic_engine.types import (
+    Array,
+    Entity,
+    EntityArrays,
+    FoldConstants,
+    ImageFeatures,
+    Mention,
+    MentionArrays,
+    TextFeatures,
+    TokenBatch,
+)
+
+
+class EncoderSession(Protocol):
+    """A model on one backend: encoders and folds, float32 in and out."""
+
+    constants: FoldConstants
+    model_hash: str
+    text_config: TextConfig
+    image_config: ImageConfig
+
+    def encode_text(self, tokens: TokenBatch) -> TextFeatures:
+        """Token ids (B, L) to text features."""
+        ...
+
+    def encode_image(self, pixels: Array) -> ImageFeatures:
+        """Pixels (B, 3, S, S) float32 to image features."""
+        ...
+
+    def fold_mentions(self, text: TextFeatures, image: ImageFeatures) -> MentionArrays:
+        """Features of B mentions to folded arrays."""
+        ...
+
+    def fold_entities(self, text: TextFeatures, image: ImageFeatures) -> EntityArrays:
+        """Features of N entities to folded arrays."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedMention:
+    """A mention after preprocessing: token ids (one row) and pixels (3, S, S), or None without an image."""
+
+    tokens: TokenBatch
+    pixels: Array | None
+
+
+class Featurizer:
+    """Preprocessing plus a session: mentions and entities in, folded arrays out.
+
+    Parameters
+    ----------
+    session : the model on its backend.
+    text, images : preprocessing that fits the model.
+    """
+
+    def __init__(self, session: EncoderSession, text: TextPreprocessor, images: ImagePreprocessor) -> None:
+        self._session = session
+        self._text = text
+        self.images = images
+        self._missing = session.encode_image(images.missing()[None])  # (1, D), (1, P, D)
+
+    @property
+    def constants(self) -> FoldConstants:
+        """What the scores need beyond the folded arrays."""
+        return self._session.constants
+
+    @property
+    def model_hash(self) -> str:
+        """Identity of the model."""
+        return self._session.model_hash
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens L to which every text is cut or padded."""
+        return self._session.text_config.max_length
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square that every image is resized to, in pixels."""
+        return self._session.image_config.size
+
+    def prepare(self, mention: Mention) -> PreparedMention:
+        """Tokenise the text and decode the image of one mention.
+
+        Raises
+        ------
+        ImageError, ImageTypeError, TooLargeError
+            If the image cannot be used; names the field and the limit.
+        """
+        pixels = None if mention.image is None else self.images(mention.image)
+        return PreparedMention(self._text([mention_pair(mention)]), pixels)
+
+    def fold_prepared(self, mentions: Sequence[PreparedMention]) -> MentionArrays:
+        """Folded arrays of B prepared mentions."""
+        tokens = _concatenate([m.tokens for m in mentions])
+        image = self._encode_images([m.pixels for m in mentions])
+        return self._session.fold_mentions(self._session.encode_text(tokens), image)
+
+    def mentions(self, mentions: Sequence[Mention]) -> MentionArrays:
+        """Folded arrays of B mentions; errors as in :meth:`prepare`."""
+        return self.fold_prepared([self.prepare(m) for m in mentions])
+
+    def entities(
+        self, entities: Sequence[Entity], pixels: Sequence[Array | None] | None = None
+    ) -> EntityArrays:
+        """Folded arrays of N entities.
+
+        Parameters
+        ----------
+        entities : names and descriptions; the first image of each, where it has one.
+        pixels : (3, S, S) of each entity or None for a missing image, where the caller
+            has decoded the images itself (and decided about broken ones).
+        """
+        if pixels is None:
+            pixels = [
+                self.images(e.images[0], field=f"image of entity {e.id!r}") if e.images else None
+                for e in entities
+            ]
+        text = self._session.encode_text(self._text([entity_pair(e) for e in entities]))
+        return self._session.fold_entities(text, self._encode_images(pixels))
+
+    def _encode_images(self, pixels: Sequence[Array | None]) -> ImageFeatures:
+        """Image features of each row; only the rows that have an image go through the encoder."""
+        cls = np.repeat(self._missing.cls, len(pixels), axis=0)  # (B, D)
+        tokens = np.repeat(self._missing.tokens, len(pixels), axis=0)  # (B, P, D)
+        present = [i for i, p in enumerate(pixels) if p is not None]
+        if present:
+            encoded = self._session.encode_image(np.stack([p for p in pixels if p is not None]))
+            cls[present], tokens[present] = encoded.cls, encoded.tokens
+        return ImageFeatures(cls, tokens)
+
+
+def _concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
+    def join(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        return np.concatenate(arrays)
+
+    return TokenBatch(
+        join([b.input_ids for b in batches]),
+        join([b.attention_mask for b in batches]),
+        join([b.token_type_ids for b in batches]),
+        np.concatenate([b.truncated for b in batches]),
+    )
