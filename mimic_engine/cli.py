@@ -1,0 +1,180 @@
+"""The command line: ``mimic-engine index build | info | verify`` and ``mimic-engine link``.
+
+Training, evaluation and the service have commands of their own
+(``python -m mimic_engine.train``, ``.evaluate``, ``.serve``). A wrong input
+prints one line on standard error and exits with status 2; a check that fails
+(``index verify``) exits with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mimic_engine import __version__
+from mimic_engine.errors import InvalidInputError, MimicError
+from mimic_engine.types import LinkResult, Mention
+
+LINK_BATCH = 32
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except MimicError as error:
+        print(f"mimic-engine: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mimic-engine: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mimic-engine", description="Multimodal entity linking with MIMIC.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    index = commands.add_parser("index", help="build, describe or check an index")
+    actions = index.add_subparsers(required=True, metavar="ACTION")
+    _add_build(actions.add_parser("build", help="build an index from a knowledge base"))
+    info = actions.add_parser("info", help="print what an index holds, as JSON")
+    info.add_argument("index", type=Path)
+    info.set_defaults(run=_index_info)
+    verify = actions.add_parser("verify", help="check every file of an index against its checksum")
+    verify.add_argument("index", type=Path)
+    verify.set_defaults(run=_index_verify)
+    _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
+    return parser
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="exported model folder")
+    add("--kb", type=Path, required=True, help=".jsonl, .parquet, kb_entity.json, or a data set's folder")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to create; a killed build resumes with the same command",
+    )
+    add("--dtype", choices=("float16", "float32"), default="float16", help="of the stored vectors")
+    add("--images", type=Path, help="folder that picture paths are relative to")
+    add("--broken-images", choices=("error", "as-missing"), default="error")
+    add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
+    add("--batch-size", type=int, default=32, help="entities encoded together")
+    add("--threads", type=int, help="CPU cores to use; all by default")
+    add("--overwrite", action="store_true", help="replace an index that is already there")
+    add("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_index_build)
+
+
+def _add_link(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="exported model folder")
+    add("--index", type=Path, required=True, help="index folder")
+    add("--input", type=Path, help=".jsonl or .parquet with mention, sentence and optional image")
+    add("--mention", help="surface form, instead of --input")
+    add("--sentence", help="sentence that holds the mention")
+    add("--image", type=Path, help="picture that belongs to the mention")
+    add("--top-k", type=int, default=10)
+    add("--candidates", help="comma-separated entity ids to choose among")
+    add("--threads", type=int, help="CPU cores to use; all by default")
+    parser.set_defaults(run=_link)
+
+
+def _index_build(args: argparse.Namespace) -> int:
+    from mimic_engine.data.pictures import BrokenImages
+    from mimic_engine.data.source import entity_stream
+    from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
+    from mimic_engine.encoding.open import open_featurizer
+    from mimic_engine.index.build import build_index
+
+    stream = entity_stream(args.kb, images=args.images)
+    featurizer = open_featurizer(args.model, precision=args.precision, threads=args.threads)
+    source = KnowledgeBaseFeaturizer(featurizer, BrokenImages(args.broken_images))
+    manifest = build_index(
+        source,
+        stream,
+        args.out,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+        overwrite=args.overwrite,
+        extra_manifest={"precision": args.precision},
+    )
+    counts = stream.counts
+    print(
+        f"{args.out}: {manifest.count} entities, {counts.with_image} with a picture, "
+        f"{counts.missing_images} pictures named but not there, {len(source.broken.found)} broken",
+        file=sys.stderr,
+    )
+    for broken in source.broken.found:
+        print(f"taken for missing: {broken.source} of {broken.owner}: {broken.reason}", file=sys.stderr)
+    return 0
+
+
+def _index_info(args: argparse.Namespace) -> int:
+    from mimic_engine.index.format import read_manifest
+
+    _print_json(read_manifest(args.index).to_json(), indent=2)
+    return 0
+
+
+def _index_verify(args: argparse.Namespace) -> int:
+    from mimic_engine.index.verify import verify_index
+
+    report = verify_index(args.index)
+    for file in report.files:
+        print(
+            f"{'ok ' if file.problem is None else 'BAD'} {file.bytes:>14,} {file.name} {file.problem or ''}"
+        )
+    return 0 if report.ok else 1
+
+
+def _link(args: argparse.Namespace) -> int:
+    from mimic_engine.engine import Linker
+
+    if (args.input is None) == (args.mention is None):
+        raise InvalidInputError("link: give either --input, or --mention with --sentence")
+    if args.mention is not None and args.sentence is None:
+        raise InvalidInputError("--sentence: missing; it is the text around the mention")
+    linker = Linker.open(args.model, args.index, threads=args.threads)
+    candidates = None if args.candidates is None else [c for c in args.candidates.split(",") if c]
+    mentions = _mentions(args)
+    while batch := list(islice(mentions, LINK_BATCH)):
+        for mention, result in zip(batch, linker.link(batch, args.top_k, candidates=candidates), strict=True):
+            _print_json(_as_json(mention, result))
+    linker.close()
+    return 0
+
+
+def _mentions(args: argparse.Namespace) -> Iterator[Mention]:
+    if args.input is None:
+        yield Mention(args.mention, args.sentence, args.image)
+        return
+    from mimic_engine.data.records import read_mentions
+
+    for labelled in read_mentions(args.input):
+        yield labelled.mention
+
+
+def _as_json(mention: Mention, result: LinkResult) -> dict[str, Any]:
+    return {"mention": mention.mention, "sentence": mention.sentence, **asdict(result)}
+
+
+def _print_json(data: Any, indent: int | None = None) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=indent))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
