@@ -154,7 +154,8 @@ def _dtype(model: Mimic) -> torch.dtype:
 def _fold_graph(prefix: str, fold: FoldMention | FoldEntity, axis: str, text: Graph, image: Graph) -> Graph:
     text_out, image_out = text.run(text.inputs), image.run(image.inputs)
     mask = text.inputs["attention_mask"].to(text_out["cls"].dtype)
-    values = (text_out["cls"], text_out["tokens"], mask, image_out["cls"], image_out["tokens"])
+    shared = (text_out["cls"], text_out["tokens"], mask, image_out["cls"], image_out["tokens"])
+    values = tuple(t.clone() for t in shared)  # the exporter takes views of one memory for one input
     inputs = dict(zip(FEATURES, values, strict=True))
     with torch.no_grad():
         outputs = tuple(prefix + name for name in fold(*values))

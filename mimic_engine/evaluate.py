@@ -1,0 +1,241 @@
+"""Evaluation of a model on a data set: ``python -m mimic_engine.evaluate`` (section 4.1.3 of the paper).
+
+Every mention is ranked among all entities by the exact scan; a tie counts
+against the gold entity. An exported model runs on ONNX Runtime, a training
+checkpoint on PyTorch; entities come from an index or are folded in memory.
+Mentions go through in batches, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.data.source import Dataset, open_dataset
+from mimic_engine.encoding.base import Featurizer, PreparedMention
+from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
+from mimic_engine.encoding.open import open_featurizer
+from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
+from mimic_engine.index.store import Index
+from mimic_engine.provenance import provenance
+from mimic_engine.scoring.base import Scorer
+from mimic_engine.scoring.onnx import OnnxScorer
+from mimic_engine.scoring.scan import ExactScan
+from mimic_engine.train.metrics import Metrics, ranking_metrics
+from mimic_engine.types import Entity, EntityArrays, LabelledMention, MentionArrays
+
+SPLITS = ("train", "dev", "test")
+ENTITIES_PER_SEGMENT = 256
+TIES = "counted against the gold entity: its rank is the number of entities that score at least as much"
+
+
+class Scan(Protocol):
+    """What ranks gold entities: :class:`~mimic_engine.scoring.scan.ExactScan`."""
+
+    def __len__(self) -> int:
+        """Entities N."""
+        ...
+
+    def ranks(self, mentions: MentionArrays, gold: NDArray[np.int64]) -> NDArray[np.int64]:
+        """1-based rank (B,) of entity row ``gold[b]`` for each mention."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics of all mentions, and of those with and without an image (None where there are none)."""
+
+    all: Metrics
+    with_image: Metrics | None
+    without_image: Metrics | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics of all mentions, with ``with_image`` and ``without_image`` beside them."""
+        parts = {"with_image": self.with_image, "without_image": self.without_image}
+        return self.all.to_json() | {name: m and m.to_json() for name, m in parts.items()}
+
+
+def evaluate(
+    featurizer: Featurizer,
+    scan: Scan,
+    mentions: Sequence[LabelledMention],
+    gold: NDArray[np.int64],
+    broken: BrokenImages,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Evaluation:
+    """Rank the gold entity of each mention among all entities of a scan.
+
+    Parameters
+    ----------
+    featurizer : the model.
+    scan : over the folded entities of the same model.
+    mentions : M labelled mentions, at least one.
+    gold : (M,) int64, entity row of each answer.
+    broken : policy for mention images that cannot be decoded; lists them.
+    batch_size : mentions that are encoded and ranked at a time.
+    progress : show a progress bar.
+
+    Raises
+    ------
+    DataError
+        If an image is broken and the policy is to stop.
+    InvalidInputError
+        If there are no mentions.
+    """
+    ranks, images = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
+    with tqdm(total=len(mentions), desc="mentions", unit="mention", disable=not progress) as bar:
+        for start in range(0, len(mentions), batch_size):
+            stop = min(start + batch_size, len(mentions))
+            prepared = [_prepare(featurizer, m, broken) for m in mentions[start:stop]]
+            ranks.append(scan.ranks(featurizer.fold_prepared(prepared), gold[start:stop]))
+            images.append(np.array([p.pixels is not None for p in prepared]))
+            bar.update(stop - start)
+    rank, has_image = np.concatenate(ranks), np.concatenate(images)
+    parts = [ranking_metrics(rank[s], len(scan)) if s.any() else None for s in (has_image, ~has_image)]
+    return Evaluation(ranking_metrics(rank, len(scan)), *parts)
+
+
+def fold_in_memory(
+    featurizer: KnowledgeBaseFeaturizer, entities: Sequence[Entity], *, progress: bool = True
+) -> list[EntityArrays]:
+    """Folded arrays of all entities, in segments; about 19 KB an entity at a text length of 40."""
+    starts = range(0, len(entities), ENTITIES_PER_SEGMENT)
+    bar = tqdm(starts, desc="entities", unit=f"{ENTITIES_PER_SEGMENT} entities", disable=not progress)
+    return [featurizer.entities(entities[i : i + ENTITIES_PER_SEGMENT]) for i in bar]
+
+
+def gold_rows(mentions: Iterable[LabelledMention], entities: Sequence[Entity]) -> NDArray[np.int64]:
+    """Row of each mention's answer among ``entities``; (M,)."""
+    row = {e.id: i for i, e in enumerate(entities)}
+    return np.array([row[m.answer] for m in mentions], dtype=np.int64)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate and write the result; 0, 1 with a message on an error that has one, 2 on wrong usage."""
+    args = _parser().parse_args(argv)
+    try:
+        result = _run(args)
+    except MimicError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    text = json.dumps(result, indent=2) + "\n"
+    if args.out is None:
+        sys.stdout.write(text)
+        return 0
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.out.with_name(args.out.name + ".new")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(args.out)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.batch_size < 1 or args.limit < 0:
+        raise InvalidInputError(f"--batch-size: {args.batch_size} below 1, or --limit: {args.limit} below 0")
+    dataset = open_dataset(args.data, splits=tuple(dict.fromkeys(args.split)))
+    broken = BrokenImages(args.broken_images)
+    featurizer, scorer, notes = _open_model(args)
+    segments, gold = _candidates(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
+    # PyTorch spreads each block over its own threads; the other scorers take one core a block.
+    scan = ExactScan(segments, scorer, threads=1 if scorer.name == "torch" else args.threads)
+    result = provenance() | {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": scorer.name} | notes
+    try:
+        for split, mentions in dataset.splits.items():
+            chosen = mentions[: args.limit or None]
+            if not chosen:
+                raise DataError(f"{args.data}: no mentions in split {split!r}")
+            options = {"batch_size": args.batch_size, "progress": not args.quiet}
+            rows = gold[split][: len(chosen)]
+            result[split] = evaluate(featurizer, scan, chosen, rows, broken, **options).to_json()
+    finally:
+        scan.close()
+    result["broken_images"] = [f"{b.owner}: {b.source}" for b in broken.found]
+    return result
+
+
+def _prepare(featurizer: Featurizer, labelled: LabelledMention, broken: BrokenImages) -> PreparedMention:
+    pixels = broken.load(featurizer.images, labelled.mention.image, f"mention {labelled.id!r}")
+    tokens = featurizer.prepare(replace(labelled.mention, image=None)).tokens
+    return PreparedMention(tokens, pixels)
+
+
+def _open_model(args: argparse.Namespace) -> tuple[Featurizer, Scorer, dict[str, Any]]:
+    """Featurizer and scorer of an exported model or a checkpoint, and what the result file says of them."""
+    if (args.model / "manifest.json").is_file():
+        featurizer = open_featurizer(args.model, precision=args.precision, threads=args.threads)
+        return featurizer, OnnxScorer.open(args.model), {"runtime": f"onnx {args.precision}"}
+    if not (args.model / "config.json").is_file():
+        raise ModelError(
+            f"--model: {args.model} holds neither manifest.json (exported) nor config.json (checkpoint)"
+        )
+    if args.precision != "fp32":
+        raise InvalidInputError(
+            f"--precision: {args.precision!r} needs an exported model; a checkpoint runs in fp32"
+        )
+    from mimic_engine.train.opening import open_checkpoint
+
+    return open_checkpoint(
+        args.model, text_source=args.text_source, image_source=args.image_source, threads=args.threads
+    )
+
+
+def _candidates(
+    args: argparse.Namespace, dataset: Dataset, featurizer: KnowledgeBaseFeaturizer
+) -> tuple[Sequence[EntityArrays], dict[str, NDArray[np.int64]]]:
+    """Folded entities, and the gold rows of each split among them."""
+    if args.index is None:
+        gold = {s: gold_rows(mentions, dataset.entities) for s, mentions in dataset.splits.items()}
+        return fold_in_memory(featurizer, dataset.entities, progress=not args.quiet), gold
+    index = Index.open(args.index)
+    index.check_model(featurizer.model_hash)
+    return index.segments, {s: index.rows([m.answer for m in ms]) for s, ms in dataset.splits.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mimic_engine.evaluate",
+        description="Rank gold entities among all entities: Hits@k, MRR and mean rank, as JSON.",
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="exported model or training checkpoint (a folder)")
+    add("--data", type=Path, required=True, help="data set folder")
+    add("--split", nargs="+", choices=SPLITS, default=["test"], help="splits to evaluate (default: test)")
+    add("--out", type=Path, help="result file (default: standard output)")
+    add("--index", type=Path, help="index of the same model; by default the entities are folded in memory")
+    add(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of an exported model's encoders",
+    )
+    add("--text-source", help="text encoder of a checkpoint that leaves it out")
+    add("--image-source", help="image encoder of a checkpoint that leaves it out")
+    add("--batch-size", type=int, default=64, help="mentions at a time (default: 64)")
+    add("--limit", type=int, default=0, help="only the first mentions of each split; 0 = all")
+    add("--threads", type=int, help="CPU threads (default: all that the process may use)")
+    add(
+        "--broken-images",
+        choices=("error", "as-missing"),
+        default="error",
+        help="what to do with a broken image",
+    )
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

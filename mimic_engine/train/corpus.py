@@ -1,0 +1,114 @@
+"""A data set as arrays: token ids of every text, distinct pictures, and who owns which.
+
+Entities and mentions are *records* of one table: record = one text and one
+picture (0 = no picture). Entities come first (record = entity row), then the
+mentions of each split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.errors import DataError
+from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
+from mimic_engine.types import Entity, ImageSource, LabelledMention, TokenBatch
+
+Rows = NDArray[np.int64]
+TEXTS_PER_CALL = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Mentions of one split: their records and the entity row of each gold answer."""
+
+    records: Rows  # (M,)
+    gold: Rows  # (M,)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """R records over T = R texts and the distinct pictures."""
+
+    tokens: TokenBatch  # (R, L)
+    pictures: tuple[ImageSource, ...]  # picture 1 is pictures[0]
+    owners: tuple[str, ...]  # of each picture: the first record that has it, for messages
+    picture: Rows  # (R,), 0 = none
+    names: tuple[str, ...]  # of the N entities
+    splits: Mapping[str, Split]
+
+    @property
+    def entities(self) -> Rows:
+        """Records of all entities, (N,)."""
+        return np.arange(len(self.names))
+
+
+def build_corpus(
+    entities: Sequence[Entity],
+    mentions: Mapping[str, Sequence[LabelledMention]],
+    text: TextPreprocessor,
+) -> Corpus:
+    """Tokenise all texts and number the distinct pictures.
+
+    Raises
+    ------
+    DataError
+        If a gold answer is not an entity.
+    """
+    row = {e.id: i for i, e in enumerate(entities)}
+    texts = [entity_pair(e) for e in entities]
+    owners = [f"entity {e.id!r}" for e in entities]
+    images: list[ImageSource | None] = [e.images[0] if e.images else None for e in entities]
+    splits = {}
+    for name, labelled in mentions.items():
+        records = np.arange(len(texts), len(texts) + len(labelled))
+        splits[name] = Split(records, _gold_rows(labelled, row, name))
+        texts += [mention_pair(m.mention) for m in labelled]
+        images += [m.mention.image for m in labelled]
+        owners += [f"mention {m.id or i} of {name}" for i, m in enumerate(labelled)]
+    pictures, picture = _number(images)
+    first = {int(p): owner for p, owner in reversed(list(zip(picture, owners, strict=True)))}
+    owned = tuple(first[p + 1] for p in range(len(pictures)))
+    names = tuple(e.name for e in entities)
+    return Corpus(_tokenise(texts, text), pictures, owned, picture, names, splits)
+
+
+def picture_identity(source: ImageSource) -> str:
+    """What tells one picture from another: a hash of its bytes, or path, size and time of the file."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    path = Path(source).resolve()
+    stat = path.stat()
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _gold_rows(labelled: Iterable[LabelledMention], row: Mapping[str, int], split: str) -> Rows:
+    gold = []
+    for i, m in enumerate(labelled):
+        if m.answer not in row:
+            raise DataError(f"{split}, mention {m.id or i}: answer {m.answer!r} is not an entity")
+        gold.append(row[m.answer])
+    return np.array(gold, dtype=np.int64)
+
+
+def _number(images: Iterable[ImageSource | None]) -> tuple[tuple[ImageSource, ...], Rows]:
+    number: dict[ImageSource, int] = {}
+    picture = [0 if image is None else number.setdefault(image, len(number) + 1) for image in images]
+    return tuple(number), np.array(picture, dtype=np.int64)
+
+
+def _tokenise(texts: Sequence[tuple[str, str]], text: TextPreprocessor) -> TokenBatch:
+    parts = [text(texts[i : i + TEXTS_PER_CALL]) for i in range(0, len(texts), TEXTS_PER_CALL)]
+    if not parts:
+        raise DataError("data set: no entities and no mentions")
+    return TokenBatch(
+        np.concatenate([p.input_ids for p in parts]),
+        np.concatenate([p.attention_mask for p in parts]),
+        np.concatenate([p.token_type_ids for p in parts]),
+        np.concatenate([p.truncated for p in parts]),
+    )

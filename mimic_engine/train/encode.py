@@ -1,0 +1,227 @@
+"""Records to matcher features, for training and validation; frozen encoders are cached.
+
+Trained encoders run under autocast (bf16 where chosen); frozen ones, the
+matcher and the image projections always in float32: in-batch scores are sums over several hundred
+products, too coarse in bf16 for a cross-entropy. Each distinct picture of a
+batch is projected once, however many records share it (all that have none
+share the zero picture).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.images import ImagePreprocessor
+from mimic_engine.model.encoders import Vectors
+from mimic_engine.model.fold import FoldEntity, FoldMention
+from mimic_engine.model.hashing import state_hash
+from mimic_engine.model.matcher import Features
+from mimic_engine.model.mimic import Mimic
+from mimic_engine.train.corpus import Corpus, picture_identity
+from mimic_engine.train.features import CachedFeatures, cache_key, cached_features
+from mimic_engine.types import Array, EntityArrays, ImageSource, MentionArrays
+
+Rows = NDArray[np.int64]
+# Weights that the raw features of a side depend on, by the start of their names in an encoder.
+BACKBONE_KEYS = {"text": ("text.", "clip.text_"), "image": ("image.", "clip.vision", "clip.visual")}
+LENGTH_GROUPS = 4
+
+
+class RecordEncoder:
+    """Features of records of a corpus under a model that may be in training.
+
+    Parameters
+    ----------
+    model : on its device; which encoders are trained is given, not looked up.
+    corpus : texts and pictures.
+    images : preprocessing of pictures.
+    train_text, train_image : encoders that run anew at each call; the others are cached.
+    broken : policy for pictures that cannot be decoded; lists them.
+    bf16 : run trained encoders under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        model: Mimic,
+        corpus: Corpus,
+        images: ImagePreprocessor,
+        *,
+        train_text: bool,
+        train_image: bool,
+        broken: BrokenImages,
+        bf16: bool = False,
+    ) -> None:
+        self.model = model
+        self.corpus = corpus
+        self.broken = broken
+        self._images = images
+        self._train_text, self._train_image = train_text, train_image
+        self._bf16 = bf16
+        self._text_cache: CachedFeatures | None = None
+        self._image_cache: CachedFeatures | None = None
+        self._lengths = corpus.tokens.attention_mask.shape[1] - np.argmax(
+            corpus.tokens.attention_mask[:, ::-1], axis=1
+        )  # (R,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def fill_caches(self, folder: Path, *, dtype: str, batch_size: int, progress: bool) -> None:
+        """Compute, or open, the features of the encoders that are not trained."""
+        fill = partial(cached_features, folder, dtype=dtype, batch_size=batch_size, progress=progress)
+        if not self._train_image:
+            pictures = self.corpus.pictures
+            what = [self._identity("image", dtype), self.broken.policy, *map(picture_identity, pictures)]
+            self._image_cache = fill(cache_key(what), len(pictures) + 1, self._raw_images, label="pictures")
+        if not self._train_text:
+            t = self.corpus.tokens
+            arrays = (t.input_ids, t.attention_mask, t.token_type_ids)
+            data = [a.tobytes() for a in arrays]
+            key = cache_key([self._identity("text", dtype), str(t.input_ids.shape), *data])
+            self._text_cache = fill(key, len(t.input_ids), self._raw_texts, label="texts")
+
+    def broken_pictures(self) -> list[str]:
+        """Pictures that could not be decoded and were taken for missing, with their owners."""
+        if self._image_cache is None:
+            return sorted({f"{b.source} ({b.owner})" for b in self.broken.found})
+        lost = np.flatnonzero(self._image_cache.broken) - 1
+        return [f"{_name(self.corpus.pictures[p])} ({self.corpus.owners[p]})" for p in lost]
+
+    def length(self, records: Rows) -> int:
+        """Text length that these records need: all of L, or the longest text where padding is masked."""
+        if not self.model.config.matcher.mask_padding:
+            return int(self.corpus.tokens.input_ids.shape[1])
+        return int(self._lengths[records].max(initial=1))
+
+    def __call__(
+        self, records: Rows, length: int | None = None, *, without_image: NDArray[np.bool_] | None = None
+    ) -> Features:
+        """Features of R records.
+
+        Parameters
+        ----------
+        records : (R,) rows of the corpus.
+        length : as :meth:`length` gives it, which is the default.
+        without_image : (R,), records whose picture is taken for missing.
+        """
+        length = self.length(records) if length is None else length
+        text, mask = self._text(records, length)
+        chosen = self.corpus.picture[records]  # (R,), 0 = the missing picture
+        if without_image is not None:
+            chosen = np.where(without_image, 0, chosen)
+        pictures, where = np.unique(chosen, return_inverse=True)
+        image = self.model.encoder.project_image(self._image(pictures))
+        rows = torch.from_numpy(where).to(self.device)
+        return Features(text.cls, text.tokens, mask, image.cls[rows], image.tokens[rows])
+
+    def _text(self, records: Rows, length: int) -> tuple[Vectors, Tensor]:
+        tokens = self.corpus.tokens
+        ids, mask, types = (
+            torch.from_numpy(a[records, :length]).to(self.device)
+            for a in (tokens.input_ids, tokens.attention_mask, tokens.token_type_ids)
+        )  # (R, length)
+        if self._text_cache is not None:
+            cls, states = self._text_cache.take(records)
+            return Vectors(self._tensor(cls), self._tensor(states[:, :length])), mask
+        if not self.model.config.matcher.mask_padding:
+            return self._encode_text(ids, mask, types), mask
+        # Padding takes no part: rows of similar length go together, each group cut to its longest.
+        order = np.argsort(self._lengths[records], kind="stable")
+        parts = []
+        for group in np.array_split(order, min(LENGTH_GROUPS, len(order))):
+            cut, rows = self.length(records[group]), torch.from_numpy(group).to(self.device)
+            part = self._encode_text(ids[rows, :cut], mask[rows, :cut], types[rows, :cut])
+            parts.append(Vectors(part.cls, pad(part.tokens, (0, 0, 0, length - cut))))
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        return Vectors(*(torch.cat(p)[back] for p in zip(*parts, strict=True))), mask
+
+    def _encode_text(self, ids: Tensor, mask: Tensor, types: Tensor) -> Vectors:
+        with self._autocast(self._train_text):
+            out = self.model.encoder.text_backbone(ids, mask, types)
+        return Vectors(out.cls.float(), out.tokens.float())
+
+    def _image(self, pictures: Rows) -> Vectors:
+        if self._image_cache is not None:
+            return Vectors(*map(self._tensor, self._image_cache.take(pictures)))
+        pixels = self._tensor(np.stack([self._pixels(p) for p in pictures]))  # (R, 3, S, S)
+        with self._autocast(self._train_image):
+            out = self.model.encoder.image_backbone(pixels)
+        return Vectors(out.cls.float(), out.tokens.float())
+
+    def _pixels(self, picture: int) -> Array:
+        if picture == 0:
+            return self._images.missing()
+        source = self.corpus.pictures[picture - 1]
+        pixels = self.broken.load(self._images, source, self.corpus.owners[picture - 1])
+        return self._images.missing() if pixels is None else pixels
+
+    @torch.no_grad()
+    def _raw_images(self, pictures: Rows) -> tuple[Array, Array, Array]:
+        out = self._image(pictures)
+        lost = {b.owner for b in self.broken.found}
+        flags = [p > 0 and self.corpus.owners[p - 1] in lost for p in pictures]
+        return out.cls.cpu().numpy(), out.tokens.cpu().numpy(), np.array(flags, np.float32)
+
+    @torch.no_grad()
+    def _raw_texts(self, records: Rows) -> tuple[Array, Array, Array]:
+        out, _ = self._text(records, self.corpus.tokens.input_ids.shape[1])
+        return out.cls.cpu().numpy(), out.tokens.cpu().numpy(), np.zeros(len(records), np.float32)
+
+    def _identity(self, side: str, dtype: str) -> str:
+        config = self.model.config.to_json()
+        state = self.model.encoder.state_dict()
+        weights = state_hash({k: v for k, v in state.items() if k.startswith(BACKBONE_KEYS[side])})
+        settings = {side: config[side], "pooling": config["encoder"]["text_pooling"]}
+        return json.dumps([side, weights, dtype, settings], sort_keys=True)
+
+    def _autocast(self, trained: bool) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16 and trained)
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+@torch.no_grad()
+def fold_mentions(encode: RecordEncoder, records: Rows, batch_size: int) -> MentionArrays:
+    """Folded arrays of mention records."""
+    return MentionArrays(**_fold(encode, FoldMention(encode.model.matcher), records, batch_size))
+
+
+@torch.no_grad()
+def fold_entities(encode: RecordEncoder, records: Rows, batch_size: int) -> EntityArrays:
+    """Folded arrays of entity records, in memory (about 19 KB an entity)."""
+    return EntityArrays(**_fold(encode, FoldEntity(encode.model.matcher), records, batch_size))
+
+
+def _fold(encode: RecordEncoder, fold: nn.Module, records: Rows, batch_size: int) -> dict[str, Array]:
+    """Fill preallocated arrays batch by batch, at full text length so that rows agree in shape."""
+    out: dict[str, Array] = {}
+    length = encode.corpus.tokens.input_ids.shape[1]
+    for rows in _batches(len(records), batch_size):
+        for name, value in fold(*encode(records[rows], length)).items():
+            array = value.float().cpu().numpy()
+            if name not in out:
+                out[name] = np.empty((len(records), *array.shape[1:]), np.float32)
+            out[name][rows] = array
+    return out
+
+
+def _name(source: ImageSource) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _batches(rows: int, batch_size: int) -> Iterator[slice]:
+    for start in range(0, rows, batch_size):
+        yield slice(start, min(start + batch_size, rows))

@@ -1,0 +1,36 @@
+"""Opens a training checkpoint for evaluation on PyTorch: featurizer and scorer, in float32 on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimic_engine.encoding.base import Featurizer
+from mimic_engine.encoding.torch import TorchSession
+from mimic_engine.images import ImagePreprocessor
+from mimic_engine.model.checkpoint import load_checkpoint
+from mimic_engine.scoring.base import Scorer
+from mimic_engine.scoring.torch import TorchScorer
+from mimic_engine.text import TextPreprocessor
+
+
+def open_checkpoint(
+    folder: Path, *, text_source: str | None, image_source: str | None, threads: int | None
+) -> tuple[Featurizer, Scorer, dict[str, Any]]:
+    """Featurizer and scorer of a checkpoint, and its notes (training options, dev metrics).
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint is damaged, or the encoders are not those it was trained with.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = load_checkpoint(folder, text_source=text_source, image_source=image_source)
+    session = TorchSession(checkpoint.model)
+    text = TextPreprocessor.open(checkpoint.tokenizer_json, session.text_config)
+    featurizer = Featurizer(session, text, ImagePreprocessor(session.image_config))
+    notes = {"runtime": "torch fp32", "checkpoint": dict(checkpoint.extra)}
+    return featurizer, TorchScorer(session.constants), notes

@@ -1,0 +1,102 @@
+"""From options to a finished run: read the data, build the model, fill the caches, train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import torch
+from tokenizers import Tokenizer
+
+from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.data.source import Dataset, open_dataset
+from mimic_engine.errors import DataError, InvalidInputError
+from mimic_engine.images import ImagePreprocessor
+from mimic_engine.model.checkpoint import tokenizer_json_text
+from mimic_engine.model.mimic import Mimic
+from mimic_engine.text import TextPreprocessor
+from mimic_engine.train.config import TrainConfig
+from mimic_engine.train.corpus import build_corpus
+from mimic_engine.train.distributed import Group, join_group, leave_group
+from mimic_engine.train.encode import RecordEncoder
+from mimic_engine.train.state import Progress
+from mimic_engine.train.trainer import Trainer
+
+log = logging.getLogger("mimic_engine.train")
+
+
+def train(config: TrainConfig) -> Progress:
+    """Run a training from its options; see :class:`~mimic_engine.train.trainer.Trainer`.
+
+    Raises
+    ------
+    InvalidInputError
+        If the run folder holds another run and ``resume`` is off.
+    """
+    if (config.out / "last.pt").exists() and not config.resume:
+        raise InvalidInputError(f"--out: {config.out} holds a run; give --resume to go on, or another folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config)
+    group = join_group(device)
+    try:
+        return build_trainer(config, _read(config), device, group).fit()
+    finally:
+        leave_group(group)
+
+
+def build_trainer(config: TrainConfig, dataset: Dataset, device: str, group: Group | None = None) -> Trainer:
+    """Model, corpus, caches and trainer of a run over ``dataset`` (splits "train" and "dev")."""
+    group = group or Group()
+    torch.manual_seed(config.seed)
+    place = f"cuda:{group.local_rank}" if device == "cuda" else device
+    model = Mimic.build(config.model_config()).to(place)
+    tokenizer_json = tokenizer_json_text(config.model_config().encoder.text_source)
+    text = TextPreprocessor(Tokenizer.from_str(tokenizer_json), model.config.text)
+    splits = {name: dataset.splits[name] for name in ("train", "dev")}
+    corpus = build_corpus(dataset.entities, splits, text)
+    encode = RecordEncoder(
+        model,
+        corpus,
+        ImagePreprocessor(model.config.image),
+        train_text=config.train_text_encoder,
+        train_image=config.train_image_encoder,
+        broken=BrokenImages(config.broken_images),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and device == "cuda"),
+    )
+    model.eval()
+    folder = config.cache or config.out / "cache"
+    group.main_first(
+        lambda: encode.fill_caches(
+            folder, dtype=config.cache_dtype, batch_size=config.encode_batch, progress=group.main
+        )
+    )
+    lost = encode.broken_pictures()
+    if lost:
+        log.warning("%d broken images are taken for missing:\n%s", len(lost), "\n".join(lost))
+    return Trainer(config, encode, tokenizer_json, group)
+
+
+def _read(config: TrainConfig) -> Dataset:
+    dataset = open_dataset(config.data, splits=("train", "dev"))
+    log.info("%s:\n%s", config.data, dataset.report)
+    for split in ("train", "dev"):
+        if not dataset.splits[split]:
+            raise DataError(f"{config.data}: no mentions in split {split!r}")
+    return dataset
+
+
+def _device(config: TrainConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidInputError(f"--device: {config.device!r}, but torch sees no CUDA device")
+    return config.device
+
+
+def configure_logging() -> None:
+    """Log lines to stderr from the first process, warnings from the others."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")

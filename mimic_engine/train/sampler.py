@@ -1,0 +1,162 @@
+"""Batches of training mentions: which mentions meet which entities as in-batch negatives.
+
+A batch is mentions and the entity columns that they are scored against. Under
+``merge`` (default) two mentions of one entity share its column, so that the
+gold entity of one is never a negative of the other; under ``ignore`` every
+mention brings its own column, as in the published code.
+
+Confusable names make the hard part of entity linking, and random batches
+hardly ever hold two of them. Two means, both from the tokens of entity names:
+a share of each batch filled with mentions whose gold entities share a name
+token, and extra entities whose names share a token with a gold one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.errors import DataError
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B mentions, C entity columns, and the gold column of each mention."""
+
+    mentions: Rows  # (B,) positions among the training mentions
+    entities: Rows  # (C,) entity rows
+    target: Rows  # (B,) in 0..C-1
+
+
+class NameIndex:
+    """Entities by the tokens of their names; only tokens that at least two and at most ``most`` share."""
+
+    def __init__(self, names: Sequence[str], most: int = 2000) -> None:
+        by_token: dict[str, list[int]] = defaultdict(list)
+        for row, name in enumerate(names):
+            for token in sorted(set(re.findall(r"\w+", name.casefold()))):
+                by_token[token].append(row)
+        self.rows = {t: np.array(r) for t, r in by_token.items() if 2 <= len(r) <= most}
+        self.tokens: list[list[str]] = [[] for _ in names]
+        for token, shared in self.rows.items():
+            for row in shared:
+                self.tokens[row].append(token)
+
+    def choose(self, row: int, rng: np.random.Generator) -> str | None:
+        """A shared token of the entity's name, weighted by 1 / sqrt of how many share it."""
+        tokens = self.tokens[row]
+        if not tokens:
+            return None
+        weight = np.array([1 / np.sqrt(len(self.rows[t])) for t in tokens])
+        return tokens[int(rng.choice(len(tokens), p=weight / weight.sum()))]
+
+
+class BatchSampler:
+    """Batches of an epoch, a function of (seed, epoch) alone: nothing to save for a resume.
+
+    Parameters
+    ----------
+    gold : (M,) int64, entity row of each training mention.
+    names : entity names, by row.
+    batch_size : mentions a batch; the last one of an epoch may be smaller.
+    same_entity : "merge" or "ignore", see above.
+    hard_share : share of each batch, 0 to 1, filled with groups of confusable names.
+    extra_negatives : entities added to each batch ("merge" only).
+    smallest : batches of fewer mentions are left out (a lone mention has no negative).
+    seed : of everything random here.
+    """
+
+    def __init__(
+        self,
+        gold: Rows,
+        names: Sequence[str],
+        batch_size: int,
+        *,
+        same_entity: Literal["merge", "ignore"] = "merge",
+        hard_share: float = 0.0,
+        extra_negatives: int = 0,
+        smallest: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if len(gold) < smallest:
+            raise DataError(f"training split: {len(gold)} mentions are fewer than {smallest}")
+        self._gold = gold
+        self._batch_size = batch_size
+        self._same_entity = same_entity
+        self._hard_share = hard_share
+        self._extra = extra_negatives
+        self._smallest = smallest
+        self._seed = seed
+        self._names = NameIndex(names) if hard_share or extra_negatives else NameIndex([])
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._gold), self._batch_size)
+        return whole + (rest >= self._smallest)
+
+    def batches(self, epoch: int) -> list[Batch]:
+        """All batches of an epoch; each mention in at most one of them."""
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(len(self._gold))
+        hard = self._hard_order(order, rng)[: round(self._hard_share * len(order))]
+        easy = order[~np.isin(order, hard)]
+        parts = []
+        for i in range(len(self)):
+            start, stop = i * self._batch_size, min((i + 1) * self._batch_size, len(order))
+            h = slice(*(round(x * len(hard) / len(order)) for x in (start, stop)))
+            parts.append(np.concatenate([hard[h], easy[start - h.start : stop - h.stop]]))
+        return [self._batch(parts[i], rng) for i in rng.permutation(len(parts))]
+
+    def _hard_order(self, order: Rows, rng: np.random.Generator) -> Rows:
+        """Mentions in groups of one shared name token each, the groups in random order."""
+        if not self._hard_share:
+            return order[:0]
+        groups: dict[str, list[int]] = defaultdict(list)
+        for mention in order:
+            token = self._names.choose(int(self._gold[mention]), rng)
+            if token is not None:
+                groups[token].append(int(mention))
+        useful = [
+            _interleaved(g, self._gold) for g in groups.values() if len(set(self._gold[g].tolist())) > 1
+        ]
+        shuffled = [useful[i] for i in rng.permutation(len(useful))]
+        return np.array([m for g in shuffled for m in g], dtype=np.int64)
+
+    def _batch(self, mentions: Rows, rng: np.random.Generator) -> Batch:
+        gold = self._gold[mentions]
+        if self._same_entity == "ignore":
+            return Batch(mentions, gold, np.arange(len(gold)))
+        entities, target = np.unique(gold, return_inverse=True)
+        return Batch(mentions, np.concatenate([entities, self._negatives(gold, rng)]), target)
+
+    def _negatives(self, gold: Rows, rng: np.random.Generator) -> Rows:
+        """Up to ``extra_negatives`` entities that share a name token with a gold one."""
+        taken, out = set(gold.tolist()), []
+        for row in rng.permutation(np.resize(gold, max(len(gold), self._extra))) if self._extra else ():
+            token = self._names.choose(int(row), rng)
+            if token is None:
+                continue
+            found = int(rng.choice(self._names.rows[token]))
+            if found not in taken:
+                taken.add(found)
+                out.append(found)
+            if len(out) == self._extra:
+                break
+        return np.array(out, dtype=np.int64)
+
+
+def _interleaved(mentions: list[int], gold: Rows) -> list[int]:
+    """The mentions of a group so that different entities stand side by side: one of each, then the next."""
+    seen: dict[int, int] = defaultdict(int)
+    rounds = []
+    for m in mentions:
+        rounds.append((seen[int(gold[m])], m))
+        seen[int(gold[m])] += 1
+    return [m for _, m in sorted(rounds, key=lambda r: r[0])]
