@@ -1,0 +1,94 @@
+"""How well the demo links: text alone, picture alone, both, on drawing styles that training never saw.
+
+``python -m benchmarks.demo`` writes ``benchmarks/results/demo.json``. Every
+figure is over all entities of the demo's knowledge base, ties counted against
+us, and over mentions that have a picture, so that the three inputs are
+compared on the same mentions. Sentences and pictures were paired by us, and
+entities are shared between training and test.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.record import RESULTS, write_result
+from mimic_engine.data.demo import DemoData, default_cache, read_demo
+from mimic_engine.demo import prepare_demo
+from mimic_engine.engine import Linker
+from mimic_engine.train.metrics import ranking_metrics
+from mimic_engine.types import LabelledMention, Mention
+
+BATCH = 32
+
+
+def inputs(mention: Mention) -> dict[str, Mention]:
+    """The three forms in which a mention is asked: text alone, picture alone, both."""
+    return {
+        "text": replace(mention, image=None),
+        "image": replace(mention, mention="", sentence=""),
+        "both": mention,
+    }
+
+
+def ranks(linker: Linker, mentions: Sequence[Mention], gold: Sequence[str]) -> np.ndarray:
+    """1-based rank of each gold entity among all entities, ties counted against it; (M,)."""
+    rows = linker.index.rows(gold)
+    parts = [
+        linker.ranks(mentions[i : i + BATCH], rows[i : i + BATCH]) for i in range(0, len(mentions), BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def measure(
+    linker: Linker, labelled: Sequence[LabelledMention], parts: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """H@1, H@3, MRR and count for each of the three inputs, over the mentions that have a picture.
+
+    Parameters
+    ----------
+    labelled : mentions with gold ids.
+    parts : name of each part to report -> start of the ids of its mentions ("" for all).
+    """
+    pictured = [m for m in labelled if m.mention.image is not None]
+    gold = [m.answer for m in pictured]
+    out: dict[str, dict[str, dict[str, float]]] = {part: {} for part in parts}
+    for form in ("text", "image", "both"):
+        found = ranks(linker, [inputs(m.mention)[form] for m in pictured], gold)
+        for part, start in parts.items():
+            chosen = np.array([m.id.startswith(start) for m in pictured])
+            metrics = ranking_metrics(found[chosen], len(linker.index)).to_json()
+            out[part][form] = {name: metrics[name] for name in ("hits@1", "hits@3", "mrr", "mentions")}
+    return out
+
+
+def evaluate(linker: Linker, demo: DemoData) -> dict[str, dict[str, dict[str, float]]]:
+    """All parts: the test split, its cross-article mentions, and the hand-checked challenge set."""
+    return measure(linker, demo.mentions["test"], {"test": "", "cross": "cross/"}) | measure(
+        linker, demo.challenge, {"challenge": ""}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="the demo's folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "demo.json")
+    args = parser.parse_args(argv)
+    paths = prepare_demo(args.cache)
+    linker = Linker.open(paths.model, paths.index)
+    result = evaluate(linker, read_demo(args.cache))
+    write_result(args.out, {**result, "candidates": len(linker.index), "model_hash": linker.model_hash})
+    for part, forms in result.items():
+        for form, metrics in forms.items():
+            print(part, form, {k: round(v, 4) for k, v in metrics.items()})
+    linker.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
