@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.published_inputs import Features, Widths, random_features, random_weights
-from benchmarks.record import write_result
 from mimic_engine.errors import EngineError, InvalidInputError, MimicError
+from mimic_engine.record import write_result
 
 __all__ = [
     "Features",

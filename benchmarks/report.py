@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.record import RESULTS, replace_file
+from benchmarks import RESULTS
 from benchmarks.result_files import (
     MODALITIES,
     DemoResult,
@@ -32,6 +32,7 @@ from benchmarks.result_files import (
     read_wikimel,
 )
 from mimic_engine.errors import DataError, MimicError, MissingDependencyError
+from mimic_engine.record import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

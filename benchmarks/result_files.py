@@ -1,7 +1,7 @@
 """Reading result files: JSON into checked, frozen records; every error names the file and the key.
 
 The files are ``wikimel.json``, ``demo.json`` and ``scan_cpu.json`` as
-:func:`benchmarks.record.write_result` writes them, and the output of
+:func:`mimic_engine.record.write_result` writes them, and the output of
 ``pytest --benchmark-json``. Nothing is rendered here.
 """
 

@@ -27,7 +27,7 @@ from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
 from mimic_engine.index.store import Index
-from mimic_engine.provenance import provenance
+from mimic_engine.record import header, write_result
 from mimic_engine.scoring.base import Scorer
 from mimic_engine.scoring.onnx import OnnxScorer
 from mimic_engine.scoring.scan import ExactScan
@@ -132,14 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    text = json.dumps(result, indent=2) + "\n"
     if args.out is None:
-        sys.stdout.write(text)
-        return 0
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(args.out.name + ".new")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(args.out)
+        sys.stdout.write(json.dumps(header() | result, indent=2) + "\n")
+    else:
+        write_result(args.out, result)
     return 0
 
 
@@ -152,7 +148,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     segments, gold = _candidates(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
     scan = ExactScan(segments, scorer, threads=1 if scorer.name == "torch" else args.threads)
-    result = provenance() | {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": scorer.name} | notes
+    result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": scorer.name} | notes
     try:
         for split, mentions in dataset.splits.items():
             chosen = mentions[: args.limit or None]

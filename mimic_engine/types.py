@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: mentions, entities, candidates, and the arrays between stages.
+"""What goes in and what comes out: mentions, entities, candidates; and the arrays between stages.
 
 No I/O and no arithmetic here. Axes: ``B`` mentions, ``N`` entities, ``L`` text
 tokens, ``P`` image patches, ``D`` interaction width (96), ``T`` width of the
@@ -100,9 +100,8 @@ class _ArrayGroup:
     @property
     def rows(self) -> int:
         """Length of the shared first axis."""
-        for _, value in self.items():
-            return int(value.shape[0])
-        return 0
+        present = next(iter(self.items()), None)
+        return 0 if present is None else int(present[1].shape[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ class Scorer(Protocol):
 
     @property
     def pairs_per_block(self) -> int:
-        """Mention-entity pairs (B x N) that one call scores best: few enough for the cache, many for overhead."""
+        """Mention-entity pairs (B x N) a call: few enough for the cache, enough to hide the overhead."""
         ...
 
     def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import report
-from benchmarks.record import write_result
 from mimic_engine.errors import DataError, MissingDependencyError
+from mimic_engine.record import write_result
 
 SPLIT = {"hits@1": 0.9, "hits@3": 0.93, "hits@5": 0.95, "hits@10": 0.97, "hits@20": 0.98}
 SPLIT |= {"mrr": 0.925, "mr": 12.5, "mentions": 5169, "candidates": 20818}

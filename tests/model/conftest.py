@@ -47,9 +47,7 @@ def bert_vit_config(tmp_path: Path) -> ModelConfig:
     ViTModel(ViTConfig(**IMAGE), add_pooling_layer=False).save_pretrained(tmp_path / "vit")
     save_tokenizer(tmp_path / "bert")
     encoder = EncoderConfig("bert", "vit", str(tmp_path / "bert"), str(tmp_path / "vit"), "mean")
-    return ModelConfig(
-        TextConfig(max_length=9), ImageConfig(size=32), encoder, MatcherConfig(hidden=HIDDEN)
-    )
+    return ModelConfig(TextConfig(max_length=9), ImageConfig(size=32), encoder, MatcherConfig(hidden=HIDDEN))
 
 
 @pytest.fixture
@@ -62,5 +60,8 @@ def clip_config(tmp_path: Path) -> ModelConfig:
     save_tokenizer(tmp_path / "clip")
     encoder = EncoderConfig("clip", "clip", str(tmp_path / "clip"), str(tmp_path / "clip"))
     return ModelConfig(
-        TextConfig(max_length=9, pairing="literal"), ImageConfig(size=32), encoder, MatcherConfig(hidden=HIDDEN)
+        TextConfig(max_length=9, pairing="literal"),
+        ImageConfig(size=32),
+        encoder,
+        MatcherConfig(hidden=HIDDEN),
     )

@@ -59,7 +59,9 @@ def test_a_full_checkpoint_needs_no_source(tmp_path, bert_vit_config):
 def test_another_backbone_is_refused(tmp_path, bert_vit_config):
     save(Mimic.build(bert_vit_config), tmp_path / "ck", include_backbone=False)
     hidden = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=50, **hidden), add_pooling_layer=False).save_pretrained(tmp_path / "other")
+    BertModel(BertConfig(vocab_size=50, **hidden), add_pooling_layer=False).save_pretrained(
+        tmp_path / "other"
+    )
     with pytest.raises(ModelError, match="give text_source and image_source of the same weights"):
         load_checkpoint(tmp_path / "ck", text_source=str(tmp_path / "other"))
 

@@ -46,7 +46,9 @@ def numpy_scores(men, ent, constants):
     patches=st.integers(1, 6),
     seed=st.integers(0, 2**16),
 )
-def test_folded_equals_unfolded(make_matcher, make_features, config, mentions, entities, tokens, patches, seed):
+def test_folded_equals_unfolded(
+    make_matcher, make_features, config, mentions, entities, tokens, patches, seed
+):
     matcher = make_matcher(config, seed)
     mention = make_features(config, mentions, tokens=tokens, patches=patches, seed=seed)
     entity = make_features(config, entities, tokens=tokens, patches=patches, seed=seed + 1)
@@ -71,7 +73,9 @@ def test_float32_error_is_within_twice_that_of_the_unfolded_model(make_matcher, 
     with torch.no_grad():
         exact = exact_matcher(mention, entity).total.numpy()
         matcher = exact_matcher.float()
-        mention, entity = (type(f)(*(t.float() if t.is_floating_point() else t for t in f)) for f in (mention, entity))
+        mention, entity = (
+            type(f)(*(t.float() if t.is_floating_point() else t for t in f)) for f in (mention, entity)
+        )
         unfolded = matcher(mention, entity).total.numpy()
     result = numpy_scores(*folded(matcher, mention, entity))
     assert result.total.dtype == np.float32

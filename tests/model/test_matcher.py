@@ -48,7 +48,9 @@ def test_padding_counts_only_where_it_is_not_masked(make_matcher, make_features,
     config = MatcherConfig(text_width=6, text_token_width=6, hidden=4, mask_padding=mask)
     matcher = make_matcher(config)
     mention, entity = make_features(config, 2), make_features(config, 3, seed=1)
-    mention = mention._replace(text_mask=torch.ones_like(mention.text_mask).index_fill_(1, torch.tensor([6]), 0))
+    mention = mention._replace(
+        text_mask=torch.ones_like(mention.text_mask).index_fill_(1, torch.tensor([6]), 0)
+    )
     tokens = mention.text_tokens.clone()
     tokens[:, 6] += 1
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Random folded arrays of a small model: mentions, entities in uneven segments, constants."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +25,8 @@ class Folded:
         assert cuts[-1] == self.entities.rows
         arrays = self.entities
         if half:
-            arrays = EntityArrays(
-                **{k: a.astype(np.float16) if k in HALF else a for k, a in arrays.items()}
-            )
-        return tuple(arrays.block(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+            arrays = EntityArrays(**{k: a.astype(np.float16) if k in HALF else a for k, a in arrays.items()})
+        return tuple(arrays.block(a, b) for a, b in itertools.pairwise(cuts))
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ def names(rows):
 
 @pytest.mark.parametrize("scorer", [NumpyScorer, TorchScorer])
 @pytest.mark.parametrize(
-    ("mentions", "sizes"), [(1, (1,)), (1, (PAIRS_PER_BLOCK, 1)), (3, (101, 1, 37)), (MENTIONS_PER_PASS + 1, (53,))]
+    ("mentions", "sizes"),
+    [(1, (1,)), (1, (PAIRS_PER_BLOCK, 1)), (3, (101, 1, 37)), (MENTIONS_PER_PASS + 1, (53,))],
 )
 def test_totals_search_and_ranks_equal_the_reference(make_folded, scorer, mentions, sizes):
     folded = make_folded(mentions, sum(sizes))
@@ -61,7 +62,7 @@ def test_a_mention_has_the_same_answer_in_any_batch(make_folded):
 def test_candidates_restrict_the_search(make_folded):
     folded = make_folded(2, 301)
     scan = ExactScan(folded.segments(300, 1), NumpyScorer(folded.constants), tie_key=names)
-    rows = np.array([300, 4, 7, 250, 130] + list(range(20, 120)))
+    rows = np.array([300, 4, 7, 250, 130, *list(range(20, 120))])
     found = scan.search(folded.mentions, 3, rows=rows)
     total = scores_ref(folded.mentions, folded.entities, folded.constants).total[:, rows]
     np.testing.assert_array_equal(found.rows, rows[np.argsort(-total, axis=1)[:, :3]])
@@ -129,8 +130,44 @@ def test_a_failing_scorer_fails_the_search(make_folded):
 
 
 def test_an_ablated_model_is_scanned_too(make_folded):
-    config = MatcherConfig(text_width=6, text_token_width=6, hidden=4, vision="concat", cmfu=False, mask_padding=True)
+    config = MatcherConfig(
+        text_width=6, text_token_width=6, hidden=4, vision="concat", cmfu=False, mask_padding=True
+    )
     folded = make_folded(2, 30, config)
     scan = ExactScan(folded.segments(30), NumpyScorer(folded.constants))
     assert set(scan.search(folded.mentions, 2).units) == {"tglu", "concat"}
+    scan.close()
+
+
+@pytest.mark.parametrize("sizes", [(1,), (5, 0, 3), (2 * PAIRS_PER_BLOCK + 1,)])
+def test_half_precision_is_widened_exactly(make_folded, sizes):
+    folded = make_folded(2, sum(sizes))
+    segments = folded.segments(*sizes, half=True)
+    wide = [EntityArrays(**{k: a.astype(np.float32) for k, a in s.items()}) for s in segments]
+    half, full = (ExactScan(s, NumpyScorer(folded.constants), threads=2) for s in (segments, wide))
+    np.testing.assert_array_equal(half.totals(folded.mentions), full.totals(folded.mentions))
+    rows = np.random.default_rng(0).permutation(sum(sizes))
+    for (name, a), (_, b) in zip(half.gather(rows).items(), full.gather(rows).items(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    half.close()
+    full.close()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 2 * PAIRS_PER_BLOCK + 1, 5 * PAIRS_PER_BLOCK])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_blocks_fit_the_scorer_and_share_the_rows_evenly(make_folded, rows, chosen):
+    folded = make_folded(2, rows)
+    seen = []
+
+    class Recording(NumpyScorer):
+        def score(self, mentions, entities):
+            seen.append(entities.rows)
+            return super().score(mentions, entities)
+
+    scan = ExactScan(folded.segments(rows), Recording(folded.constants), threads=2)
+    scan.totals(folded.mentions, np.arange(rows) if chosen else None)
+    assert sum(seen) == rows
+    assert max(seen) <= PAIRS_PER_BLOCK // 2
+    assert len(seen) % 2 == 0 or rows == 1
+    assert max(seen) - min(seen) < len(seen)
     scan.close()

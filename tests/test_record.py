@@ -11,9 +11,9 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from benchmarks import record
-from benchmarks.record import write_result
+from mimic_engine import record
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.record import write_result
 
 
 def git(folder, *arguments):
@@ -115,7 +115,7 @@ def test_absent_package_has_no_version(monkeypatch):
 def test_writing_a_result_imports_no_torch(tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path; "
-        "from benchmarks.record import write_result; "
+        "from mimic_engine.record import write_result; "
         f"write_result(Path({str(tmp_path / 'r.json')!r}), {{'a': 1}})"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=record.REPOSITORY)

@@ -23,7 +23,6 @@ from typing import Any
 from mimic_engine.errors import InvalidInputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results"
 HEADER = ("command", "commit", "dirty", "machine", "versions", "date")
 
 # What decides which kernels can run; the other flags of a CPU say nothing about a timing.
