@@ -17,9 +17,7 @@ from pathlib import Path
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
 from mimic_engine.errors import MimicError, ModelError
 from mimic_engine.model.checkpoint import save_checkpoint, tokenizer_json_text
-from mimic_engine.model.lightning import ImportReport, import_lightning
-
-PUBLISHED = ModelConfig(text=TextConfig(pairing="literal"))
+from mimic_engine.model.lightning import PUBLISHED, ImportReport, import_lightning
 
 
 def import_checkpoint(
@@ -40,8 +38,6 @@ def import_checkpoint(
         If the file cannot be read, does not fit, or is incomplete; if CLIP is not found; or
         if ``out`` is something else than a checkpoint.
     """
-    if out.exists() and not (out / "config.json").is_file():
-        raise ModelError(f"{out}: exists and is not a checkpoint; choose another folder")
     tokenizer_json = tokenizer_json_text(config.encoder.text_source)
     model, report = import_lightning(path, config)
     if not report.complete and not allow_incomplete:

@@ -79,13 +79,20 @@ def save_checkpoint(
     Parameters
     ----------
     model : its weights are stored as they are (dtype kept).
-    folder : replaced if it is already a checkpoint.
+    folder : replaced if it is already a checkpoint, refused if it is anything else.
     tokenizer_json : text of the tokenizer file (see :func:`tokenizer_json_text`).
     include_backbone : False leaves the pretrained encoders and the tokenizer out and
         records the encoders' hash.
     extra : notes for people and tools (training command, metrics); JSON.
+
+    Raises
+    ------
+    ModelError
+        If ``folder`` exists and is no checkpoint.
     """
     folder = Path(folder)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: exists and is no checkpoint; give another name")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimic_engine.config import ModelConfig
+from mimic_engine.config import ModelConfig, TextConfig
 from mimic_engine.errors import ModelError
 from mimic_engine.model.mimic import Mimic
 
+# The published configuration: CLIP ViT-B/32, and the literal string "[SEP]" between the two texts.
+PUBLISHED = ModelConfig(text=TextConfig(pairing="literal"))
 # Index buffers that older transformers releases stored; they hold 0, 1, 2, ... and nothing learnt.
 IGNORED_SUFFIXES = ("embeddings.position_ids",)
 
@@ -59,7 +61,7 @@ def read_lightning_state(path: str | Path) -> dict[str, Tensor]:
     return {str(k): v for k, v in state.items()}
 
 
-def import_lightning(path: str | Path, config: ModelConfig | None = None) -> tuple[Mimic, ImportReport]:
+def import_lightning(path: str | Path, config: ModelConfig = PUBLISHED) -> tuple[Mimic, ImportReport]:
     """Build the published model and fill it from a Lightning checkpoint.
 
     Parameters
@@ -72,7 +74,6 @@ def import_lightning(path: str | Path, config: ModelConfig | None = None) -> tup
     -------
     The model in eval mode and the report; the caller decides about an incomplete import.
     """
-    config = config or ModelConfig()
     state = read_lightning_state(path)
     model = Mimic.build(config, pretrained=False)
     report = fill_from_state(model, state)

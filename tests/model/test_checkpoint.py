@@ -48,6 +48,14 @@ def test_round_trip_gives_the_same_scores(request, tmp_path, family, include_bac
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("ck")] == ["ck"]
 
 
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path, bert_vit_config):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "notes.txt").write_text("mine")
+    with pytest.raises(ModelError, match="work: exists and is no checkpoint"):
+        save(Mimic.build(bert_vit_config), tmp_path / "work")
+    assert (tmp_path / "work" / "notes.txt").read_text() == "mine"
+
+
 def test_a_full_checkpoint_needs_no_source(tmp_path, bert_vit_config):
     model = Mimic.build(bert_vit_config)
     save(model, tmp_path / "ck")

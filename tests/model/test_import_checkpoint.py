@@ -74,7 +74,7 @@ def test_what_is_not_a_checkpoint_is_not_replaced(published, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work", "utf-8")
     assert main([str(path), str(tmp_path / "mine"), *options]) == 1
-    assert "not a checkpoint" in capsys.readouterr().err
+    assert "no checkpoint" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 

@@ -1,0 +1,161 @@
+"""``mimic_engine.kernels`` and ``.export`` are found in a wheel, in an editable install and by scripts.
+
+Their files lie in top-level folders without an ``__init__.py``, so that no
+package called ``kernels`` appears beside somebody else's.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("mimic_engine", "kernels", "export", "benchmarks", "tests")
+FILES = ("pyproject.toml", "README.md", "NOTICE.md", "LICENSE")
+
+IMPORTS = """
+import mimic_engine.kernels.reference, mimic_engine.export.profiles
+from importlib.util import find_spec
+print(mimic_engine.__file__)
+print(mimic_engine.kernels.reference.__file__)
+print(mimic_engine.export.profiles.__file__)
+print(find_spec("mimic_engine.export.to_onnx").origin)
+"""
+
+# Somebody else's packages of these names are still what the names mean, and none of ours is found in them.
+NEIGHBOURS = """
+import kernels, export
+assert kernels.MARKER == export.MARKER == "somebody else's", "shadowed"
+import mimic_engine.kernels.reference, mimic_engine.export.profiles
+from importlib.util import find_spec
+for name in ("kernels", "export"):
+    assert not hasattr(getattr(mimic_engine, name), "MARKER"), "picked up"
+    assert find_spec(f"mimic_engine.{name}.theirs") is None, "picked up"
+    assert find_spec(f"{name}.theirs") is not None
+assert find_spec("kernels.reference") is None and find_spec("export.profiles") is None
+"""
+
+
+def run(*command: object, cwd: Path, path: Path | None = None) -> str:
+    """Run a command in a folder, with nothing but ``path`` on PYTHONPATH; gives what it printed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "PYTHONDONTWRITEBYTECODE": "1"
+    }
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def add_neighbours(folder: Path) -> None:
+    """Put unrelated packages ``kernels`` and ``export`` into a folder of the path."""
+    for name in ("kernels", "export"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text('MARKER = "somebody else\'s"\n', "utf-8")
+        (folder / name / "theirs.py").write_text("", "utf-8")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree, so that building touches nobody's own."""
+    copy = tmp_path_factory.mktemp("tree") / "repository"
+    copy.mkdir()
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, copy / name)
+    (copy / "kernels" / "__pycache__").mkdir()  # what a developer's tree has too
+    (copy / "kernels" / "__pycache__" / "reference.cpython-311.pyc").write_bytes(b"stale")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of that tree."""
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, tree, cwd=out)
+    [found] = out.glob("*.whl")
+    return found
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Path:
+    """A folder into which that wheel is installed."""
+    target = tmp_path / "site"
+    options = ("--no-deps", "--no-index", "--quiet", "--target", target)
+    run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
+    return target
+
+
+@pytest.fixture(scope="module")
+def editable(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with the tree installed as editable; it borrows all else from ours."""
+    folder = tmp_path_factory.mktemp("editable")
+    run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (site_packages(python) / "zz_borrowed.pth").write_text("\n".join(borrowed) + "\n", "utf-8")
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet", "-e", tree)
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, cwd=folder)
+    return python
+
+
+def site_packages(python: Path) -> Path:
+    [folder] = python.parents[1].glob("lib/python*/site-packages")
+    return folder
+
+
+def test_the_wheel_holds_every_module_once_and_nothing_else(wheel, tree):
+    with zipfile.ZipFile(wheel) as archive:
+        names = Counter(archive.namelist())
+    assert max(names.values()) == 1
+    folders = {name.partition("/")[0] for name in names}
+    assert folders == {"mimic_engine", wheel.name.rpartition("-py3")[0] + ".dist-info"}
+    assert "mimic_engine/py.typed" in names
+    assert not [name for name in names if name.endswith(".pyc")]
+    for folder, prefix in (("kernels", "mimic_engine/"), ("export", "mimic_engine/"), ("mimic_engine", "")):
+        modules = {prefix + str(p.relative_to(tree)) for p in (tree / folder).rglob("*.py")}
+        assert modules and modules <= set(names)
+    assert {"mimic_engine/kernels/reference.py", "mimic_engine/export/to_onnx.py"} <= set(names)
+
+
+def test_the_wheel_carries_licence_and_notices(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n.rpartition("/")[2] for n in archive.namelist() if "/licenses/" in n]
+        metadata = archive.read(wheel.name.rpartition("-py3")[0] + ".dist-info/METADATA").decode()
+    assert sorted(names) == ["LICENSE", "NOTICE.md"]
+    assert "License-Expression: Apache-2.0" in metadata
+
+
+def test_the_installed_wheel_finds_its_modules(installed, tmp_path):
+    origins = run(sys.executable, "-c", IMPORTS, cwd=tmp_path, path=installed).splitlines()
+    assert [Path(o).is_relative_to(installed / "mimic_engine") for o in origins] == [True] * 4
+
+
+def test_the_installed_wheel_lives_beside_packages_of_the_same_names(installed, tmp_path):
+    add_neighbours(installed)
+    run(sys.executable, "-c", NEIGHBOURS, cwd=tmp_path, path=installed)
+
+
+def test_the_editable_install_finds_its_modules(editable, tree, tmp_path):
+    origins = run(editable, "-c", IMPORTS, cwd=tmp_path).splitlines()
+    folders = [str(Path(o).relative_to(tree).parent) for o in origins]
+    assert folders == ["mimic_engine", "kernels", "export", "export"]
+
+
+def test_the_editable_install_lives_beside_packages_of_the_same_names(editable, tmp_path):
+    add_neighbours(site_packages(editable))
+    run(editable, "-c", NEIGHBOURS, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("script", ["to_onnx", "verify", "import_checkpoint"])
+def test_scripts_run_from_the_repository(script):
+    said = run(sys.executable, f"export/{script}.py", "--help", cwd=ROOT)
+    assert f"usage: {script}.py" in said or f"usage: python export/{script}.py" in said

@@ -1,0 +1,191 @@
+"""The layers point one way, imports are light, and importing does nothing."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mimic_engine"
+
+# Folders and modules of the torch layer; all else is the runtime.
+TRAINING = ("mimic_engine.model", "mimic_engine.train", "mimic_engine.export")
+TORCH_SESSIONS = ("mimic_engine.encoding.torch", "mimic_engine.scoring.torch")  # evaluation while training
+# These import the torch layer inside functions, when it is asked for.
+TRAINING_COMMANDS = ("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo")
+SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
+HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
+
+ABOVE_SCORING = ("mimic_engine.engine", "mimic_engine.batching", "mimic_engine.server", "mimic_engine.serve")
+FORBIDDEN = {
+    "mimic_engine.kernels": (
+        *ABOVE_SCORING,
+        "mimic_engine.encoding",
+        "mimic_engine.index",
+        "mimic_engine.scoring",
+    ),
+    "mimic_engine.scoring": (*ABOVE_SCORING, "mimic_engine.index", "mimic_engine.data"),
+    "mimic_engine.index": (*ABOVE_SCORING, "mimic_engine.scoring", "mimic_engine.data"),
+    "mimic_engine.encoding": (*ABOVE_SCORING, "mimic_engine.index", "mimic_engine.scoring"),
+    "mimic_engine.data": ABOVE_SCORING,
+    "mimic_engine.model": (*ABOVE_SCORING, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),
+    "mimic_engine.engine": ("mimic_engine.server", "mimic_engine.serve", "mimic_engine.batching"),
+    "mimic_engine.batching": ("mimic_engine.engine", "mimic_engine.server", "mimic_engine.serve"),
+    "mimic_engine.server": ("mimic_engine.serve", "mimic_engine.encoding", "mimic_engine.scoring"),
+}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def sources() -> dict[str, Path]:
+    """Every module of the package by its import name, the files of ``kernels/`` and ``export/`` included."""
+    found = {}
+    for folder, prefix in (
+        (PACKAGE, "mimic_engine"),
+        *((ROOT / n, f"mimic_engine.{n}") for n in ("kernels", "export")),
+    ):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((prefix, *parts)).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def inside(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == p or module.startswith(p + ".") for p in packages)
+
+
+def imports(path: Path, *, lazy: bool) -> set[str]:
+    """Modules that a file imports when it is imported; with ``lazy`` those inside functions too.
+
+    What stands under ``if TYPE_CHECKING`` is never imported and left out.
+    """
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: imports are absolute here"
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif _only_for_types(node) or (isinstance(node, FUNCTIONS) and not lazy):
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text("utf-8")))
+    return found
+
+
+def _only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def runtime_modules() -> list[str]:
+    return [
+        name
+        for name in sorted(sources())
+        if not inside(name, (*TRAINING, *TORCH_SESSIONS)) and not name.endswith("__main__")
+    ]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_package_is_seen_whole():
+    names = set(sources())
+    assert {"mimic_engine.engine", "mimic_engine.kernels.reference", "mimic_engine.export.to_onnx"} <= names
+    assert "mimic_engine.index.store" in runtime_modules()
+
+
+def test_importing_the_package_pulls_in_at_most_numpy():
+    code = "import sys; before = set(sys.modules); import mimic_engine; print(*set(sys.modules) - before)"
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    tops = {name.partition(".")[0] for name in done.stdout.split()}
+    tops = {t for t in tops if t not in sys.stdlib_module_names and not t.startswith("_")}
+    assert tops <= {"mimic_engine", "numpy"}
+
+
+def test_every_runtime_module_is_imported_without_the_training_packages():
+    code = (
+        "import sys\nfrom importlib import import_module\n"
+        f"for name in {HEAVY!r}: sys.modules[name] = None\n"
+        f"for name in {runtime_modules()!r}: import_module(name)\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_a_layer_imports_none_above_it(layer):
+    checked = 0
+    for name, path in sources().items():
+        if inside(name, (layer,)):
+            wrong = {m for m in imports(path, lazy=True) if inside(m, FORBIDDEN[layer])}
+            assert not wrong, f"{name} imports {sorted(wrong)}"
+            checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("name", runtime_modules())
+def test_the_runtime_never_imports_the_training_layer(name):
+    """Not even inside functions, but for the commands that train, evaluate or prepare the demo."""
+    wrong = {
+        m
+        for m in imports(sources()[name], lazy=not inside(name, TRAINING_COMMANDS))
+        if inside(m, (*TRAINING, *TORCH_SESSIONS, *HEAVY)) and not inside(m, SHARED)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_importing_a_module_reads_neither_arguments_nor_environment(name):
+    path = sources()[name]
+    tree = ast.parse(path.read_text("utf-8"))
+    read = [found for node in tree.body for found in _reads(node)]
+    assert not read, f"{path}: at import: {read}"
+
+
+def _reads(node: ast.AST) -> list[str]:
+    """``os.environ``, ``os.getenv``, ``sys.argv`` in what runs at import, so in no function body."""
+    if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+        return []
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv", "sys.argv"):
+        return [f"line {node.lineno}: {ast.unparse(node)}"]
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        children = [*node.decorator_list, *node.args.defaults, *[d for d in node.args.kw_defaults if d]]
+    elif isinstance(node, ast.Lambda):
+        children = []
+    return [found for child in children for found in _reads(child)]
+
+
+def test_what_the_runtime_imports_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {_normal(re.split(r"[\[<>=!~ ;]", d, maxsplit=1)[0]) for d in project["dependencies"]}
+    distributions = packages_distributions()
+    for name in runtime_modules():
+        for module in imports(sources()[name], lazy=not inside(name, TRAINING_COMMANDS)):
+            top = module.partition(".")[0]
+            if top in sys.stdlib_module_names or top == "mimic_engine":
+                continue
+            owners = {_normal(d) for d in distributions.get(top, [top])}
+            assert owners & declared, f"{name} imports {top}: add one of {sorted(owners)} to the dependencies"
+
+
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_the_import_paths_hold_no_top_level_package():
+    """A regular package called ``kernels`` on the path would break transformers beside Hugging Face's own."""
+    assert not [n for n in ("kernels", "export") if (ROOT / n / "__init__.py").exists()]
+    modules = {n: sorted(p.stem for p in (PACKAGE / n).glob("*.py")) for n in ("kernels", "export")}
+    assert modules == {"kernels": ["__init__"], "export": ["__init__"]}
