@@ -73,6 +73,9 @@ class TrainConfig:
     drop_images: float = _option(
         0.0, "share of mention pictures taken for missing in training, so that text alone stays useful"
     )
+    drop_texts: float = _option(
+        0.0, "share of mentions with a picture whose text is left out in training, so that pictures count"
+    )
     extra_negatives: int = _option(0, "entities of confusable names added to each batch as negatives")
 
     validate_every: int = _option(2, "epochs between validations")
@@ -176,9 +179,13 @@ def _check_limits(c: TrainConfig) -> None:
         value = getattr(c, name)
         if value is not None and not value > 0:
             raise InvalidInputError(f"{_flag(name)}: {value} is not positive")
-    for name in ("warmup", "hard_batches", "drop_images", "beta1", "beta2"):
+    for name in ("warmup", "hard_batches", "drop_images", "drop_texts", "beta1", "beta2"):
         if not 0 <= getattr(c, name) <= 1:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is not between 0 and 1")
+    if c.drop_images + c.drop_texts > 1:
+        raise InvalidInputError(
+            f"--drop-images and --drop-texts: {c.drop_images} and {c.drop_texts} add up to more than 1"
+        )
     for name in ("weight_decay", "grad_clip"):
         if not getattr(c, name) >= 0:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is negative")

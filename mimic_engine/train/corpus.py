@@ -41,6 +41,7 @@ class Corpus:
     picture: Rows  # (R,), 0 = none
     names: tuple[str, ...]  # of the N entities
     splits: Mapping[str, Split]
+    empty: int  # the record without text and picture, for texts that training leaves out
 
     @property
     def entities(self) -> Rows:
@@ -71,11 +72,14 @@ def build_corpus(
         texts += [mention_pair(m.mention) for m in labelled]
         images += [m.mention.image for m in labelled]
         owners += [f"mention {m.id or i} of {name}" for i, m in enumerate(labelled)]
+    texts.append(("", ""))
+    images.append(None)
+    owners.append("the empty record")
     pictures, picture = _number(images)
     first = {int(p): owner for p, owner in reversed(list(zip(picture, owners, strict=True)))}
     owned = tuple(first[p + 1] for p in range(len(pictures)))
     names = tuple(e.name for e in entities)
-    return Corpus(_tokenise(texts, text), pictures, owned, picture, names, splits)
+    return Corpus(_tokenise(texts, text), pictures, owned, picture, names, splits, len(texts) - 1)
 
 
 def picture_identity(source: ImageSource) -> str:

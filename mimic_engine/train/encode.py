@@ -106,7 +106,12 @@ class RecordEncoder:
         return int(self._lengths[records].max(initial=1))
 
     def __call__(
-        self, records: Rows, length: int | None = None, *, without_image: NDArray[np.bool_] | None = None
+        self,
+        records: Rows,
+        length: int | None = None,
+        *,
+        without_image: NDArray[np.bool_] | None = None,
+        without_text: NDArray[np.bool_] | None = None,
     ) -> Features:
         """Features of R records.
 
@@ -115,9 +120,11 @@ class RecordEncoder:
         records : (R,) rows of the corpus.
         length : as :meth:`length` gives it, which is the default.
         without_image : (R,), records whose picture is taken for missing.
+        without_text : (R,), records whose text is taken for empty.
         """
         length = self.length(records) if length is None else length
-        text, mask = self._text(records, length)
+        spoken = records if without_text is None else np.where(without_text, self.corpus.empty, records)
+        text, mask = self._text(spoken, length)
         chosen = self.corpus.picture[records]  # (R,), 0 = the missing picture
         if without_image is not None:
             chosen = np.where(without_image, 0, chosen)

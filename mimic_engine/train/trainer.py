@@ -142,8 +142,10 @@ class Trainer:
         group, encode = self.group, self._encode
         mine = np.arange(len(batch.mentions))[group.rank :: group.world]
         records = self._train.records[batch.mentions]
-        dropped = self._dropped_images(records)[mine]
-        own = encode(records[mine], encode.length(records), without_image=dropped)
+        no_image, no_text = self._left_out(records)
+        own = encode(
+            records[mine], encode.length(records), without_image=no_image[mine], without_text=no_text[mine]
+        )
         columns = encode(group.share(batch.entities), encode.length(batch.entities))
         entities = group.gather(columns, len(batch.entities))
         target = torch.from_numpy(batch.target[mine]).to(encode.device)
@@ -156,10 +158,16 @@ class Trainer:
         values = group.sum(torch.stack([loss, *losses.values()]).detach() * share)
         return dict(zip(("loss", *(f"loss_{n}" for n in losses)), values.tolist(), strict=True))
 
-    def _dropped_images(self, records: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which mentions of a batch lose their picture; a function of seed, step and records alone."""
+    def _left_out(self, records: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which mentions of a batch lose their picture, and which their text; none that has a picture both.
+
+        A function of seed, step and records alone, so that every process and a resumed run agree.
+        """
         draw = np.random.default_rng([self.config.seed, self.progress.step, int(records[0])])
-        return draw.random(len(records)) < self.config.drop_images
+        chance = draw.random(len(records))  # (B,)
+        no_image = chance < self.config.drop_images
+        no_text = (chance >= 1 - self.config.drop_texts) & (self._encode.corpus.picture[records] > 0)
+        return no_image, no_text & ~no_image
 
     def _epoch(self, log: RunLog | None) -> None:
         start = time.monotonic()
