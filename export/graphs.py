@@ -9,6 +9,7 @@ axis of every array is of any length. Precision is
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,6 +179,8 @@ def export_fp32(graph: Graph) -> onnx.ModelProto:
     shapes: Any = tuple({0: free[graph.axes[name]]} for name in graph.inputs)
     if graph.name == "scorer":
         shapes = (shapes,)  # its inputs arrive as *arrays
+    # The exporter logs every operator of torchvision, which none of the graphs uses, as skipped.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         # torch warns about its own use of a deprecated class, and that two inputs share an axis: intended.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

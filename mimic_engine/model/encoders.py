@@ -9,6 +9,8 @@ Backbones give raw features; an encoder gives what the matcher takes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,13 +191,35 @@ def _hugging_face(class_name: str, source: str, pretrained: bool) -> nn.Module:
     options = {} if class_name == "CLIPModel" else {"add_pooling_layer": False}
     try:
         if pretrained:
-            return getattr(transformers, class_name).from_pretrained(source, **options)
+            with _quiet_loading():
+                model, loaded = getattr(transformers, class_name).from_pretrained(
+                    source, output_loading_info=True, **options
+                )
+            if loaded["missing_keys"]:
+                raise ModelError(f"encoder source {source!r}: lacks weights {sorted(loaded['missing_keys'])}")
+            return model
         config = transformers.AutoConfig.from_pretrained(source)
         if class_name == "CLIPModel":
             return transformers.CLIPModel(config)
         return transformers.AutoModel.from_config(config, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"encoder source {source!r}: cannot be loaded as {class_name}: {error}") from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers from printing a table of weights that are left out on purpose (the pooler's)."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _efficientnet(weights: str, pretrained: bool) -> nn.Module:

@@ -189,3 +189,14 @@ def test_lightning_import_runs_no_code_of_the_file(lightning_file, clip_config, 
     _, report = import_lightning(path, clip_config)
     assert report.complete
     assert not (tmp_path / "proof").exists()
+
+
+def test_an_encoder_source_that_lacks_weights_is_refused(tmp_path, bert_vit_config):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "bert" / "model.safetensors"
+    state = load_file(path)
+    del state["encoder.layer.1.output.dense.weight"]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights \['encoder\.layer\.1\.output\.dense\.weight'\]"):
+        Mimic.build(bert_vit_config)
