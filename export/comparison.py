@@ -199,6 +199,7 @@ def _judge(
     reference = exact.astype(np.float64)
     scale = max(float(np.abs(reference).max()), 1e-30)
     error = float(np.abs(found.astype(np.float64) - reference).max())
+    error = error if np.isfinite(error) else float("inf")  # NaN would compare as no error at all
     return error, scale, 2 * float(np.abs(own.astype(np.float64) - reference).max()) + ATOL * scale
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine import __version__
+from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.types import LinkResult, Mention
 
@@ -110,12 +111,13 @@ def _index_build(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         progress=not args.quiet,
         overwrite=args.overwrite,
-        extra_manifest={"precision": args.precision},
+        options={"precision": args.precision},
     )
     counts = stream.counts
     print(
         f"{args.out}: {manifest.count} entities, {counts.with_image} with a picture, "
-        f"{counts.missing_images} pictures named but not there, {len(source.broken.found)} broken",
+        f"{counts.missing_images} pictures named but not there, "
+        f"{len(source.broken.found)} broken in this run",
         file=sys.stderr,
     )
     for broken in source.broken.found:
@@ -146,25 +148,31 @@ def _link(args: argparse.Namespace) -> int:
 
     if (args.input is None) == (args.mention is None):
         raise InvalidInputError("link: give either --input, or --mention with --sentence")
+    alone = [name for name in ("sentence", "image") if getattr(args, name) is not None]
+    if args.input is not None and alone:
+        raise InvalidInputError(f"--{alone[0]}: goes with --mention, not with --input")
     if args.mention is not None and args.sentence is None:
         raise InvalidInputError("--sentence: missing; it is the text around the mention")
     linker = Linker.open(args.model, args.index, threads=args.threads)
     candidates = None if args.candidates is None else [c for c in args.candidates.split(",") if c]
-    mentions = _mentions(args)
+    counts = ReadCounts()
+    mentions = _mentions(args, counts)
     while batch := list(islice(mentions, LINK_BATCH)):
         for mention, result in zip(batch, linker.link(batch, args.top_k, candidates=candidates), strict=True):
             _print_json(_as_json(mention, result))
     linker.close()
+    if counts.missing_images:
+        print(f"{counts.missing_images} pictures are named but not there", file=sys.stderr)
     return 0
 
 
-def _mentions(args: argparse.Namespace) -> Iterator[Mention]:
+def _mentions(args: argparse.Namespace, counts: ReadCounts) -> Iterator[Mention]:
     if args.input is None:
         yield Mention(args.mention, args.sentence, args.image)
         return
     from mimic_engine.data.records import read_mentions
 
-    for labelled in read_mentions(args.input):
+    for labelled in read_mentions(args.input, counts=counts):
         yield labelled.mention
 
 

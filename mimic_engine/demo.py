@@ -8,6 +8,7 @@ opens what is there, and needs no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from importlib import resources
 from pathlib import Path
 
 from mimic_engine.data.demo import DemoFiles, build_demo, default_cache, fetch_demo
+from mimic_engine.data.demo.build import fingerprint
+from mimic_engine.encoding.manifest import VERSION as MODEL_VERSION
 from mimic_engine.errors import MissingDependencyError, ModelError
+from mimic_engine.index.format import VERSION as INDEX_VERSION
 
 WEIGHTS = "weights"  # checkpoint folder beside mimic_engine/data/demo, without backbones
 
@@ -47,7 +51,7 @@ def prepare_demo(cache: Path | None = None, *, progress: bool = True) -> DemoPat
     """
     cache = cache or default_cache()
     with resources.as_file(resources.files("mimic_engine.data.demo") / WEIGHTS) as weights:
-        version = _trained_hash(weights)[:12]
+        version = _version(weights)
         paths = DemoPaths(cache / f"model-{version}", cache / f"index-{version}", cache)
         if not (paths.model / "manifest.json").exists() or not (paths.index / "manifest.json").exists():
             _build(paths, weights, progress)
@@ -90,6 +94,12 @@ def _index(paths: DemoPaths, progress: bool) -> None:
 
     featurizer = KnowledgeBaseFeaturizer(open_featurizer(paths.model), BrokenImages("error"))
     build_index(featurizer, entity_stream(paths.data / "kb.jsonl"), paths.index, progress=progress)
+
+
+def _version(weights: Path) -> str:
+    """Names what the demo's model and index are made from: weights, data, file formats."""
+    parts = (_trained_hash(weights), fingerprint(), str(MODEL_VERSION), str(INDEX_VERSION))
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
 
 
 def _trained_hash(weights: Path) -> str:

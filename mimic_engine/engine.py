@@ -113,43 +113,41 @@ class Linker:
         """Tokenise and decode one mention; errors as in :meth:`link`."""
         return self.featurizer.prepare(mention)
 
-    def check_request(self, top_k: int, candidates: Sequence[str] | None) -> None:
-        """Raise what :meth:`link` would raise for these options, without any work on the device."""
-        count = len(self.index) if candidates is None else len(self._candidate_rows(candidates))
-        if not 1 <= top_k <= count:
-            raise InvalidInputError(f"top_k: {top_k} is not between 1 and the {count} candidates")
-
     def link_prepared(
         self,
         prepared: Sequence[PreparedMention],
         top_k: Sequence[int],
         candidates: Sequence[Sequence[str] | None],
     ) -> list[LinkResult]:
-        """Encode B prepared mentions together and rank entities for each with its own options."""
+        """Encode B prepared mentions together and rank entities for each with its own options.
+
+        Mentions that share their candidates are scanned together.
+        """
+        groups: dict[tuple[str, ...] | None, list[int]] = {}
+        for b, ids in enumerate(candidates):
+            groups.setdefault(None if ids is None else tuple(ids), []).append(b)
+        rows = {ids: None if ids is None else self._candidate_rows(ids) for ids in groups}
+        for ids, members in groups.items():
+            for b in members:
+                self._check_top_k(top_k[b], rows[ids])
         if not prepared:
             return []
-        for k, ids in zip(top_k, candidates, strict=True):
-            self.check_request(k, ids)
         arrays = self.featurizer.fold_prepared(prepared)
-        results: list[LinkResult | None] = [None] * len(prepared)
-        everywhere = [b for b, ids in enumerate(candidates) if ids is None]
-        if everywhere:
-            found = self._scan.search(_rows(arrays, everywhere), max(top_k[b] for b in everywhere))
-            for i, b in enumerate(everywhere):
-                results[b] = self._result(prepared[b], found, i, top_k[b], len(self.index))
-        for b, ids in enumerate(candidates):
-            if ids is not None:
-                rows = self._candidate_rows(ids)
-                found = self._scan.search(_rows(arrays, [b]), top_k[b], rows=rows)
-                results[b] = self._result(prepared[b], found, 0, top_k[b], len(rows))
-        return [r for r in results if r is not None]
+        results: dict[int, LinkResult] = {}
+        for ids, members in groups.items():
+            among = rows[ids]
+            found = self._scan.search(_rows(arrays, members), max(top_k[b] for b in members), rows=among)
+            scored = len(self.index) if among is None else len(among)
+            for i, b in enumerate(members):
+                results[b] = self._result(prepared[b], found, i, top_k[b], scored)
+        return [results[b] for b in range(len(prepared))]
 
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
         """1-based rank of index row ``gold[b]`` for each mention, ties counted against it; (B,)."""
         return self._scan.ranks(self.featurizer.mentions(mentions), gold)
 
     def warm_up(self) -> None:
-        """Run every graph once, so that the first request costs no more than the next."""
+        """Run every graph that a request needs, so that the first costs no more than the next."""
         size = self.featurizer.image_size
         for pixels in (None, np.zeros((3, size, size), np.float32)):
             tokens = self.prepare(Mention("warm-up", "One mention, so that every graph has run.")).tokens
@@ -173,11 +171,18 @@ class Linker:
         """Stop the scan's threads."""
         self._scan.close()
 
-    def _candidate_rows(self, ids: Sequence[str]) -> np.ndarray:
+    def _candidate_rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         if len(set(ids)) != len(ids):
             twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-            raise InvalidInputError(f"candidates: {twice!r} is given twice")
+            raise InvalidInputError(f"candidates: {twice!r} is given twice", field="candidates")
         return self.index.rows(ids)
+
+    def _check_top_k(self, top_k: int, rows: NDArray[np.int64] | None) -> None:
+        count = len(self.index) if rows is None else len(rows)
+        if not 1 <= top_k <= count:
+            raise InvalidInputError(
+                f"top_k: {top_k} is not between 1 and the {count} candidates", field="top_k"
+            )
 
     def _result(self, prepared: PreparedMention, found: TopK, b: int, k: int, scored: int) -> LinkResult:
         rows = found.rows[b, :k]

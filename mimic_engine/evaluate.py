@@ -140,8 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.batch_size < 1 or args.limit < 0:
-        raise InvalidInputError(f"--batch-size: {args.batch_size} below 1, or --limit: {args.limit} below 0")
+    for name, least in (("batch_size", 1), ("limit", 0)):
+        if getattr(args, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise InvalidInputError(f"{flag}: must be at least {least}, got {getattr(args, name)}")
+    if args.out is not None and args.out.is_dir():
+        raise InvalidInputError(f"--out: {args.out} is a folder")
     dataset = open_dataset(args.data, splits=tuple(dict.fromkeys(args.split)))
     broken = BrokenImages(args.broken_images)
     featurizer, scorer, notes = _open_model(args)
@@ -159,6 +163,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             result[split] = evaluate(featurizer, scan, chosen, rows, broken, **options).to_json()
     finally:
         scan.close()
+    result["data"] = dataset.report.to_json()
     result["broken_images"] = [f"{b.owner}: {b.source}" for b in broken.found]
     return result
 

@@ -60,6 +60,7 @@ def build_index(
     segment_rows: int = 65_536,
     progress: bool = True,
     overwrite: bool = False,
+    options: Mapping[str, str] | None = None,
     extra_manifest: Mapping[str, Any] | None = None,
 ) -> IndexManifest:
     """Build the index ``out`` and return its manifest.
@@ -74,6 +75,8 @@ def build_index(
     segment_rows : entities in one immutable segment
     progress : show a progress bar on standard error
     overwrite : replace an index that is already at ``out``
+    options : how the entities are encoded, beyond the model (precision, say); a build is only
+        resumed with the same ones, and the manifest keeps them
     extra_manifest : JSON kept in the manifest; read when the last entity has been folded
 
     Raises
@@ -87,16 +90,24 @@ def build_index(
         If an option is outside its limits; if the arrays do not fit the model's constants.
     """
     out = Path(out).resolve()
+    options = dict(options or {})
     extra = {} if extra_manifest is None else extra_manifest
     _check_options(dtype, batch_size, segment_rows, extra)
     _check_target(out, overwrite)
     survey = survey_entities(entities, progress=progress)
-    identity = BuildIdentity(featurizer.model_hash, dtype, survey.fingerprint, survey.count, segment_rows)
+    identity = BuildIdentity(
+        featurizer.model_hash,
+        dtype,
+        survey.fingerprint,
+        survey.count,
+        segment_rows,
+        json.dumps(options, sort_keys=True),
+    )
     folder = out.with_name(out.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
     with build_lock(folder):
         done = _Build(featurizer, entities, folder, identity, batch_size).run(show=progress)
-        manifest = _manifest(featurizer, done, extra)
+        manifest = _manifest(featurizer, done, {**options, **extra})
         write_manifest(folder, manifest)
         _check_target(out, overwrite)
         publish(folder, out)

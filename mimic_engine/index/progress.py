@@ -34,6 +34,7 @@ class BuildIdentity:
     fingerprint: str
     count: int
     segment_rows: int
+    options: str  # how the entities are encoded, as JSON
 
 
 @dataclass(frozen=True, slots=True)

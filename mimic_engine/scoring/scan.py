@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.errors import InvalidInputError
+from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.scoring.base import Scorer
 from mimic_engine.scoring.half import widen_into
 from mimic_engine.scoring.topk import TieKey, order, pessimistic_ranks, top_k
@@ -68,6 +68,11 @@ class ExactScan:
     scorer : scores one block; called from several threads at once.
     threads : cores to use; all that the process may use by default.
     tie_key : entity ids of rows, to break ties; by row number if absent.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``threads`` is below 1.
     """
 
     def __init__(
@@ -83,7 +88,9 @@ class ExactScan:
         self._scorer = scorer
         self._tie_key = tie_key
         self.scorer_name = scorer.name
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        if self.threads < 1:
+            raise InvalidInputError(f"threads: must be at least 1, got {threads}", field="threads")
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mimic-scan")
         self._scratch = threading.local()
 
@@ -95,7 +102,13 @@ class ExactScan:
         self._pool.shutdown()
 
     def totals(self, mentions: MentionArrays, rows: NDArray[np.int64] | None = None) -> Array:
-        """Total scores of B mentions against all N entities, or against ``rows``; (B, N)."""
+        """Total scores of B mentions against all N entities, or against ``rows``; (B, N).
+
+        Raises
+        ------
+        EngineError
+            If a score is not finite: NaN has no rank.
+        """
         count = len(self) if rows is None else len(rows)
         out = np.empty((mentions.rows, count), np.float32)  # (B, N)
         limit = max(1, self._scorer.pairs_per_block // max(1, mentions.rows))
@@ -103,6 +116,12 @@ class ExactScan:
         workers = [self._pool.submit(self._score_blocks, mentions, blocks, out) for _ in range(self.threads)]
         for worker in workers:
             worker.result()
+        finite = np.isfinite(out).all(axis=1)  # (B,)
+        if not finite.all():
+            raise EngineError(
+                f"scores: those of mention {int(np.argmin(finite))} of the batch are not all finite: "
+                "the weights are damaged, or the encoders' precision has too small a range"
+            )
         return out
 
     def search(self, mentions: MentionArrays, k: int, *, rows: NDArray[np.int64] | None = None) -> TopK:
@@ -115,7 +134,9 @@ class ExactScan:
         """
         candidates = len(self) if rows is None else len(rows)
         if not 1 <= k <= candidates:
-            raise InvalidInputError(f"top_k: {k} is not between 1 and the {candidates} candidates")
+            raise InvalidInputError(
+                f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
+            )
         ranked = [best for part in _passes(mentions) for best in self._search_pass(part, k, rows)]
         return TopK(
             np.stack([r for r, _, _ in ranked]),
@@ -156,9 +177,14 @@ class ExactScan:
 
     def _rescore(self, mention: MentionArrays, rows: NDArray[np.int64]) -> _Best:
         """Unit scores of one mention's K winners, in their final order."""
-        scores = self._scorer.score(mention, self.gather(rows))
-        best = order(scores.total[0], rows, self._tie_key)
-        return rows[best], scores.total[0][best], {name: u[0][best] for name, u in scores.units.items()}
+        size = self._scorer.pairs_per_block
+        parts = [
+            self._scorer.score(mention, self.gather(rows[i : i + size])) for i in range(0, len(rows), size)
+        ]
+        total = np.concatenate([p.total[0] for p in parts])  # (K,)
+        best = order(total, rows, self._tie_key)
+        units = {name: np.concatenate([p.units[name][0] for p in parts])[best] for name in parts[0].units}
+        return rows[best], total[best], units
 
     def _segment_blocks(self, limit: int) -> Iterator[_Block]:
         for segment, offset in zip(self._segments, self._starts.tolist(), strict=False):

@@ -37,4 +37,4 @@ def top_k(scores: Array, k: int, tie_key: TieKey | None = None) -> NDArray[np.in
 def pessimistic_ranks(scores: Array, gold: NDArray[np.int64]) -> NDArray[np.int64]:
     """1-based rank of column ``gold[b]`` in each row of ``scores`` (B, N); every tie counts against it."""
     own = scores[np.arange(len(gold)), gold]  # (B,)
-    return (scores >= own[:, None]).sum(1).astype(np.int64)
+    return (~(scores < own[:, None])).sum(1).astype(np.int64)

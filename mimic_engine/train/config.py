@@ -179,13 +179,16 @@ def _check_limits(c: TrainConfig) -> None:
         value = getattr(c, name)
         if value is not None and not value > 0:
             raise InvalidInputError(f"{_flag(name)}: {value} is not positive")
-    for name in ("warmup", "hard_batches", "drop_images", "drop_texts", "beta1", "beta2"):
+    for name in ("warmup", "hard_batches", "drop_images", "drop_texts"):
         if not 0 <= getattr(c, name) <= 1:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is not between 0 and 1")
     if c.drop_images + c.drop_texts > 1:
         raise InvalidInputError(
             f"--drop-images and --drop-texts: {c.drop_images} and {c.drop_texts} add up to more than 1"
         )
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(c, name) < 1:
+            raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is not at least 0 and less than 1")
     for name in ("weight_decay", "grad_clip"):
         if not getattr(c, name) >= 0:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is negative")

@@ -92,7 +92,7 @@ def join_group(device: str) -> Group:
     """Join the group that torchrun set up, or be alone; the caller ends it with :func:`leave_group`."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Group()
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return Group(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 

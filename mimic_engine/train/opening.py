@@ -9,6 +9,7 @@ import torch
 
 from mimic_engine.encoding.base import Featurizer
 from mimic_engine.encoding.torch import TorchSession
+from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.scoring.base import Scorer
@@ -26,6 +27,8 @@ def open_checkpoint(
     ModelError
         If the checkpoint is damaged, or the encoders are not those it was trained with.
     """
+    if threads is not None and threads < 1:
+        raise InvalidInputError(f"--threads: must be at least 1, got {threads}", field="threads")
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(folder, text_source=text_source, image_source=image_source)

@@ -64,7 +64,7 @@ def build_trainer(config: TrainConfig, dataset: Dataset, device: str, group: Gro
         train_text=config.train_text_encoder,
         train_image=config.train_image_encoder,
         broken=BrokenImages(config.broken_images),
-        bf16=config.precision == "bf16" or (config.precision == "auto" and device == "cuda"),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda")),
     )
     model.eval()
     folder = config.cache or config.out / "cache"
@@ -93,6 +93,8 @@ def _device(config: TrainConfig) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidInputError(f"--device: {config.device!r}, but torch sees no CUDA device")
+    if ":" in config.device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidInputError(f"--device: {config.device!r} is one GPU for several processes; say 'cuda'")
     return config.device
 
 

@@ -215,7 +215,7 @@ def interrupted(tiny, tmp_path, count=40, after=3, **options):
         quiet(tiny, count, tmp_path / "kb", fold=tiny.HashFold(crash), batch_size=4, **options)
 
 
-@pytest.mark.parametrize("change", ["model_hash", "dtype", "count", "segment_rows"])
+@pytest.mark.parametrize("change", ["model_hash", "dtype", "count", "segment_rows", "options"])
 def test_unfinished_build_of_something_else(tiny, tmp_path, change):
     interrupted(tiny, tmp_path)
     fold, count, options = tiny.HashFold(), 40, {}
@@ -224,7 +224,8 @@ def test_unfinished_build_of_something_else(tiny, tmp_path, change):
     elif change == "count":
         count = 41
     else:
-        options = {"dtype": "float32"} if change == "dtype" else {"segment_rows": 7}
+        other = {"dtype": "float32", "segment_rows": 7, "options": {"precision": "int8"}}
+        options = {change: other[change]}
     with pytest.raises(IndexFormatError, match=f"kb.partial.*{change}.*delete this folder"):
         quiet(tiny, count, tmp_path / "kb", fold=fold, **options)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mimic_engine.config import MatcherConfig
-from mimic_engine.errors import InvalidInputError
+from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.scoring.numpy import NumpyScorer
 from mimic_engine.scoring.scan import MENTIONS_PER_PASS, ExactScan
@@ -171,3 +171,29 @@ def test_blocks_fit_the_scorer_and_share_the_rows_evenly(make_folded, rows, chos
     assert len(seen) % 2 == 0 or rows == 1
     assert max(seen) - min(seen) < len(seen)
     scan.close()
+
+
+def test_scores_that_are_not_finite_are_an_error(make_folded):
+    folded = make_folded(3, 20)
+    broken = folded.mentions.cmfu.copy()
+    broken[1, 0] = np.nan
+    mentions = MentionArrays(**(dict(folded.mentions.items()) | {"cmfu": broken}))
+    scan = ExactScan(folded.segments(20), NumpyScorer(folded.constants))
+    with pytest.raises(EngineError, match="mention 1 of the batch are not all finite"):
+        scan.search(mentions, 2)
+    scan.close()
+
+
+def test_more_winners_than_a_block_holds_are_rescored_in_parts(make_folded):
+    folded = make_folded(1, 3 * PAIRS_PER_BLOCK)
+    scan = ExactScan(folded.segments(3 * PAIRS_PER_BLOCK), NumpyScorer(folded.constants))
+    found = scan.search(folded.mentions, 2 * PAIRS_PER_BLOCK + 5)
+    expected = scores_ref(folded.mentions, folded.entities, folded.constants).total[0]
+    np.testing.assert_array_equal(found.rows[0], np.argsort(-expected)[: 2 * PAIRS_PER_BLOCK + 5])
+    scan.close()
+
+
+def test_no_threads_is_an_error(make_folded):
+    folded = make_folded(1, 2)
+    with pytest.raises(InvalidInputError, match="threads: must be at least 1, got 0"):
+        ExactScan(folded.segments(2), NumpyScorer(folded.constants), threads=0)

@@ -83,7 +83,7 @@ def _build(files: DemoFiles, cache: Path, progress: bool) -> None:
     records = {"kb": [entity_record(a, wiki[a.title]) for a in articles]}
     records |= mention_records(articles, find_all(articles, wiki, tables), challenge)
     sums = {name: _write_lines(cache / f"{name}.jsonl", rows) for name, rows in records.items()}
-    write_atomically(cache / STAMP, json.dumps({"recipe": _fingerprint(), "files": sums}, indent=1))
+    write_atomically(cache / STAMP, json.dumps({"recipe": fingerprint(), "files": sums}, indent=1))
 
 
 def entity_record(article: DrawnArticle, page: Mapping[str, Any]) -> Record:
@@ -148,7 +148,7 @@ def _mention(record: Record, cache: Path) -> LabelledMention:
     )
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """A hash of everything the records depend on: rules, tables, packages."""
     tables = [
         resources.files(__package__).joinpath(n).read_bytes() for n in ("tables.json", "challenge.json")
@@ -164,7 +164,7 @@ def _is_built(cache: Path) -> bool:
         sums = {name: _sha256(cache / f"{name}.jsonl") for name in stamp["files"]}
     except (OSError, ValueError, KeyError):
         return False
-    if stamp["recipe"] != _fingerprint() or sums != stamp["files"]:
+    if stamp["recipe"] != fingerprint() or sums != stamp["files"]:
         return False
     demo = read_demo(cache)
     mentions = [m for split in (*demo.mentions.values(), demo.challenge) for m in split]
