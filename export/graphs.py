@@ -181,6 +181,8 @@ def export_fp32(graph: Graph) -> onnx.ModelProto:
         shapes = (shapes,)  # its inputs arrive as *arrays
     # The exporter logs every operator of torchvision, which none of the graphs uses, as skipped.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    for name in ("onnx_ir", "onnxscript"):  # a line for every node that they merge
+        logging.getLogger(name).setLevel(logging.WARNING)
     with torch.no_grad(), warnings.catch_warnings():
         # torch warns about its own use of a deprecated class, and that two inputs share an axis: intended.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
