@@ -171,6 +171,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
         raise ModelError(f"{path}: not a {FORMAT} of version {VERSION}")
+    missing = {"model", "include_backbone", "backbone_sha256", "model_hash", "extra"} - meta.keys()
+    if missing:
+        raise ModelError(f"{path}: lacks {sorted(missing)}")
     return meta
 
 

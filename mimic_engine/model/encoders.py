@@ -9,12 +9,14 @@ Backbones give raw features; an encoder gives what the matcher takes.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mimic_engine.config import EncoderConfig
@@ -202,7 +204,7 @@ def _hugging_face(class_name: str, source: str, pretrained: bool) -> nn.Module:
         if class_name == "CLIPModel":
             return transformers.CLIPModel(config)
         return transformers.AutoModel.from_config(config, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"encoder source {source!r}: cannot be loaded as {class_name}: {error}") from error
 
 
@@ -235,5 +237,10 @@ def _efficientnet(weights: str, pretrained: bool) -> nn.Module:
     if not Path(weights).is_file():
         raise ModelError(f"encoder image_source: no weights file at {weights!r}")
     net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    try:
+        net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except (OSError, EOFError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"encoder image_source {weights!r}: no EfficientNet-Lite0 weights: {error}"
+        ) from error
     return net

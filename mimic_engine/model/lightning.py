@@ -8,6 +8,7 @@ placeholders: no code of the file runs.
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +107,14 @@ def fill_from_state(model: Mimic, state: Mapping[str, Tensor]) -> ImportReport:
 
 
 def _placeholder(name: str) -> type:
-    """A class that accepts any construction and state and does nothing with them."""
+    """A class of a foreign name whose construction gives an empty dictionary, which a pickle may fill.
 
-    def ignore(self: object, *args: object, **kwargs: object) -> None:
-        del self, args, kwargs
+    An ordered dictionary takes both what the unpickler does to objects (a state) and to
+    subclasses of dict (items); subclasses of list stay refused.
+    """
 
-    return type(
-        name.rpartition(".")[2], (), {"__init__": ignore, "__setstate__": ignore, "__module__": "placeholder"}
-    )
+    def inert(cls: type, *args: object, **kwargs: object) -> OrderedDict[str, object]:
+        del cls, args, kwargs
+        return OrderedDict()
+
+    return type(name.rpartition(".")[2], (), {"__new__": inert, "__module__": "placeholder"})

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +172,21 @@ def test_lightning_import_refuses_other_shapes_and_files(lightning_file, clip_co
         import_lightning(tmp_path / "other.ckpt", clip_config)
 
 
+class Hyperparameters(dict):
+    """A subclass of dict, as training frameworks keep their options in."""
+
+
+def test_lightning_import_reads_past_subclasses_of_dict(lightning_file, clip_config):
+    path, original = lightning_file
+    content = torch.load(path, weights_only=False)
+    content["hyper_parameters"] = Hyperparameters(lr=1e-5, model=Hyperparameters(d=8))
+    content["resolver_cache"] = defaultdict(dict, {"a": {"b": 1}})
+    torch.save(content, path)
+    model, report = import_lightning(path, clip_config)
+    assert report.complete
+    assert torch.equal(scores(model), scores(original))
+
+
 class Sentinel:
     """Leaves a file behind if a checkpoint manages to run code."""
 
@@ -200,3 +216,27 @@ def test_an_encoder_source_that_lacks_weights_is_refused(tmp_path, bert_vit_conf
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks weights \['encoder\.layer\.1\.output\.dense\.weight'\]"):
         Mimic.build(bert_vit_config)
+
+
+@pytest.mark.parametrize("content", [b"no weights", b""])
+def test_a_file_without_efficientnet_weights_is_refused(tmp_path, bert_vit_config, content):
+    (tmp_path / "net.pth").write_bytes(content)
+    source = {"image": "efficientnet-lite0", "image_source": str(tmp_path / "net.pth")}
+    with pytest.raises(ModelError, match=r"net\.pth.*no EfficientNet-Lite0 weights"):
+        Mimic.build(replace(bert_vit_config, encoder=replace(bert_vit_config.encoder, **source)))
+
+
+def test_a_cut_encoder_file_is_refused(tmp_path, bert_vit_config):
+    path = tmp_path / "vit" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ModelError, match=r"vit.*cannot be loaded"):
+        Mimic.build(bert_vit_config)
+
+
+def test_a_config_without_a_key_is_refused(tmp_path, bert_vit_config):
+    save(Mimic.build(bert_vit_config), tmp_path / "ck")
+    config = json.loads((tmp_path / "ck" / "config.json").read_text())
+    del config["include_backbone"]
+    (tmp_path / "ck" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"lacks \['include_backbone'\]"):
+        load_checkpoint(tmp_path / "ck")
