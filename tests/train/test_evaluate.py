@@ -95,7 +95,7 @@ def test_limit_and_standard_output(checkpoint: Path, data: Path, capsys: pytest.
         (["--model", "nowhere"], "--model: nowhere holds neither manifest.json"),
         (["--data", "nowhere"], "nowhere"),
         (["--precision", "int8"], "--precision: 'int8' needs an exported model"),
-        (["--batch-size", "0"], "--batch-size: 0"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["--index", "nowhere"], "nowhere"),
     ],
 )
