@@ -10,6 +10,7 @@ Backbones give raw features; an encoder gives what the matcher takes.
 from __future__ import annotations
 
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ class EfficientNetImage(nn.Module):
         return Vectors(grid.mean((2, 3)), grid.flatten(2).transpose(1, 2))
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Both backbones and the image projections to the interaction width D."""
 
     text_width: int
@@ -90,17 +91,13 @@ class Encoder(nn.Module):
         self.image_cls_fc = nn.Linear(image_width, hidden)
         self.image_tokens_fc = nn.Linear(image_token_width, hidden)
 
+    @abstractmethod
     def text_backbone(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Vectors:
         """Global (B, T) and local (B, L, token width) text features."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_backbone(self, pixels: Tensor) -> Vectors:
         """Raw global and local image features, before the projections."""
-        raise NotImplementedError
-
-    def backbone_modules(self) -> list[nn.Module]:
-        """The pretrained parts: everything but the projections."""
-        raise NotImplementedError
 
     def project_image(self, raw: Vectors) -> Vectors:
         """Raw image features to width D: (B, D), (B, P, D)."""
@@ -129,10 +126,6 @@ class ClipEncoder(Encoder):
         cls = self.clip.visual_projection(out.pooler_output)  # type: ignore[operator]
         return Vectors(cls / cls.norm(dim=-1, keepdim=True), out.last_hidden_state)
 
-    def backbone_modules(self) -> list[nn.Module]:
-        """The CLIP model."""
-        return [self.clip]
-
 
 class PairEncoder(Encoder):
     """A text encoder and an image encoder that were not trained together."""
@@ -150,10 +143,6 @@ class PairEncoder(Encoder):
     def image_backbone(self, pixels: Tensor) -> Vectors:
         """Raw global and local image features."""
         return self.image(pixels)
-
-    def backbone_modules(self) -> list[nn.Module]:
-        """Text and image backbone."""
-        return [self.text, self.image]
 
 
 def build_encoder(config: EncoderConfig, hidden: int, *, pretrained: bool = True) -> Encoder:
