@@ -21,13 +21,14 @@ centred) and, from each side, seven numbers of its own.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mimic_engine.model.matcher import Features, Matcher
-from mimic_engine.model.units import Dual
+from mimic_engine.model.units import Dual, Side
 from mimic_engine.types import FoldConstants
 
 
@@ -101,78 +102,86 @@ def fold_key_role(dual: Dual, image_cls: Tensor, image_tokens: Tensor) -> KeyRol
     return KeyRole(torch.stack([cv, a, key], dim=1), scalars)  # (R, 3, D)
 
 
-class FoldMention(nn.Module):
+class Fold(nn.Module, ABC):
+    """Features of R rows of one side -> its folded arrays, by name; a side adds text part and duals."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        super().__init__()
+        self.matcher = matcher
+
+    @abstractmethod
+    def text(self, side: Side) -> dict[str, Tensor]:
+        """What TGLU needs of this side."""
+
+    @abstractmethod
+    def duals(self) -> tuple[Dual, Dual]:
+        """The dual in which this side is the query, and the one in which it is the key."""
+
+    def forward(
+        self,
+        text_cls: Tensor,
+        text_tokens: Tensor,
+        text_mask: Tensor,
+        image_cls: Tensor,
+        image_tokens: Tensor,
+    ) -> dict[str, Tensor]:
+        """Shapes as in :class:`~mimic_engine.model.matcher.Features` and in the side's array group."""
+        m = self.matcher
+        side = m.normalise(Features(text_cls, text_tokens, text_mask, image_cls, image_tokens))
+        out = self.text(side) if m.config.tglu else {}
+        if m.config.vision == "vdlu":
+            as_query, as_key = self.duals()
+            query = fold_query_role(as_query, side.image_cls)
+            key = fold_key_role(as_key, side.image_cls, side.image_tokens)
+            out |= _vdlu_fields(query, key)
+        if m.config.vision == "concat":
+            out["concat"] = m.concat.side(side)  # (R, D)
+        if m.config.cmfu:
+            out["cmfu"] = m.cmfu.side(side)  # (R, D)
+        return out
+
+
+class FoldMention(Fold):
     """Features of B mentions -> the fields of ``MentionArrays``, by name."""
 
-    def __init__(self, matcher: Matcher) -> None:
-        super().__init__()
-        self.matcher = matcher
-
-    def forward(
-        self,
-        text_cls: Tensor,
-        text_tokens: Tensor,
-        text_mask: Tensor,
-        image_cls: Tensor,
-        image_tokens: Tensor,
-    ) -> dict[str, Tensor]:
-        """Shapes as in :class:`~mimic_engine.model.matcher.Features` and ``MentionArrays``."""
-        m = self.matcher
-        side = m.normalise(Features(text_cls, text_tokens, text_mask, image_cls, image_tokens))
-        out: dict[str, Tensor] = {}
-        if m.config.tglu:
-            out["text_cls"] = side.text_cls
-            out["tglu_key"] = m.tglu.fc_key(side.text_tokens)  # (B, L, D)
-            out["tglu_value"] = _centred(m.tglu.fc_value(side.text_tokens))  # (B, L, D)
-            if m.config.mask_padding:
-                out["tglu_key_mask"] = side.text_mask.to(side.text_cls.dtype)  # (B, L)
-        if m.config.vision == "vdlu":
-            query = fold_query_role(m.vdlu.dual_men2ent, side.image_cls)
-            key = fold_key_role(m.vdlu.dual_ent2men, side.image_cls, side.image_tokens)
-            out |= _vdlu_fields(query, key)
-        if m.config.vision == "concat":
-            out["concat"] = m.concat.side(side)  # (B, D)
-        if m.config.cmfu:
-            out["cmfu"] = m.cmfu.side(side)  # (B, D)
+    def text(self, side: Side) -> dict[str, Tensor]:
+        """Keys and centred values of the mention's tokens."""
+        tglu = self.matcher.tglu
+        out = {
+            "text_cls": side.text_cls,  # (B, T)
+            "tglu_key": tglu.fc_key(side.text_tokens),  # (B, L, D)
+            "tglu_value": _centred(tglu.fc_value(side.text_tokens)),  # (B, L, D)
+        }
+        if self.matcher.config.mask_padding:
+            out["tglu_key_mask"] = side.text_mask.to(side.text_cls.dtype)  # (B, L)
         return out
 
+    def duals(self) -> tuple[Dual, Dual]:
+        """Mention -> entity as the query, entity -> mention as the key."""
+        return self.matcher.vdlu.dual_men2ent, self.matcher.vdlu.dual_ent2men
 
-class FoldEntity(nn.Module):
+
+class FoldEntity(Fold):
     """Features of N entities -> the fields of ``EntityArrays``, by name."""
 
-    def __init__(self, matcher: Matcher) -> None:
-        super().__init__()
-        self.matcher = matcher
-
-    def forward(
-        self,
-        text_cls: Tensor,
-        text_tokens: Tensor,
-        text_mask: Tensor,
-        image_cls: Tensor,
-        image_tokens: Tensor,
-    ) -> dict[str, Tensor]:
-        """Shapes as in :class:`~mimic_engine.model.matcher.Features` and ``EntityArrays``."""
-        m = self.matcher
-        side = m.normalise(Features(text_cls, text_tokens, text_mask, image_cls, image_tokens))
-        out: dict[str, Tensor] = {}
-        if m.config.tglu:
-            cls = m.tglu.fc_cls(side.text_cls)  # (N, D)
-            out["text_cls"] = side.text_cls
-            out["tglu_query"] = m.tglu.fc_query(side.text_tokens) / math.sqrt(m.config.hidden)  # (N, L, D)
-            if m.config.mask_padding:
-                out["tglu_token_weight"] = m.tglu.token_weight(side.text_mask)  # (N, L)
-            out["tglu_cls"] = _centred(cls * m.tglu.layer_norm.weight)  # (N, D)
-            out["tglu_bias"] = cls @ m.tglu.layer_norm.bias  # (N,)
-        if m.config.vision == "vdlu":
-            query = fold_query_role(m.vdlu.dual_ent2men, side.image_cls)
-            key = fold_key_role(m.vdlu.dual_men2ent, side.image_cls, side.image_tokens)
-            out |= _vdlu_fields(query, key)
-        if m.config.vision == "concat":
-            out["concat"] = m.concat.side(side)  # (N, D)
-        if m.config.cmfu:
-            out["cmfu"] = m.cmfu.side(side)  # (N, D)
+    def text(self, side: Side) -> dict[str, Tensor]:
+        """Scaled queries of the entity's tokens, and its global vector with the layer norm folded in."""
+        tglu = self.matcher.tglu
+        cls = tglu.fc_cls(side.text_cls)  # (N, D)
+        out = {
+            "text_cls": side.text_cls,  # (N, T)
+            "tglu_query": tglu.fc_query(side.text_tokens)
+            / math.sqrt(self.matcher.config.hidden),  # (N, L, D)
+        }
+        if self.matcher.config.mask_padding:
+            out["tglu_token_weight"] = tglu.token_weight(side.text_mask)  # (N, L)
+        out["tglu_cls"] = _centred(cls * tglu.layer_norm.weight)  # (N, D)
+        out["tglu_bias"] = cls @ tglu.layer_norm.bias  # (N,)
         return out
+
+    def duals(self) -> tuple[Dual, Dual]:
+        """Entity -> mention as the query, mention -> entity as the key."""
+        return self.matcher.vdlu.dual_ent2men, self.matcher.vdlu.dual_men2ent
 
 
 def _vdlu_fields(query: QueryRole, key: KeyRole) -> dict[str, Tensor]:
