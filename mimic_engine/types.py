@@ -125,10 +125,14 @@ class MentionArrays(_ArrayGroup):
 
 @dataclass(frozen=True, slots=True)
 class EntityArrays(_ArrayGroup):
-    """N entities after folding: what an index stores. Vectors float32 or float16, the rest float32."""
+    """N entities after folding: what an index stores. Vectors float32 or float16, the rest float32.
+
+    ``tglu_query`` may be int8 too, each token row a multiple of its ``tglu_query_scale``.
+    """
 
     text_cls: Array | None = None  # (N, T)
     tglu_query: Array | None = None  # (N, L, D), scaled by 1/sqrt(D)
+    tglu_query_scale: Array | None = None  # (N, L) float32; present exactly where tglu_query is int8
     tglu_token_weight: Array | None = None  # (N, L), sums to 1; absent where padding is not masked
     tglu_cls: Array | None = None  # (N, D): LN.weight * fc_cls(cls), centred over D
     tglu_bias: Array | None = None  # (N,): LN.bias . fc_cls(cls)

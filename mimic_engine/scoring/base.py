@@ -1,10 +1,16 @@
-"""What a scorer is: all scores of a block of mentions against a block of entities."""
+"""What a scorer is: scores of mentions against entities, block by block; and the passes a scan is made of."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from mimic_engine.types import EntityArrays, MentionArrays, Scores
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.types import Array, EntityArrays, MentionArrays, Scores
+
+Codes = NDArray[np.uint8] | NDArray[np.uint16]  # (rows, L): the centroid nearest to each entity token
+Rows = slice | NDArray[np.int64]  # rows start:stop of a segment, or row numbers within it in any order
 
 
 class Scorer(Protocol):
@@ -22,4 +28,49 @@ class Scorer(Protocol):
 
     def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:
         """Total and unit scores, (B, N) float32, of B mentions against a block of N entities."""
+        ...
+
+
+class ScanKernels(Protocol):
+    """The passes that the scan is made of, over B prepared mentions and rows of one stored segment.
+
+    Every pass reads the segment as it is stored (float32, float16, int8 token
+    queries), uses one core, releases the interpreter lock, and may be called
+    from several threads at once. The score of a pair is the same number in
+    every pass and in any batch, up to the rounding that ``rounding`` bounds.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and reports."""
+        ...
+
+    @property
+    def rounding(self) -> float:
+        """Bound on the difference of two computations of one total, relative to 1 + |total|; 0 = none."""
+        ...
+
+    @property
+    def pairs_per_block(self) -> int:
+        """Pairs (B x rows) a call: few enough for the cache, enough to hide the overhead."""
+        ...
+
+    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Any:
+        """What all passes need of B mentions; with ``centroids`` (C, D) also the tables of ``estimates``."""
+        ...
+
+    def totals(self, prepared: Any, entities: EntityArrays, rows: Rows, out: Array) -> None:
+        """Write the exact total scores, (B, n) float32, of the rows to ``out``."""
+        ...
+
+    def bounds(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array) -> None:
+        """Write to ``out``, (B, n) float32, numbers that no total of ``totals`` exceeds (the cone bound)."""
+        ...
+
+    def estimates(self, prepared: Any, entities: EntityArrays, codes: Codes, rows: slice, out: Array) -> None:
+        """Write to ``out``, (B, n) float32, the totals as the codes (all rows of the segment) give them."""
+        ...
+
+    def scores(self, prepared: Any, entities: EntityArrays, rows: Rows) -> Scores:
+        """Total and unit scores, (B, n) float32 each; the totals are those of ``totals``."""
         ...
