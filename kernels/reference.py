@@ -42,13 +42,11 @@ def column_mean_ref(query: Floats, key: Floats, key_mask: Floats | None, weight:
     return np.einsum("bnij,ni->bnj", attention, weight, optimize=True)  # (B, N, Lm)
 
 
-def tglu_ref(mention: MentionArrays, entity: EntityArrays, constants: FoldConstants) -> Floats:
-    """TGLU, (B, N): the mean of the global-global and global-local scores (equations 6 to 9)."""
-    assert mention.tglu_key is not None and mention.tglu_value is not None and mention.text_cls is not None
-    assert entity.tglu_query is not None and entity.tglu_cls is not None
-    assert entity.tglu_bias is not None and entity.text_cls is not None
+def g2l_ref(mention: MentionArrays, entity: EntityArrays, constants: FoldConstants) -> Floats:
+    """Global-local score of TGLU, (B, N): entity cls against its context in the mention (equations 7 and 8)."""
+    assert mention.tglu_key is not None and mention.tglu_value is not None
     attention = column_mean_ref(
-        _widen(entity.tglu_query, mention.tglu_key),
+        query_ref(entity, mention.tglu_key),
         mention.tglu_key,
         mention.tglu_key_mask,
         entity.tglu_token_weight,
@@ -56,9 +54,29 @@ def tglu_ref(mention: MentionArrays, entity: EntityArrays, constants: FoldConsta
     context = np.einsum(
         "bnj,bjd->bnd", attention, mention.tglu_value, optimize=True
     )  # (B, N, D), centred over D
+    return normed_ref(context, entity, constants)
+
+
+def query_ref(entity: EntityArrays, like: Floats) -> Floats:
+    """Token queries (N, L, D) in the dtype of ``like``, whatever they are stored in."""
+    assert entity.tglu_query is not None
+    query = _widen(entity.tglu_query, like)  # (N, L, D)
+    if entity.tglu_query_scale is None:
+        return query
+    return query * _widen(entity.tglu_query_scale, like)[..., None]
+
+
+def normed_ref(context: Floats, entity: EntityArrays, constants: FoldConstants) -> Floats:
+    """Layer norm of contexts (B, N, D), centred over D, times the entities' global vectors; (B, N)."""
+    assert entity.tglu_cls is not None and entity.tglu_bias is not None
     variance = (context * context).mean(-1)  # (B, N)
     projected = np.einsum("bnd,nd->bn", context, _widen(entity.tglu_cls, context))  # (B, N)
-    g2l = projected / np.sqrt(variance + constants.layer_norm_eps) + entity.tglu_bias  # (B, N)
+    return np.asarray(projected / np.sqrt(variance + constants.layer_norm_eps) + entity.tglu_bias)
+
+
+def tglu_ref(mention: MentionArrays, entity: EntityArrays, g2l: Floats) -> Floats:
+    """TGLU, (B, N): the mean of the global-global and the given global-local scores (equations 6 and 9)."""
+    assert mention.text_cls is not None and entity.text_cls is not None
     g2g = mention.text_cls @ _widen(entity.text_cls, mention.text_cls).T  # (B, N)
     return np.asarray((g2g + g2l) / 2)
 
@@ -140,9 +158,21 @@ def concat_ref(mention: MentionArrays, entity: EntityArrays) -> Floats:
 
 def scores_ref(mention: MentionArrays, entity: EntityArrays, constants: FoldConstants) -> Scores:
     """Total (mean of the units that are on) and unit scores, (B, N) each."""
+    g2l = g2l_ref(mention, entity, constants) if "tglu" in constants.units else None
+    return scores_with_ref(g2l, mention, entity, constants)
+
+
+def scores_with_ref(
+    g2l: Floats | None, mention: MentionArrays, entity: EntityArrays, constants: FoldConstants
+) -> Scores:
+    """Scores as :func:`scores_ref` gives them, with other global-local scores (B, N) in the place of TGLU's.
+
+    The total grows with ``g2l``: an upper bound of it gives one of the total, an estimate an estimate.
+    ``g2l`` is None where TGLU is off.
+    """
     units: dict[str, Floats] = {}
-    if "tglu" in constants.units:
-        units["tglu"] = tglu_ref(mention, entity, constants)
+    if g2l is not None:
+        units["tglu"] = tglu_ref(mention, entity, g2l)
     if "vdlu" in constants.units:
         units["vdlu"] = vdlu_ref(mention, entity, constants)
     if "concat" in constants.units:
