@@ -26,7 +26,8 @@ from mimic_engine.export.graphs import BATCH, ENTITY, MENTION, ROWS, Graph, Scor
 from mimic_engine.index.layout import stored_dtype
 from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.matcher import Matcher
-from mimic_engine.scoring.base import Scorer
+from mimic_engine.scoring.base import ScanKernels, Scorer
+from mimic_engine.scoring.blocks import BlockKernels
 from mimic_engine.scoring.numpy import NumpyScorer
 from mimic_engine.scoring.onnx import OnnxScorer
 from mimic_engine.scoring.torch import TorchScorer
@@ -84,10 +85,10 @@ def nbytes(arrays: EntityArrays) -> int:
     return sum(array.nbytes for _, array in arrays.items())
 
 
-def make_scorer(
+def make_kernels(
     backend: str, constants: FoldConstants, mentions: MentionArrays, entities: EntityArrays, folder: Path
-) -> Scorer:
-    """A scorer of one of :data:`BACKENDS`; the ONNX graph is exported into ``folder``.
+) -> ScanKernels:
+    """Kernels of one of :data:`BACKENDS`; the ONNX graph is exported into ``folder``.
 
     Parameters
     ----------
@@ -100,14 +101,17 @@ def make_scorer(
     InvalidInputError
         If the backend is none of these.
     """
+    scorer: Scorer
     match backend:
         case "onnx":
-            return _export_scorer(constants, mentions, entities, folder)
+            scorer = _export_scorer(constants, mentions, entities, folder)
         case "numpy":
-            return NumpyScorer(constants)
+            scorer = NumpyScorer(constants)
         case "torch":
-            return TorchScorer(constants)
-    raise InvalidInputError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
+            scorer = TorchScorer(constants)
+        case _:
+            raise InvalidInputError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
+    return BlockKernels(scorer, constants)
 
 
 def _export_scorer(

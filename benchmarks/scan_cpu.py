@@ -34,7 +34,7 @@ from benchmarks.engine_side import (
     fold_entities,
     fold_mentions,
     load_matcher,
-    make_scorer,
+    make_kernels,
     nbytes,
 )
 from benchmarks.published_inputs import Features
@@ -43,8 +43,8 @@ from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.matcher import Matcher
 from mimic_engine.record import write_result
-from mimic_engine.scoring.base import Scorer
-from mimic_engine.scoring.scan import ExactScan
+from mimic_engine.scoring.base import ScanKernels
+from mimic_engine.scoring.scan import Scan
 from mimic_engine.types import Array, EntityArrays, MentionArrays
 
 # Set before the first run of this benchmark; compared at the worst row of the ONNX scorer.
@@ -232,21 +232,23 @@ def _scans(
     folder: Path,
 ) -> Iterator[Row]:
     for backend in options.backends:
-        scorer = make_scorer(backend, fold_constants(matcher), cases[0].mentions, folded["float32"], folder)
+        kernels = make_kernels(backend, fold_constants(matcher), cases[0].mentions, folded["float32"], folder)
         torch.set_num_threads(1)  # the scan spreads blocks over threads itself
         for dtype, entities in folded.items():
             for case in cases:
-                yield _time_scan(options, scorer, dtype, entities, case)
+                yield _time_scan(options, kernels, dtype, entities, case)
 
 
-def _time_scan(options: ScanOptions, scorer: Scorer, dtype: str, entities: EntityArrays, case: _Case) -> Row:
+def _time_scan(
+    options: ScanOptions, kernels: ScanKernels, dtype: str, entities: EntityArrays, case: _Case
+) -> Row:
     """Check one scan against the loop, then time it."""
-    scan = ExactScan([entities], scorer, threads=options.threads)
+    scan = Scan([entities], kernels, threads=options.threads)
     try:
         k = min(TOP_K, entities.rows)
         ranks = scan.ranks(case.mentions, case.gold)  # also the warm-up
         same_ranks = check_ranks(ranks, case.reference, case.gold, TOLERANCES[dtype])
-        timed, found = repeat(lambda: scan.search(case.mentions, k), options.seconds)
+        timed, found = repeat(lambda: scan.search(case.mentions, k, mode="exact"), options.seconds)
     finally:
         scan.close()
     agreement = compare_top_k(found.rows, case.reference)
@@ -254,7 +256,7 @@ def _time_scan(options: ScanOptions, scorer: Scorer, dtype: str, entities: Entit
     base = case.baseline
     return Row(
         mode="exact",
-        backend=scorer.name,
+        backend=kernels.name,
         dtype=dtype,
         n=base.n,
         b=base.b,

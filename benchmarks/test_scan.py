@@ -9,9 +9,11 @@ import pytest
 
 from benchmarks.engine_side import TOLERANCES, check_ranks, compare_top_k, fold_mentions, nbytes
 from benchmarks.published_inputs import random_features
+from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.matcher import Matcher
+from mimic_engine.scoring.blocks import BlockKernels
 from mimic_engine.scoring.onnx import OnnxScorer
-from mimic_engine.scoring.scan import ExactScan
+from mimic_engine.scoring.scan import Scan
 
 if TYPE_CHECKING:
     from benchmarks.conftest import BenchModel, Note, Scene
@@ -37,10 +39,10 @@ def test_exact_scan(
     raw = random_features(batch, seed=2)
     reference, baseline_s = scene.baseline(raw)
     mentions, entities = fold_mentions(matcher, raw), scene.folded[dtype]
-    scan = ExactScan([entities], scorer, threads=threads)
+    scan = Scan([entities], BlockKernels(scorer, fold_constants(matcher)), threads=threads)
     gold = np.random.default_rng(3).integers(0, entities.rows, batch)
     same_ranks = check_ranks(scan.ranks(mentions, gold), reference, gold, TOLERANCES[dtype])
-    found = benchmark(scan.search, mentions, TOP_K)
+    found = benchmark(scan.search, mentions, TOP_K, mode="exact")
     scan.close()
     agreement = compare_top_k(found.rows, reference)
     agreement.check(TOLERANCES[dtype])

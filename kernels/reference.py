@@ -43,7 +43,7 @@ def column_mean_ref(query: Floats, key: Floats, key_mask: Floats | None, weight:
 
 
 def g2l_ref(mention: MentionArrays, entity: EntityArrays, constants: FoldConstants) -> Floats:
-    """Global-local score of TGLU, (B, N): entity cls against its context in the mention (equations 7 and 8)."""
+    """TGLU's global-local score, (B, N): entity cls against its context in the mention (equations 7, 8)."""
     assert mention.tglu_key is not None and mention.tglu_value is not None
     attention = column_mean_ref(
         query_ref(entity, mention.tglu_key),

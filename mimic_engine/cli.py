@@ -20,7 +20,7 @@ from typing import Any
 from mimic_engine import __version__
 from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
-from mimic_engine.types import LinkResult, Mention
+from mimic_engine.types import MODES, SCORERS, LinkResult, Mention
 
 LINK_BATCH = 32
 
@@ -89,6 +89,9 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--image", type=Path, help="picture that belongs to the mention")
     add("--top-k", type=int, default=10)
     add("--candidates", help="comma-separated entity ids to choose among")
+    add("--mode", choices=MODES, default="certified", help="how entities are found (%(default)s)")
+    add("--rerank", type=int, metavar="R", help="entities that mode coded scores exactly")
+    add("--scorer", choices=SCORERS, default="auto", help="what scores (%(default)s)")
     add("--threads", type=int, help="CPU cores to use; all by default")
     parser.set_defaults(run=_link)
 
@@ -153,12 +156,13 @@ def _link(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--{alone[0]}: goes with --mention, not with --input")
     if args.mention is not None and args.sentence is None:
         raise InvalidInputError("--sentence: missing; it is the text around the mention")
-    linker = Linker.open(args.model, args.index, threads=args.threads)
+    linker = Linker.open(args.model, args.index, threads=args.threads, scorer=args.scorer)
     candidates = None if args.candidates is None else [c for c in args.candidates.split(",") if c]
     counts = ReadCounts()
     mentions = _mentions(args, counts)
     while batch := list(islice(mentions, LINK_BATCH)):
-        for mention, result in zip(batch, linker.link(batch, args.top_k, candidates=candidates), strict=True):
+        results = linker.link(batch, args.top_k, candidates=candidates, mode=args.mode, rerank=args.rerank)
+        for mention, result in zip(batch, results, strict=True):
             _print_json(_as_json(mention, result))
     linker.close()
     if counts.missing_images:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,9 +22,17 @@ from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
-from mimic_engine.scoring.onnx import OnnxScorer
-from mimic_engine.scoring.scan import ExactScan, TopK
-from mimic_engine.types import Candidate, LinkResult, Mention, MentionArrays
+from mimic_engine.scoring.choose import open_kernels
+from mimic_engine.scoring.scan import Scan, TopK
+from mimic_engine.types import (
+    Candidate,
+    LinkOptions,
+    LinkResult,
+    Mention,
+    MentionArrays,
+    Mode,
+    ScorerChoice,
+)
 
 
 class Linker:
@@ -40,7 +49,7 @@ class Linker:
     'Jordan'
     """
 
-    def __init__(self, featurizer: Featurizer, index: Index, scan: ExactScan) -> None:
+    def __init__(self, featurizer: Featurizer, index: Index, scan: Scan) -> None:
         self.featurizer = featurizer
         self.index = index
         self._scan = scan
@@ -53,6 +62,7 @@ class Linker:
         *,
         precision: str = "fp32",
         threads: int | None = None,
+        scorer: ScorerChoice = "auto",
         verify: bool = True,
         image_limits: ImageLimits | None = None,
     ) -> Self:
@@ -64,6 +74,7 @@ class Linker:
         index : folder that ``mimic-engine index build`` wrote.
         precision : of the encoder graphs: "fp32", "fp16" or "int8".
         threads : CPU cores for encoders and scan; all that the process may use by default.
+        scorer : "onnx", "numpy", or "auto", the fastest that is installed.
         verify : check the SHA-256 of every file before it is trusted.
         image_limits : byte, pixel and format limits of mention images.
 
@@ -79,8 +90,8 @@ class Linker:
             model, precision=precision, threads=threads, verify=verify, image_limits=image_limits
         )
         opened.check_model(featurizer.model_hash)
-        scorer = OnnxScorer.open(model, verify=verify)
-        scan = ExactScan(opened.segments, scorer, threads=threads, tie_key=opened.ids)
+        kernels = open_kernels(scorer, model, featurizer.constants, verify=verify)
+        scan = Scan(opened.segments, kernels, threads=threads, tie_key=opened.ids)
         return cls(featurizer, opened, scan)
 
     @property
@@ -89,7 +100,13 @@ class Linker:
         return self.featurizer.model_hash
 
     def link(
-        self, mentions: Sequence[Mention], top_k: int = 10, *, candidates: Sequence[str] | None = None
+        self,
+        mentions: Sequence[Mention],
+        top_k: int = 10,
+        *,
+        candidates: Sequence[str] | None = None,
+        mode: Mode = "certified",
+        rerank: int | None = None,
     ) -> list[LinkResult]:
         """Rank entities for each mention.
 
@@ -98,48 +115,53 @@ class Linker:
         mentions : B mentions; text over the model's length is cut, and the result says so.
         top_k : how many entities to return for each.
         candidates : entity ids to choose among; all entities by default.
+        mode : "certified" and "exact" give the same answer, the first for less work; "coded"
+            needs an index with codes and gives what the index's calibration says.
+        rerank : entities that mode "coded" scores exactly.
 
         Raises
         ------
         InvalidInputError
-            If ``top_k`` is not between 1 and the number of candidates, or an image is unusable.
+            If ``top_k`` is not between 1 and the number of candidates, the mode cannot be
+            answered in, or an image is unusable.
         UnknownEntityError
             If a candidate id is not in the index.
         """
         prepared = [self.prepare(m) for m in mentions]
-        return self.link_prepared(prepared, [top_k] * len(prepared), [candidates] * len(prepared))
+        among = None if candidates is None else tuple(candidates)
+        return self.link_prepared(prepared, [LinkOptions(top_k, among, mode, rerank)] * len(prepared))
 
     def prepare(self, mention: Mention) -> PreparedMention:
         """Tokenise and decode one mention; errors as in :meth:`link`."""
         return self.featurizer.prepare(mention)
 
     def link_prepared(
-        self,
-        prepared: Sequence[PreparedMention],
-        top_k: Sequence[int],
-        candidates: Sequence[Sequence[str] | None],
+        self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
     ) -> list[LinkResult]:
         """Encode B prepared mentions together and rank entities for each with its own options.
 
-        Mentions that share their candidates are scanned together.
+        Mentions that share everything but ``top_k`` are scanned together.
         """
-        groups: dict[tuple[str, ...] | None, list[int]] = {}
-        for b, ids in enumerate(candidates):
-            groups.setdefault(None if ids is None else tuple(ids), []).append(b)
-        rows = {ids: None if ids is None else self._candidate_rows(ids) for ids in groups}
-        for ids, members in groups.items():
-            for b in members:
-                self._check_top_k(top_k[b], rows[ids])
+        groups: dict[LinkOptions, list[int]] = {}
+        for b, option in enumerate(options):
+            groups.setdefault(replace(option, top_k=0), []).append(b)
+        rows = {group: self._candidate_rows(group.candidates) for group in groups}
+        for group, members in groups.items():
+            self._check(group, rows[group], [options[b].top_k for b in members])
         if not prepared:
             return []
         arrays = self.featurizer.fold_prepared(prepared)
         results: dict[int, LinkResult] = {}
-        for ids, members in groups.items():
-            among = rows[ids]
-            found = self._scan.search(_rows(arrays, members), max(top_k[b] for b in members), rows=among)
-            scored = len(self.index) if among is None else len(among)
+        for group, members in groups.items():
+            found = self._scan.search(
+                _rows(arrays, members),
+                max(options[b].top_k for b in members),
+                mode=group.mode,
+                rows=rows[group],
+                rerank=group.rerank,
+            )
             for i, b in enumerate(members):
-                results[b] = self._result(prepared[b], found, i, top_k[b], scored)
+                results[b] = self._result(prepared[b], found, i, options[b].top_k)
         return [results[b] for b in range(len(prepared))]
 
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -151,7 +173,8 @@ class Linker:
         size = self.featurizer.image_size
         for pixels in (None, np.zeros((3, size, size), np.float32)):
             tokens = self.prepare(Mention("warm-up", "One mention, so that every graph has run.")).tokens
-            self.link_prepared([PreparedMention(tokens, pixels)], [1], [None])
+            for mode in self._scan.modes:
+                self.link_prepared([PreparedMention(tokens, pixels)], [LinkOptions(1, mode=mode)])
 
     def info(self) -> dict[str, Any]:
         """What is loaded, for people and for ``/v1/info``; JSON types only."""
@@ -162,7 +185,7 @@ class Linker:
             "image_size": self.featurizer.image_size,
             "entities": len(self.index),
             "index_dtype": self.index.manifest.dtype,
-            "mode": "exact",
+            "modes": list(self._scan.modes),
             "scorer": self._scan.scorer_name,
             "threads": self._scan.threads,
         }
@@ -171,20 +194,31 @@ class Linker:
         """Stop the scan's threads."""
         self._scan.close()
 
-    def _candidate_rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+    def _candidate_rows(self, ids: Sequence[str] | None) -> NDArray[np.int64] | None:
+        if ids is None:
+            return None
         if len(set(ids)) != len(ids):
             twice = next(i for n, i in enumerate(ids) if i in ids[:n])
             raise InvalidInputError(f"candidates: {twice!r} is given twice", field="candidates")
         return self.index.rows(ids)
 
-    def _check_top_k(self, top_k: int, rows: NDArray[np.int64] | None) -> None:
-        count = len(self.index) if rows is None else len(rows)
-        if not 1 <= top_k <= count:
+    def _check(self, group: LinkOptions, rows: NDArray[np.int64] | None, top_ks: Sequence[int]) -> None:
+        """Hold options against the index before anything is encoded."""
+        if group.mode not in self._scan.modes:
+            modes = ", ".join(self._scan.modes)
             raise InvalidInputError(
-                f"top_k: {top_k} is not between 1 and the {count} candidates", field="top_k"
+                f"mode: {group.mode!r} is not one of {modes}, which this index can answer in", field="mode"
             )
+        count = len(self.index) if rows is None else len(rows)
+        for top_k in top_ks:
+            if not 1 <= top_k <= count:
+                raise InvalidInputError(
+                    f"top_k: {top_k} is not between 1 and the {count} candidates", field="top_k"
+                )
+        if group.rerank is not None and group.rerank < 1:
+            raise InvalidInputError(f"rerank: must be at least 1, got {group.rerank}", field="rerank")
 
-    def _result(self, prepared: PreparedMention, found: TopK, b: int, k: int, scored: int) -> LinkResult:
+    def _result(self, prepared: PreparedMention, found: TopK, b: int, k: int) -> LinkResult:
         rows = found.rows[b, :k]
         units = [{name: float(s[b, i]) for name, s in found.units.items()} for i in range(len(rows))]
         ids, names = self.index.ids(rows), self.index.names(rows)
@@ -192,7 +226,11 @@ class Linker:
             Candidate(ids[i], names[i], float(found.scores[b, i]), units[i]) for i in range(len(rows))
         )
         return LinkResult(
-            candidates, bool(prepared.tokens.truncated[0]), prepared.pixels is not None, "exact", scored
+            candidates,
+            bool(prepared.tokens.truncated[0]),
+            prepared.pixels is not None,
+            found.modes[b],
+            int(found.scored[b]),
         )
 
 

@@ -28,9 +28,9 @@ from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
 from mimic_engine.index.store import Index
 from mimic_engine.record import header, write_result
-from mimic_engine.scoring.base import Scorer
-from mimic_engine.scoring.onnx import OnnxScorer
-from mimic_engine.scoring.scan import ExactScan
+from mimic_engine.scoring.base import ScanKernels
+from mimic_engine.scoring.choose import open_kernels
+from mimic_engine.scoring.scan import Scan
 from mimic_engine.train.metrics import Metrics, ranking_metrics
 from mimic_engine.types import Entity, EntityArrays, LabelledMention, MentionArrays
 
@@ -39,8 +39,8 @@ ENTITIES_PER_SEGMENT = 256
 TIES = "counted against the gold entity: its rank is the number of entities that score at least as much"
 
 
-class Scan(Protocol):
-    """What ranks gold entities: :class:`~mimic_engine.scoring.scan.ExactScan`."""
+class Ranker(Protocol):
+    """What ranks gold entities: :class:`~mimic_engine.scoring.scan.Scan`."""
 
     def __len__(self) -> int:
         """Entities N."""
@@ -67,7 +67,7 @@ class Evaluation:
 
 def evaluate(
     featurizer: Featurizer,
-    scan: Scan,
+    scan: Ranker,
     mentions: Sequence[LabelledMention],
     gold: NDArray[np.int64],
     broken: BrokenImages,
@@ -148,11 +148,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise InvalidInputError(f"--out: {args.out} is a folder")
     dataset = open_dataset(args.data, splits=tuple(dict.fromkeys(args.split)))
     broken = BrokenImages(args.broken_images)
-    featurizer, scorer, notes = _open_model(args)
+    featurizer, kernels, notes = _open_model(args)
     segments, gold = _candidates(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
-    scan = ExactScan(segments, scorer, threads=1 if scorer.name == "torch" else args.threads)
-    result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": scorer.name} | notes
+    scan = Scan(segments, kernels, threads=1 if kernels.name == "torch" else args.threads)
+    result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": kernels.name} | notes
     try:
         for split, mentions in dataset.splits.items():
             chosen = mentions[: args.limit or None]
@@ -174,11 +174,12 @@ def _prepare(featurizer: Featurizer, labelled: LabelledMention, broken: BrokenIm
     return PreparedMention(tokens, pixels)
 
 
-def _open_model(args: argparse.Namespace) -> tuple[Featurizer, Scorer, dict[str, Any]]:
-    """Featurizer and scorer of an exported model or a checkpoint, and what the result file says of them."""
+def _open_model(args: argparse.Namespace) -> tuple[Featurizer, ScanKernels, dict[str, Any]]:
+    """Featurizer and kernels of an exported model or a checkpoint, and what the result file says of them."""
     if (args.model / "manifest.json").is_file():
         featurizer = open_featurizer(args.model, precision=args.precision, threads=args.threads)
-        return featurizer, OnnxScorer.open(args.model), {"runtime": f"onnx {args.precision}"}
+        kernels = open_kernels("auto", args.model, featurizer.constants)
+        return featurizer, kernels, {"runtime": f"onnx {args.precision}"}
     if not (args.model / "config.json").is_file():
         raise ModelError(
             f"--model: {args.model} holds neither manifest.json (exported) nor config.json (checkpoint)"

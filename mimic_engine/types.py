@@ -10,12 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 ImageSource = bytes | str | Path  # encoded bytes, or the path of an image file
+Mode = Literal["exact", "certified", "coded"]  # how a scan answers, see mimic_engine/scoring/scan.py
+MODES: tuple[Mode, ...] = get_args(Mode)
+ScorerChoice = Literal["auto", "onnx", "numpy"]  # what scores, see mimic_engine/scoring/choose.py
+SCORERS: tuple[ScorerChoice, ...] = get_args(ScorerChoice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +70,31 @@ class LinkResult:
     """Ranked candidates of one mention, best first.
 
     ``text_truncated`` says that the text was longer than the model's limit and
-    was cut, as the model itself does. ``mode`` says how the scan answered
-    ("exact"), and ``entities_scored`` how many entities were scored exactly.
+    was cut, as the model itself does. ``mode`` says how the scan answered: "exact" and
+    "certified" give the same candidates, "coded" those among its best estimates.
+    ``entities_scored`` says how many entities were scored exactly.
     """
 
     candidates: tuple[Candidate, ...]
     text_truncated: bool
     has_image: bool
-    mode: str
+    mode: Mode
     entities_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """How one mention is to be answered.
+
+    ``top_k`` entities, among ``candidates`` (ids) if given, found in ``mode``;
+    ``rerank`` is the number of entities that mode "coded" scores exactly
+    (default: what the index was calibrated for).
+    """
+
+    top_k: int = 10
+    candidates: tuple[str, ...] | None = None
+    mode: Mode = "certified"
+    rerank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

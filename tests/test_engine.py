@@ -25,6 +25,7 @@ from mimic_engine.index.format import read_manifest, write_manifest
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.matcher import Features, MatcherScores
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
+from mimic_engine.types import LinkOptions
 
 UNITS = ("tglu", "vdlu", "cmfu")
 
@@ -92,7 +93,7 @@ def test_a_result_says_what_it_rests_on(linker, mentions):
     results = linker.link(mentions, 1)
     assert [r.has_image for r in results] == [True, True, False, True, False]
     assert [r.text_truncated for r in results] == [False, True, False, False, False]
-    assert {(r.mode, r.entities_scored) for r in results} == {("exact", len(linker.index))}
+    assert {(r.mode, r.entities_scored) for r in results} == {("certified", len(linker.index))}
     assert set(results[0].candidates[0].units) == set(UNITS)
 
 
@@ -116,6 +117,23 @@ def test_a_mention_alone_gets_the_answer_it_gets_in_a_batch(linker, mentions):
         assert_allclose(*scores, atol=1e-5)
 
 
+def test_certified_and_exact_give_the_same_answer(linker, mentions):
+    for certified, exact in zip(
+        linker.link(mentions, 3), linker.link(mentions, 3, mode="exact"), strict=True
+    ):
+        assert certified.candidates == exact.candidates
+        assert (certified.mode, exact.mode, exact.entities_scored) == (
+            "certified",
+            "exact",
+            len(linker.index),
+        )
+
+
+def test_a_mode_that_the_index_has_no_codes_for_is_an_error(linker, mentions):
+    with pytest.raises(InvalidInputError, match="mode: 'coded' is not one of exact, certified"):
+        linker.link(mentions, 1, mode="coded")
+
+
 def test_no_mentions_no_results(linker):
     assert linker.link([]) == []
 
@@ -131,7 +149,9 @@ def test_candidates_restrict_the_answer(linker, mentions):
 
 def test_each_mention_may_have_its_own_options(linker, mentions):
     prepared = [linker.prepare(m) for m in mentions[:3]]
-    first, second, third = linker.link_prepared(prepared, [2, 1, 13], [None, ["E03"], None])
+    first, second, third = linker.link_prepared(
+        prepared, [LinkOptions(2), LinkOptions(1, ("E03",)), LinkOptions(13, mode="exact")]
+    )
     assert [len(r.candidates) for r in (first, second, third)] == [2, 1, 13]
     assert ids_of(second) == ["E03"]
     assert ids_of(first) == ids_of(linker.link(mentions[:1], 2)[0])

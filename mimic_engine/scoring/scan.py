@@ -1,73 +1,97 @@
-"""The exact scan: every entity of an index scored, in cache-sized blocks spread over threads.
+"""The scan: the k best of all entities of an index, exactly, certified or by codes.
+
+exact
+    Every entity is scored by every unit.
+certified
+    The same answer for a fraction of the work: a pass over all entities bounds
+    every score from above (``kernels/cone_bound.py``), then entities are scored
+    exactly in descending bound until the k-th best score reaches the next bound.
+    A mention for which too many survive is finished by scoring every entity,
+    and its answer says so.
+coded
+    A pass over codes estimates every score (``kernels/coded_ref.py``), and the
+    best R are scored exactly. Measured, not proved: see the index's agreement.
 
 Knows nothing of files or models: it takes folded arrays (memory-mapped or
-not), a scorer for one block, and returns row numbers. Half-precision arrays
-are widened block by block into buffers that each thread reuses, so nothing
-but the (B, N) totals grows with N.
+not) and kernels for the passes, and returns row numbers. Passes run in
+cache-sized blocks spread over threads, so nothing but (B, N) float32 grows
+with N.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import EngineError, InvalidInputError
-from mimic_engine.scoring.base import Scorer
-from mimic_engine.scoring.half import widen_into
-from mimic_engine.scoring.topk import TieKey, order, pessimistic_ranks, top_k
-from mimic_engine.types import Array, EntityArrays, MentionArrays
+from mimic_engine.scoring.base import Codes, ScanKernels
+from mimic_engine.scoring.certified import Refinement
+from mimic_engine.scoring.segments import Block, Segments, Shared
+from mimic_engine.scoring.topk import TieKey, contenders, kth_largest, order, pessimistic_ranks
+from mimic_engine.types import MODES, Array, EntityArrays, MentionArrays, Mode, Scores
 
-MENTIONS_PER_PASS = 32  # bounds the (B, N) totals to 128 bytes an entity
+MENTIONS_PER_PASS = 64
+PAIRS_PER_PASS = 1 << 26  # bounds the (B, N) scores of a pass to 256 MB, but for one mention
+DEFAULT_RERANK = 128
+_ROWS_PER_TASK = 64  # of exact scoring by row number: 64 entities are about 0.2 ms
 
-_Best = tuple[NDArray[np.int64], Array, dict[str, Array]]  # rows (K,), scores (K,), unit scores (K,) each
+Mask = NDArray[np.bool_]
+_Rows = NDArray[np.int64]
+_Pass = Callable[[Any, Block, Array], None]  # prepared mentions, block, (B, n) to write
+
+
+class CodeBook(Protocol):
+    """What the coded mode needs of an index."""
+
+    @property
+    def centroids(self) -> Array:
+        """(C, D) float32."""
+        ...
+
+    @property
+    def segments(self) -> Sequence[Codes]:
+        """Codes of every segment, (rows, L)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
     """The K best rows of each of B mentions, best first, with total and unit scores."""
 
-    rows: NDArray[np.int64]  # (B, K)
+    rows: _Rows  # (B, K)
     scores: Array  # (B, K)
     units: dict[str, Array]  # (B, K) each
+    modes: tuple[Mode, ...]  # (B,), which mode answered
+    scored: _Rows  # (B,), entities scored exactly
 
 
-class _Block(NamedTuple):
-    """Columns start:stop of the scores, and where their entities come from."""
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """One mention's answer; arrays (K,)."""
 
-    start: int
-    stop: int
-    load: Callable[[], EntityArrays]  # float32, perhaps in the calling thread's buffers
-
-
-class _Shared(Iterator[_Block]):
-    """Hands each block to one of several threads, in order: a thread that is held up takes fewer."""
-
-    def __init__(self, blocks: Iterator[_Block]) -> None:
-        self._blocks = blocks
-        self._lock = threading.Lock()
-
-    def __next__(self) -> _Block:
-        with self._lock:
-            return next(self._blocks)
+    rows: _Rows
+    scores: Array
+    units: dict[str, Array]
+    mode: Mode
+    scored: int
 
 
-class ExactScan:
-    """Scores mentions against every entity.
+class Scan:
+    """Ranks entities for mentions; safe to use from one thread at a time.
 
     Parameters
     ----------
     segments : folded entities, row numbers running on from one to the next.
-    scorer : scores one block; called from several threads at once.
+    kernels : the passes; called from several threads at once.
     threads : cores to use; all that the process may use by default.
     tie_key : entity ids of rows, to break ties; by row number if absent.
+    codes : for the mode "coded".
 
     Raises
     ------
@@ -78,156 +102,298 @@ class ExactScan:
     def __init__(
         self,
         segments: Sequence[EntityArrays],
-        scorer: Scorer,
+        kernels: ScanKernels,
         *,
         threads: int | None = None,
         tie_key: TieKey | None = None,
+        codes: CodeBook | None = None,
     ) -> None:
-        self._segments = tuple(segments)
-        self._starts = np.cumsum([0, *(s.rows for s in self._segments)])  # (segments + 1,)
-        self._scorer = scorer
-        self._tie_key = tie_key
-        self.scorer_name = scorer.name
         self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
         if self.threads < 1:
             raise InvalidInputError(f"threads: must be at least 1, got {threads}", field="threads")
+        self.scorer_name = kernels.name
+        self._segments = Segments(segments)
+        self._kernels = kernels
+        self._tie_key = tie_key
+        self._codes = codes
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mimic-scan")
-        self._scratch = threading.local()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._segments)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that :meth:`search` can answer in."""
+        return MODES if self._codes is not None else tuple(m for m in MODES if m != "coded")
 
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown()
 
-    def totals(self, mentions: MentionArrays, rows: NDArray[np.int64] | None = None) -> Array:
-        """Total scores of B mentions against all N entities, or against ``rows``; (B, N).
+    # -- one number a pair ----------------------------------------------------------------------------
+
+    def totals(self, mentions: MentionArrays) -> Array:
+        """Exact total scores of B mentions against all N entities, (B, N).
 
         Raises
         ------
         EngineError
             If a score is not finite: NaN has no rank.
         """
-        count = len(self) if rows is None else len(rows)
-        out = np.empty((mentions.rows, count), np.float32)  # (B, N)
-        limit = max(1, self._scorer.pairs_per_block // max(1, mentions.rows))
-        blocks = _Shared(self._segment_blocks(limit) if rows is None else self._row_blocks(rows, limit))
-        workers = [self._pool.submit(self._score_blocks, mentions, blocks, out) for _ in range(self.threads)]
-        for worker in workers:
-            worker.result()
-        finite = np.isfinite(out).all(axis=1)  # (B,)
-        if not finite.all():
-            raise EngineError(
-                f"scores: those of mention {int(np.argmin(finite))} of the batch are not all finite: "
-                "the weights are damaged, or the encoders' precision has too small a range"
-            )
-        return out
+        return self._all_rows(self._kernels.prepare(mentions), mentions.rows, self._totals_pass)
 
-    def search(self, mentions: MentionArrays, k: int, *, rows: NDArray[np.int64] | None = None) -> TopK:
-        """The k best entities of each mention, among all or among ``rows``.
+    def bounds(self, mentions: MentionArrays) -> Array:
+        """Upper bounds of the totals, (B, N); errors as in :meth:`totals`."""
+        return self._all_rows(self._kernels.prepare(mentions), mentions.rows, self._bounds_pass)
+
+    def estimates(self, mentions: MentionArrays) -> Array:
+        """The totals as the codes give them, (B, N); errors as in :meth:`totals`.
 
         Raises
         ------
         InvalidInputError
-            If k is not between 1 and the number of candidates.
+            If the scan has no codes.
         """
-        candidates = len(self) if rows is None else len(rows)
+        prepared = self._kernels.prepare(mentions, self._code_book().centroids)
+        return self._all_rows(prepared, mentions.rows, self._estimates_pass)
+
+    def ranks(
+        self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
+    ) -> NDArray[np.int64]:
+        """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
+
+        ``allowed`` as in :meth:`search`; the gold rows must be allowed.
+        """
+        parts, start = [np.empty(0, np.int64)], 0
+        for part in self._passes(mentions):
+            totals = _restrict(self.totals(part), allowed)
+            parts.append(pessimistic_ranks(totals, gold[start : start + part.rows]))
+            start += part.rows
+        return np.concatenate(parts)
+
+    # -- the k best -----------------------------------------------------------------------------------
+
+    def search(
+        self,
+        mentions: MentionArrays,
+        k: int,
+        *,
+        mode: Mode = "certified",
+        rows: _Rows | None = None,
+        allowed: Mask | None = None,
+        rerank: int | None = None,
+    ) -> TopK:
+        """The k best entities of each mention.
+
+        Parameters
+        ----------
+        mentions : B mentions.
+        k : entities wanted for each.
+        mode : how to find them. Given ``rows`` are all scored exactly, whatever the mode.
+        rows : row numbers to choose among; all rows by default.
+        allowed : (N,), rows that may be answered (not deleted, of the wanted type); all by default.
+        rerank : in mode "coded", entities that are scored exactly (R), at least k.
+
+        Raises
+        ------
+        InvalidInputError
+            If k is not between 1 and the number of candidates, the mode is unknown, or "coded" has no codes.
+        EngineError
+            If a score is not finite.
+        """
+        if rows is not None and allowed is not None:
+            rows = rows[allowed[rows]]
+        candidates = _count(len(self), rows, allowed)
         if not 1 <= k <= candidates:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
-        ranked = [best for part in _passes(mentions) for best in self._search_pass(part, k, rows)]
-        return TopK(
-            np.stack([r for r, _, _ in ranked]),
-            np.stack([s for _, s, _ in ranked]),
-            {name: np.stack([u[name] for _, _, u in ranked]) for name in ranked[0][2]},
+        if mode not in MODES:
+            raise InvalidInputError(f"mode: {mode!r} is not one of {', '.join(MODES)}", field="mode")
+        found: list[_Best] = []
+        for part in self._passes(mentions):
+            if rows is not None:
+                found += self._among(part, k, rows)
+            elif mode == "exact":
+                found += self._exact(part, k, allowed)
+            elif mode == "certified":
+                found += self._certified(part, k, allowed)
+            else:
+                found += self._coded(part, k, allowed, max(k, rerank or DEFAULT_RERANK))
+        return _stack(found)
+
+    def _among(self, mentions: MentionArrays, k: int, rows: _Rows) -> list[_Best]:
+        return [self._rank(one, k, rows, "exact", len(rows)) for one in self._singles(mentions)]
+
+    def _exact(self, mentions: MentionArrays, k: int, allowed: Mask | None) -> list[_Best]:
+        totals = _restrict(self.totals(mentions), allowed)  # (B, N)
+        scored = _count(len(self), None, allowed)
+        chosen = self._pool.map(lambda row: self._contenders(row, k), totals)
+        singles = self._singles(mentions)
+        return [self._rank(one, k, c, "exact", scored) for one, c in zip(singles, chosen, strict=True)]
+
+    def _certified(self, mentions: MentionArrays, k: int, allowed: Mask | None) -> list[_Best]:
+        bounds = _restrict(self.bounds(mentions), allowed)  # (B, N)
+        searches = [Refinement(row, k, self._kernels.rounding) for row in bounds]
+        singles = self._singles(mentions)
+        waiting = list(range(mentions.rows))
+        while waiting:
+            rows = dict(zip(waiting, self._pool.map(lambda b: searches[b].next_rows(), waiting), strict=True))
+            waiting = [b for b in waiting if len(rows[b])]
+            for b, totals in zip(
+                waiting, self._score_rows([(singles[b], rows[b]) for b in waiting]), strict=True
+            ):
+                searches[b].add(rows[b], totals)
+        return self._finish(mentions, k, allowed, searches, singles)
+
+    def _finish(
+        self,
+        mentions: MentionArrays,
+        k: int,
+        allowed: Mask | None,
+        searches: Sequence[Refinement],
+        singles: Sequence[Any],
+    ) -> list[_Best]:
+        dense = [b for b, search in enumerate(searches) if search.dense]
+        finished = (
+            dict(zip(dense, self._exact(_take(mentions, dense), k, allowed), strict=True)) if dense else {}
+        )
+        for b, search in enumerate(searches):
+            if b not in finished:
+                finished[b] = self._rank(singles[b], k, search.best(), "certified", search.scored)
+        return [finished[b] for b in range(len(searches))]
+
+    def _coded(self, mentions: MentionArrays, k: int, allowed: Mask | None, rerank: int) -> list[_Best]:
+        estimates = _restrict(self.estimates(mentions), allowed)  # (B, N)
+        rerank = min(rerank, _count(len(self), None, allowed))
+        chosen = self._pool.map(lambda row: contenders(row, rerank), estimates)
+        singles = self._singles(mentions)
+        return [self._rank(one, k, c, "coded", len(c)) for one, c in zip(singles, chosen, strict=True)]
+
+    def _rank(self, prepared: Any, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
+        """The k best of a few rows of one mention, with their units' scores."""
+        [totals] = self._score_rows([(prepared, rows)])
+        _check_finite(totals[None])
+        near = self._contenders(totals, k)
+        best = self._gather(prepared, rows[near])
+        final = order(best.total[0], rows[near], self._tie_key)[:k]
+        units = {name: score[0, final] for name, score in best.units.items()}
+        return _Best(rows[near][final], best.total[0, final], units, mode, scored)
+
+    def _contenders(self, scores: Array, k: int) -> _Rows:
+        """The k best, and all that rounding could put among them."""
+        margin = 0.0
+        if self._kernels.rounding and k < len(scores):
+            margin = 2 * self._kernels.rounding * (1 + abs(kth_largest(scores, k)))
+        return contenders(scores, k, margin)
+
+    # -- passes ---------------------------------------------------------------------------------------
+
+    def _totals_pass(self, prepared: Any, block: Block, out: Array) -> None:
+        self._kernels.totals(prepared, self._segments.arrays[block.segment], block.local, out)
+
+    def _bounds_pass(self, prepared: Any, block: Block, out: Array) -> None:
+        self._kernels.bounds(prepared, self._segments.arrays[block.segment], block.local, out)
+
+    def _estimates_pass(self, prepared: Any, block: Block, out: Array) -> None:
+        codes = self._code_book().segments[block.segment]
+        self._kernels.estimates(prepared, self._segments.arrays[block.segment], codes, block.local, out)
+
+    def _all_rows(self, prepared: Any, mentions: int, run: _Pass) -> Array:
+        """Run a pass over every row, blocks spread over the threads; (B, N)."""
+        out = np.empty((mentions, len(self)), np.float32)  # (B, N)
+        limit = max(1, self._kernels.pairs_per_block // max(1, mentions))
+        blocks = Shared(self._segments.blocks(limit, self.threads))
+
+        def work() -> None:
+            for block in blocks:
+                run(prepared, block, out[:, block.start : block.stop])
+
+        for worker in [self._pool.submit(work) for _ in range(self.threads)]:
+            worker.result()
+        _check_finite(out)
+        return out
+
+    def _score_rows(self, wanted: Sequence[tuple[Any, _Rows]]) -> list[Array]:
+        """Exact totals (n,) of the wanted rows of each single mention, spread over the threads."""
+        outs = [np.empty((1, len(rows)), np.float32) for _, rows in wanted]
+        tasks = [
+            (prepared, rows[start : start + _ROWS_PER_TASK], out[:, start : start + _ROWS_PER_TASK])
+            for (prepared, rows), out in zip(wanted, outs, strict=True)
+            for start in range(0, len(rows), _ROWS_PER_TASK)
+        ]
+        for _ in self._pool.map(lambda task: self._score_task(*task), tasks):
+            pass
+        return [out[0] for out in outs]
+
+    def _score_task(self, prepared: Any, rows: _Rows, out: Array) -> None:
+        for segment, local, where in self._segments.split(rows):
+            part = np.empty((1, len(local)), np.float32)
+            self._kernels.totals(prepared, self._segments.arrays[segment], local, part)
+            out[:, where] = part
+
+    def _gather(self, prepared: Any, rows: _Rows) -> Scores:
+        """Total and unit scores, (1, n) each, of one mention and rows of any segment."""
+        total = np.empty((1, len(rows)), np.float32)
+        units: dict[str, Array] = {}
+        for segment, local, where in self._segments.split(rows):
+            part = self._kernels.scores(prepared, self._segments.arrays[segment], local)
+            total[:, where] = part.total
+            for name, score in part.units.items():
+                units.setdefault(name, np.empty_like(total))[:, where] = score
+        return Scores(total, units)
+
+    def _singles(self, mentions: MentionArrays) -> list[Any]:
+        return [self._kernels.prepare(_take(mentions, [b])) for b in range(mentions.rows)]
+
+    def _passes(self, mentions: MentionArrays) -> Iterator[MentionArrays]:
+        size = max(1, min(MENTIONS_PER_PASS, PAIRS_PER_PASS // max(1, len(self))))
+        for start in range(0, mentions.rows, size):
+            yield MentionArrays(**{name: a[start : start + size] for name, a in mentions.items()})
+
+    def _code_book(self) -> CodeBook:
+        if self._codes is None:
+            raise InvalidInputError(
+                "mode: 'coded' needs an index with codes; build it with --centroids", field="mode"
+            )
+        return self._codes
+
+
+def _take(mentions: MentionArrays, rows: Sequence[int]) -> MentionArrays:
+    return MentionArrays(**{name: a[list(rows)] for name, a in mentions.items()})
+
+
+def _restrict(scores: Array, allowed: Mask | None) -> Array:
+    """Put -inf in place of the scores (B, N) of rows that may not be answered."""
+    if allowed is not None:
+        scores[:, ~allowed] = -np.inf
+    return scores
+
+
+def _count(rows: int, chosen: _Rows | None, allowed: Mask | None) -> int:
+    if chosen is not None:
+        return len(chosen)
+    return rows if allowed is None else int(np.count_nonzero(allowed))
+
+
+def _check_finite(scores: Array) -> None:
+    """Raise EngineError if one of the scores (B, n) is not finite."""
+    if not scores.size:
+        return
+    # Two reductions instead of a mask of the whole: NaN comes out of both.
+    finite = np.isfinite(scores.max(axis=1)) & np.isfinite(scores.min(axis=1))  # (B,)
+    if not finite.all():
+        raise EngineError(
+            f"scores: those of mention {int(np.argmin(finite))} of the batch are not all finite: "
+            "the weights are damaged, or the encoders' precision has too small a range"
         )
 
-    def ranks(self, mentions: MentionArrays, gold: NDArray[np.int64]) -> NDArray[np.int64]:
-        """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,)."""
-        parts, start = [], 0
-        for part in _passes(mentions):
-            parts.append(pessimistic_ranks(self.totals(part), gold[start : start + part.rows]))
-            start += part.rows
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def gather(self, rows: NDArray[np.int64]) -> EntityArrays:
-        """The given rows of all segments, copied and widened to float32."""
-        segment = np.searchsorted(self._starts, rows, side="right") - 1
-        parts: dict[str, Array] = {}
-        for s in np.unique(segment):
-            where = np.flatnonzero(segment == s)
-            for name, values in self._segments[s].take(rows[where] - self._starts[s]).items():
-                if name not in parts:
-                    parts[name] = np.empty((len(rows), *values.shape[1:]), np.float32)
-                parts[name][where] = self._float32(name, values)
-        return EntityArrays(**parts)
-
-    def _search_pass(self, mentions: MentionArrays, k: int, rows: NDArray[np.int64] | None) -> list[_Best]:
-        key = self._tie_key
-        within = key if key is None or rows is None else lambda chosen: key(rows[chosen])
-        totals = self.totals(mentions, rows)  # (B, N)
-
-        def best(b: int) -> _Best:
-            chosen = top_k(totals[b], k, within)
-            return self._rescore(_take(mentions, b), chosen if rows is None else rows[chosen])
-
-        return list(self._pool.map(best, range(mentions.rows)))
-
-    def _rescore(self, mention: MentionArrays, rows: NDArray[np.int64]) -> _Best:
-        """Unit scores of one mention's K winners, in their final order."""
-        size = self._scorer.pairs_per_block
-        parts = [
-            self._scorer.score(mention, self.gather(rows[i : i + size])) for i in range(0, len(rows), size)
-        ]
-        total = np.concatenate([p.total[0] for p in parts])  # (K,)
-        best = order(total, rows, self._tie_key)
-        units = {name: np.concatenate([p.units[name][0] for p in parts])[best] for name in parts[0].units}
-        return rows[best], total[best], units
-
-    def _segment_blocks(self, limit: int) -> Iterator[_Block]:
-        for segment, offset in zip(self._segments, self._starts.tolist(), strict=False):
-            for start, stop in self._cuts(segment.rows, limit):
-                yield _Block(offset + start, offset + stop, partial(self._widened, segment, start, stop))
-
-    def _row_blocks(self, rows: NDArray[np.int64], limit: int) -> Iterator[_Block]:
-        for start, stop in self._cuts(len(rows), limit):
-            yield _Block(start, stop, partial(self.gather, rows[start:stop]))
-
-    def _cuts(self, rows: int, limit: int) -> Iterator[tuple[int, int]]:
-        """Cut rows into equal blocks of at most ``limit``, as many for each thread."""
-        rounds = -(-rows // (limit * self.threads))
-        size = max(1, -(-rows // max(1, rounds * self.threads)))
-        for start in range(0, rows, size):
-            yield start, min(start + size, rows)
-
-    def _score_blocks(self, mentions: MentionArrays, blocks: Iterator[_Block], out: Array) -> None:
-        for block in blocks:
-            out[:, block.start : block.stop] = self._scorer.score(mentions, block.load()).total
-
-    def _widened(self, segment: EntityArrays, start: int, stop: int) -> EntityArrays:
-        block = segment.block(start, stop)
-        return EntityArrays(**{name: self._float32(name, array) for name, array in block.items()})
-
-    def _float32(self, name: str, array: Array) -> Array:
-        """The array itself, or a half-precision one widened into this thread's buffer of that name."""
-        if array.dtype == np.float32:
-            return array
-        buffers: dict[str, Array] = self._scratch.__dict__
-        buffer = buffers.get(name)
-        if buffer is None or len(buffer) < len(array) or buffer.shape[1:] != array.shape[1:]:
-            buffer = buffers[name] = np.empty(array.shape, np.float32)
-        view = buffer[: len(array)]
-        widen_into(array.view(np.float16), view)
-        return view
-
-
-def _take(mentions: MentionArrays, b: int) -> MentionArrays:
-    return MentionArrays(**{name: a[b : b + 1] for name, a in mentions.items()})
-
-
-def _passes(mentions: MentionArrays) -> Iterator[MentionArrays]:
-    for start in range(0, mentions.rows, MENTIONS_PER_PASS):
-        stop = start + MENTIONS_PER_PASS
-        yield MentionArrays(**{name: a[start:stop] for name, a in mentions.items()})
+def _stack(found: Sequence[_Best]) -> TopK:
+    return TopK(
+        np.stack([b.rows for b in found]),
+        np.stack([b.scores for b in found]),
+        {name: np.stack([b.units[name] for b in found]) for name in found[0].units},
+        tuple(b.mode for b in found),
+        np.array([b.scored for b in found], np.int64),
+    )

@@ -11,6 +11,8 @@ from mimic_engine.types import Array
 
 TieKey = Callable[[NDArray[np.int64]], Sequence[str]]  # row numbers to sortable keys (entity ids)
 
+_STRIP = 128  # scores whose largest stands for all of them in a first look
+
 
 def order(scores: Array, rows: NDArray[np.int64], tie_key: TieKey | None) -> NDArray[np.int64]:
     """Positions that sort ``scores`` (M,) from high to low; ties by ``tie_key`` of their rows, or by row."""
@@ -20,17 +22,36 @@ def order(scores: Array, rows: NDArray[np.int64], tie_key: TieKey | None) -> NDA
     return np.lexsort((rows, -scores))
 
 
+def kth_largest(scores: Array, k: int) -> float:
+    """The k-th largest of ``scores`` (N,), 1 <= k <= N.
+
+    A first look at the largest of every strip leaves few scores to sort: the
+    k-th largest of the strips' maxima is a score that at least k reach.
+    """
+    strips = len(scores) // _STRIP
+    if strips > 2 * k:
+        tops = scores[: strips * _STRIP].reshape(strips, _STRIP).max(1)  # (strips,)
+        scores = scores[scores >= np.partition(tops, strips - k)[strips - k]]
+    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
+
+
+def contenders(scores: Array, k: int, margin: float = 0.0) -> NDArray[np.int64]:
+    """Positions of all scores (N,) that reach the k-th largest less ``margin``, in ascending order.
+
+    With a margin of 0 these are the k best and whatever ties with the last of them.
+    """
+    if k >= len(scores):
+        return np.arange(len(scores), dtype=np.int64)
+    return np.flatnonzero(scores >= np.float32(kth_largest(scores, k) - margin))
+
+
 def top_k(scores: Array, k: int, tie_key: TieKey | None = None) -> NDArray[np.int64]:
     """Positions of the k highest of ``scores`` (N,), best first.
 
     Every position whose score equals the k-th one takes part in the tie break,
     so the answer does not depend on how the scores were laid out.
     """
-    if k >= len(scores):
-        chosen = np.arange(len(scores), dtype=np.int64)
-    else:
-        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-        chosen = np.flatnonzero(scores >= kth)
+    chosen = contenders(scores, k)
     return chosen[order(scores[chosen], chosen, tie_key)][:k]
 
 

@@ -22,7 +22,7 @@ from mimic_engine.errors import (
     TooLargeError,
 )
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import Entity, LinkResult, Mention
+from mimic_engine.types import Entity, LinkOptions, LinkResult, Mention
 
 DEFAULT_TOP_K = 10
 INLINE_CHARS = 2_000  # shorter texts tokenise faster than a hand-off to a thread takes
@@ -54,9 +54,7 @@ class LinkerLike(Protocol):
     def prepare(self, mention: Mention) -> Any:
         """Tokenise and decode; any thread. InvalidInputError and its kin for bad input."""
 
-    def link_prepared(
-        self, prepared: list[Any], top_k: list[int], candidates: list[Sequence[str] | None]
-    ) -> list[LinkResult]:
+    def link_prepared(self, prepared: list[Any], options: list[LinkOptions]) -> list[LinkResult]:
         """Do the device work, on the device thread only."""
 
     def warm_up(self) -> None:
@@ -80,8 +78,7 @@ class LinkItem:
     """One mention as the device gets it."""
 
     prepared: Any
-    top_k: int
-    candidates: Sequence[str] | None
+    options: LinkOptions
     cost: int
 
 
@@ -166,7 +163,8 @@ class LinkService:
             fault.__cause__ = error
             return fault
         cost = 1 if query.mention.image is None else self.settings.image_cost
-        return LinkItem(prepared, top_k, query.candidates, cost)
+        candidates = None if query.candidates is None else tuple(query.candidates)
+        return LinkItem(prepared, LinkOptions(top_k, candidates), cost)
 
     def _check(self, query: Query) -> int:
         """Hold a query against the limits; gives the number of candidates to return."""
@@ -215,11 +213,7 @@ class LinkService:
             raise
 
     def _run(self, items: list[LinkItem]) -> list[LinkResult]:
-        return self.linker.link_prepared(
-            [item.prepared for item in items],
-            [item.top_k for item in items],
-            [item.candidates for item in items],
-        )
+        return self.linker.link_prepared([item.prepared for item in items], [item.options for item in items])
 
     # -- readiness and the end ------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.scoring.base import Scorer
+from mimic_engine.scoring.base import ScanKernels
+from mimic_engine.scoring.blocks import BlockKernels
 from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import portable
@@ -20,8 +21,8 @@ from mimic_engine.train.config import portable
 
 def open_checkpoint(
     folder: Path, *, text_source: str | None, image_source: str | None, threads: int | None
-) -> tuple[Featurizer, Scorer, dict[str, Any]]:
-    """Featurizer and scorer of a checkpoint, and its notes (training options, dev metrics).
+) -> tuple[Featurizer, ScanKernels, dict[str, Any]]:
+    """Featurizer and kernels of a checkpoint, and its notes (training options, dev metrics).
 
     Raises
     ------
@@ -39,4 +40,4 @@ def open_checkpoint(
     extra = dict(checkpoint.extra)
     extra |= {"train": portable(extra["train"])} if "train" in extra else {}
     notes = {"runtime": "torch fp32", "checkpoint": extra}
-    return featurizer, TorchScorer(session.constants), notes
+    return featurizer, BlockKernels(TorchScorer(session.constants), session.constants), notes

@@ -23,7 +23,8 @@ from mimic_engine.model.checkpoint import save_checkpoint
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.loss import unit_consistent_loss
 from mimic_engine.model.mimic import Mimic
-from mimic_engine.scoring.scan import ExactScan
+from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.scan import Scan
 from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.corpus import Split
@@ -127,10 +128,11 @@ class Trainer:
         size = self.config.encode_batch
         entities = fold_entities(self._encode, self._encode.corpus.entities, size)
         mentions = fold_mentions(self._encode, self._dev.records, size)
-        scorer = TorchScorer(fold_constants(self.model.matcher), str(self._encode.device))
+        constants = fold_constants(self.model.matcher)
+        scorer = TorchScorer(constants, str(self._encode.device))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the scan spreads its blocks over threads of its own
-        scan = ExactScan([entities], scorer, threads=threads)
+        scan = Scan([entities], BlockKernels(scorer, constants), threads=threads)
         try:
             return ranking_metrics(scan.ranks(mentions, self._dev.gold), entities.rows)
         finally:

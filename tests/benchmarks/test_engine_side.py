@@ -10,7 +10,7 @@ from benchmarks.engine_side import (
     fold_entities,
     fold_mentions,
     load_matcher,
-    make_scorer,
+    make_kernels,
     nbytes,
 )
 from benchmarks.published_inputs import Widths
@@ -27,13 +27,14 @@ def weights():
 
 @pytest.mark.parametrize("backend", ["onnx", "numpy", "torch"])
 def test_every_backend_scores_as_the_published_loop(weights, tmp_path, backend):
-    matcher, scorer = load_matcher(weights), None
+    matcher, kernels = load_matcher(weights), None
     for mentions, entities in ((1, 1), (3, 257)):
         men = random_features(mentions, SMALL, length=9, patches=4, seed=4)
         ent = random_features(entities, SMALL, length=9, patches=4, seed=5)
         folded = fold_mentions(matcher, men), fold_entities(matcher, ent)
-        scorer = scorer or make_scorer(backend, fold_constants(matcher), *folded, tmp_path)
-        found, expected = scorer.score(*folded), published_scores(weights, men, ent)
+        kernels = kernels or make_kernels(backend, fold_constants(matcher), *folded, tmp_path)
+        found = kernels.scores(kernels.prepare(folded[0]), folded[1], slice(0, entities))
+        expected = published_scores(weights, men, ent)
         for name, scores in {"total": found.total, **found.units}.items():
             np.testing.assert_allclose(scores, expected[name].numpy(), rtol=0, atol=1e-4)
 
@@ -55,7 +56,7 @@ def test_unknown_backend_is_refused(weights, tmp_path):
     features = random_features(1, SMALL)
     folded = fold_mentions(matcher, features), fold_entities(matcher, features)
     with pytest.raises(InvalidInputError, match="backend: 'abacus' is not one of onnx, numpy, torch"):
-        make_scorer("abacus", fold_constants(matcher), *folded, tmp_path)
+        make_kernels("abacus", fold_constants(matcher), *folded, tmp_path)
 
 
 REFERENCE = np.array([[0.0, 3.0, 2.0, 1.0], [5.0, 4.99, 1.0, 0.0]])

@@ -10,6 +10,7 @@ from benchmarks import scan_cpu
 from benchmarks.result_files import read_scan
 from benchmarks.scan_cpu import Row, ScanOptions, main, outcome, repeat
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.scoring.blocks import BlockKernels
 from mimic_engine.scoring.numpy import NumpyScorer
 from mimic_engine.types import Scores
 
@@ -48,7 +49,7 @@ def test_a_wrong_scan_is_an_error_and_writes_nothing(tmp_path, monkeypatch, caps
             scores = super().score(mentions, entities)
             return Scores(-scores.total, scores.units)
 
-    monkeypatch.setattr(scan_cpu, "make_scorer", lambda _, constants, *rest: Off(constants))
+    monkeypatch.setattr(scan_cpu, "make_kernels", lambda _, c, *rest: BlockKernels(Off(c), c))
     assert main(["--out", str(tmp_path / "r.json"), *QUICK]) == 2
     assert "the published loop's lies in" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()

@@ -9,6 +9,9 @@ import torch
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
+from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.numpy import NumpyScorer
+from mimic_engine.scoring.scan import Scan
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 
 HALF = ("text_cls", "tglu_query", "tglu_cls", "vdlu_query", "vdlu_key", "cmfu", "concat")
@@ -27,6 +30,9 @@ class Folded:
         if half:
             arrays = EntityArrays(**{k: a.astype(np.float16) if k in HALF else a for k, a in arrays.items()})
         return tuple(arrays.block(a, b) for a, b in itertools.pairwise(cuts))
+
+    def scan(self, segments, scorer=NumpyScorer, **options) -> Scan:
+        return Scan(segments, BlockKernels(scorer(self.constants), self.constants), **options)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ class WordLinker:
                 raise ImageError(f"image: cannot be decoded: {error}", field="image") from error
         return (*f"{mention.mention} {mention.sentence}".lower().split(),), mention.image is not None
 
-    def link_prepared(self, prepared, top_k, candidates):
+    def link_prepared(self, prepared, options):
         self.device_threads.add(threading.current_thread().name)
         self.batches.append([words for words, _ in prepared])
         self.started.release()
@@ -75,18 +75,18 @@ class WordLinker:
         time.sleep(self.device_s)
         if self.fail_device:
             raise self.fail_device
-        return [self._rank(*args) for args in zip(prepared, top_k, candidates, strict=True)]
+        return [self._rank(*args) for args in zip(prepared, options, strict=True)]
 
-    def _rank(self, prepared, top_k, candidates):
+    def _rank(self, prepared, options):
         words, has_image = prepared
-        rows = range(len(self.index)) if candidates is None else self.index.rows(candidates)
+        rows = range(len(self.index)) if options.candidates is None else self.index.rows(options.candidates)
         found = []
         for entity in (self.index.entity(row) for row in rows):
             own = f"{entity.name} {entity.description}".lower().split()
             score = len(set(words) & set(own)) / len(set(own))
             found.append(Candidate(entity.id, entity.name, score, {"tglu": score}))
         found.sort(key=lambda c: -c.score)
-        return LinkResult(tuple(found[:top_k]), len(words) > 40, has_image, "exact", len(rows))
+        return LinkResult(tuple(found[: options.top_k]), len(words) > 40, has_image, "exact", len(rows))
 
     def warm_up(self):
         self.warm_gate.wait(30)
