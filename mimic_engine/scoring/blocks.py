@@ -20,7 +20,6 @@ from mimic_engine.scoring.base import Codes, Rows, Scorer
 from mimic_engine.scoring.half import widen_into
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays, Scores
 
-
 _ROWS = 64  # a whole number of the tiles of every matrix product
 
 
