@@ -50,7 +50,7 @@ def coded_context_ref(tables: Floats, codes: Codes, weight: Floats | None) -> Fl
     codes : (N, L), each below C
     weight : (N, L), rows summing to 1, or None for the plain mean
     """
-    rows = tables[:, codes]  # (B, N, L, D)
+    rows = tables.take(codes, axis=1)  # (B, N, L, D)
     if weight is None:
         return np.asarray(rows.mean(2))  # (B, N, D)
     return np.einsum("bnld,nl->bnd", rows, weight, optimize=True)  # (B, N, D)

@@ -1,4 +1,4 @@
-"""The command line: ``mimic-engine index build | info | verify`` and ``mimic-engine link``.
+"""The command line: ``mimic-engine index build | info | verify | recode`` and ``mimic-engine link``.
 
 Training, evaluation and the service have commands of their own
 (``python -m mimic_engine.train``, ``.evaluate``, ``.serve``). A wrong input
@@ -18,6 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine import __version__
+from mimic_engine.cli_codes import (
+    DEFAULT_CENTROIDS,
+    add_agreement,
+    add_mentions,
+    add_recode,
+    calibration,
+    check_agreement_options,
+    codes_line,
+    open_model,
+    verify_agreement,
+)
 from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.types import MODES, SCORERS, LinkResult, Mention
@@ -53,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_index_info)
     verify = actions.add_parser("verify", help="check every file of an index against its checksum")
     verify.add_argument("index", type=Path)
+    add_agreement(verify)
     verify.set_defaults(run=_index_verify)
+    add_recode(actions.add_parser("recode", help="cluster the token queries of an index anew"))
     _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
     return parser
 
@@ -76,6 +89,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, help="CPU cores to use; all by default")
     add("--overwrite", action="store_true", help="replace an index that is already there")
     add("--quiet", action="store_true", help="no progress bar")
+    add("--centroids", type=int, default=DEFAULT_CENTROIDS, help="for the coded mode; 0 = none")
+    add("--no-calibrate", action="store_true", help="do not measure how exact the coded mode is")
+    add_mentions(parser)
     parser.set_defaults(run=_index_build)
 
 
@@ -100,11 +116,12 @@ def _index_build(args: argparse.Namespace) -> int:
     from mimic_engine.data.pictures import BrokenImages
     from mimic_engine.data.source import entity_stream
     from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
-    from mimic_engine.encoding.open import open_featurizer
     from mimic_engine.index.build import build_index
 
+    if args.no_calibrate and args.mentions is not None:
+        raise InvalidInputError("--mentions: measures the coded mode, which --no-calibrate leaves out")
     stream = entity_stream(args.kb, images=args.images)
-    featurizer = open_featurizer(args.model, precision=args.precision, threads=args.threads)
+    featurizer = open_model(args)
     source = KnowledgeBaseFeaturizer(featurizer, BrokenImages(args.broken_images))
     manifest = build_index(
         source,
@@ -115,6 +132,9 @@ def _index_build(args: argparse.Namespace) -> int:
         progress=not args.quiet,
         overwrite=args.overwrite,
         options={"precision": args.precision},
+        centroids=args.centroids,
+        threads=args.threads,
+        agreement=None if args.no_calibrate else calibration(args, featurizer, progress=not args.quiet),
     )
     counts = stream.counts
     print(
@@ -123,6 +143,8 @@ def _index_build(args: argparse.Namespace) -> int:
         f"{len(source.broken.found)} broken in this run",
         file=sys.stderr,
     )
+    if args.centroids:
+        print(codes_line(manifest), file=sys.stderr)
     for broken in source.broken.found:
         print(f"taken for missing: {broken.source} of {broken.owner}: {broken.reason}", file=sys.stderr)
     return 0
@@ -138,12 +160,15 @@ def _index_info(args: argparse.Namespace) -> int:
 def _index_verify(args: argparse.Namespace) -> int:
     from mimic_engine.index.verify import verify_index
 
+    check_agreement_options(args)
     report = verify_index(args.index)
     for file in report.files:
         print(
             f"{'ok ' if file.problem is None else 'BAD'} {file.bytes:>14,} {file.name} {file.problem or ''}"
         )
-    return 0 if report.ok else 1
+    if not report.ok:
+        return 1
+    return verify_agreement(args) if args.agreement else 0
 
 
 def _link(args: argparse.Namespace) -> int:

@@ -21,6 +21,8 @@ from mimic_engine.encoding.manifest import VERSION as MODEL_VERSION
 from mimic_engine.errors import MissingDependencyError, ModelError
 from mimic_engine.index.format import VERSION as INDEX_VERSION
 
+CENTROIDS = 256  # of 23,600 tokens
+CALIBRATION_MENTIONS = 128  # keeps the first start short
 WEIGHTS = "weights"  # checkpoint folder beside mimic_engine/data/demo, without backbones
 
 
@@ -86,19 +88,27 @@ def _export(out: Path, weights: Path, files: DemoFiles) -> None:
 
 
 def _index(paths: DemoPaths, progress: bool) -> None:
+    from mimic_engine.calibration import Calibration
     from mimic_engine.data.pictures import BrokenImages
     from mimic_engine.data.source import entity_stream
     from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
     from mimic_engine.encoding.open import open_featurizer
     from mimic_engine.index.build import build_index
 
-    featurizer = KnowledgeBaseFeaturizer(open_featurizer(paths.model), BrokenImages("error"))
-    build_index(featurizer, entity_stream(paths.data / "kb.jsonl"), paths.index, progress=progress)
+    featurizer = open_featurizer(paths.model)
+    build_index(
+        KnowledgeBaseFeaturizer(featurizer, BrokenImages("error")),
+        entity_stream(paths.data / "kb.jsonl"),
+        paths.index,
+        progress=progress,
+        centroids=CENTROIDS,
+        agreement=Calibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
+    )
 
 
 def _version(weights: Path) -> str:
     """Names what the demo's model and index are made from: weights, data, file formats."""
-    parts = (_trained_hash(weights), fingerprint(), str(MODEL_VERSION), str(INDEX_VERSION))
+    parts = (_trained_hash(weights), fingerprint(), str(MODEL_VERSION), str(INDEX_VERSION), str(CENTROIDS))
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
 
 

@@ -2,9 +2,10 @@
 
 Two passes over the entities: the first checks and counts them
 (:mod:`mimic_engine.index.survey`), the second encodes, folds and writes them into
-``OUT.partial``. A build that was killed goes on where it was when the same call
-is made again. Memory does not grow with the number of entities, but for the ids'
-hashes in the first pass.
+``OUT.partial``. Then the codes of the coded mode are written, and what the caller
+measures on the finished index is put into its manifest. A build that was killed
+goes on where it was when the same call is made again. Memory does not grow with
+the number of entities, but for the ids' hashes in the first pass.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,10 +25,19 @@ from tqdm import tqdm
 import mimic_engine
 from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError, ModelError
 from mimic_engine.index.files import publish
-from mimic_engine.index.format import SEGMENTS, IndexManifest, is_index, segment_name, write_manifest
+from mimic_engine.index.format import (
+    MAX_CENTROIDS,
+    SEGMENTS,
+    IndexManifest,
+    is_index,
+    segment_name,
+    write_manifest,
+)
 from mimic_engine.index.layout import DTYPES, check_layout, trailing_shapes
 from mimic_engine.index.progress import PROGRESS, BuildIdentity, Progress, build_lock, open_progress
+from mimic_engine.index.recode import Measure, forget_progress, has_token_queries, with_codes, write_codes
 from mimic_engine.index.segment import SegmentWriter
+from mimic_engine.index.store import Index
 from mimic_engine.index.survey import EntityStream, Fingerprint, survey_entities
 from mimic_engine.types import Entity, EntityArrays, FoldConstants
 
@@ -62,6 +73,9 @@ def build_index(
     overwrite: bool = False,
     options: Mapping[str, str] | None = None,
     extra_manifest: Mapping[str, Any] | None = None,
+    centroids: int = 0,
+    threads: int | None = None,
+    agreement: Measure | None = None,
 ) -> IndexManifest:
     """Build the index ``out`` and return its manifest.
 
@@ -78,6 +92,11 @@ def build_index(
     options : how the entities are encoded, beyond the model (precision, say); a build is only
         resumed with the same ones, and the manifest keeps them
     extra_manifest : JSON kept in the manifest; read when the last entity has been folded
+    centroids : clusters of the token queries for the coded mode (fewer where the tokens do not
+        support as many; none for a model without TGLU); 0 = no codes
+    threads : cores for the clustering; all that the process may use by default
+    agreement : measures on the finished index, before it is published, what its manifest promises
+        (see :mod:`mimic_engine.calibration`)
 
     Raises
     ------
@@ -92,7 +111,7 @@ def build_index(
     out = Path(out).resolve()
     options = dict(options or {})
     extra = {} if extra_manifest is None else extra_manifest
-    _check_options(dtype, batch_size, segment_rows, extra)
+    _check_options(dtype, batch_size, segment_rows, extra, centroids)
     _check_target(out, overwrite)
     survey = survey_entities(entities, progress=progress)
     identity = BuildIdentity(
@@ -109,10 +128,25 @@ def build_index(
         done = _Build(featurizer, entities, folder, identity, batch_size).run(show=progress)
         manifest = _manifest(featurizer, done, {**options, **extra})
         write_manifest(folder, manifest)
+        if centroids or agreement is not None:
+            manifest = _finish(Index.open(folder, verify=False), centroids, threads, agreement, progress)
+            write_manifest(folder, manifest)
         _check_target(out, overwrite)
         publish(folder, out)
         (out / PROGRESS).unlink()
+        if manifest.codes is not None:
+            forget_progress(out, manifest.codes)
     return manifest
+
+
+def _finish(
+    index: Index, centroids: int, threads: int | None, agreement: Measure | None, progress: bool
+) -> IndexManifest:
+    """Codes and what is measured with them; the manifest that lists both."""
+    if centroids and has_token_queries(index):
+        record = write_codes(index, segment_name(0), centroids, threads=threads, progress=progress)
+        index = with_codes(index, record)
+    return replace(index.manifest, agreement={} if agreement is None else agreement(index))
 
 
 class _Build:
@@ -235,7 +269,11 @@ def _manifest(featurizer: EntityFeaturizer, done: Progress, extra: Mapping[str, 
     )
 
 
-def _check_options(dtype: str, batch_size: int, segment_rows: int, extra: Mapping[str, Any]) -> None:
+def _check_options(
+    dtype: str, batch_size: int, segment_rows: int, extra: Mapping[str, Any], centroids: int
+) -> None:
+    if not 0 <= centroids <= MAX_CENTROIDS:
+        raise InvalidInputError(f"centroids: {centroids} is not between 0 and {MAX_CENTROIDS}")
     if dtype not in DTYPES:
         raise InvalidInputError(f"dtype: {dtype!r} is not one of {DTYPES}")
     if batch_size < 1:

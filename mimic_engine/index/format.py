@@ -6,6 +6,8 @@
     INDEX/segments/00000/arrays.safetensors the folded arrays (``EntityArrays``)
     INDEX/segments/00000/ids.safetensors    hash of every id, sorted, and its row
     INDEX/segments/00000/entities.arrow     id, name, description, type, images
+    INDEX/codes/00000/centroids.safetensors centroids of all entity token queries, for the coded mode
+    INDEX/codes/00000/00000.safetensors     the centroid nearest to every token of segment 00000
 
 Segments are immutable and hold the rows in order; the manifest lists them with
 the size and sha256 of every file, carries its own sha256, and a generation
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -28,11 +31,13 @@ from mimic_engine.index.layout import DTYPES
 from mimic_engine.types import FoldConstants
 
 FORMAT = "mimic-index"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 SEGMENTS = "segments"
 ARRAYS, IDS, ENTITIES = "arrays.safetensors", "ids.safetensors", "entities.arrow"
 SEGMENT_FILES = (ARRAYS, IDS, ENTITIES)
+CODES, CENTROIDS = "codes", "centroids.safetensors"
+MAX_CENTROIDS = 65_536  # a code is 16 bits wide at most
 _UNITS = ("tglu", "vdlu", "concat", "cmfu")
 _MANIFEST_LIMIT_BYTES = 64 << 20
 _SEGMENT_NAME = re.compile(r"[0-9]{5,9}")
@@ -40,8 +45,18 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def segment_name(number: int) -> str:
-    """Folder name of the segment with this number."""
+    """Folder name of the segment, or of the codes, with this number."""
     return f"{number:05d}"
+
+
+def codes_file(segment: str) -> str:
+    """Name of the file that holds the codes of the segment of this name."""
+    return f"{segment}.safetensors"
+
+
+def codes_dtype(centroids: int) -> str:
+    """The narrowest element type that holds the numbers of so many centroids."""
+    return "uint8" if centroids <= 256 else "uint16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +101,61 @@ class SegmentRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CodesRecord:
+    """The centroids and codes of an index.
+
+    Attributes
+    ----------
+    folder : its name under ``codes``
+    centroids : C, how many there are
+    dtype : "uint8" or "uint16", of the codes
+    sample : token queries that the centroids were found with
+    error : their mean distance from the nearest centroid
+    norm : their mean length
+    drift : mean distance of tokens coded later, as a multiple of ``error``; 1.0 where there are none
+    files : the centroids' file, and one of codes for every segment
+    """
+
+    folder: str
+    centroids: int
+    dtype: str
+    sample: int
+    error: float
+    norm: float
+    files: Mapping[str, FileRecord]
+    drift: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that :meth:`from_json` reads."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        files = {name: {"sha256": f.sha256, "bytes": f.bytes} for name, f in self.files.items()}
+        return values | {"files": files}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Read the record of an index's codes; raises ``ValueError``."""
+        _check_keys(data, tuple(f.name for f in fields(cls)), "codes")
+        folder, count = _text(data, "folder"), _natural(data, "centroids")
+        if not _SEGMENT_NAME.fullmatch(folder):
+            raise ValueError(f"codes folder {folder!r} is not a number of five to nine digits")
+        if not 1 <= count <= MAX_CENTROIDS:
+            raise ValueError(f"centroids {count} is not between 1 and {MAX_CENTROIDS}")
+        if data["dtype"] != codes_dtype(count):
+            raise ValueError(f"codes dtype {data['dtype']!r}; {count} centroids need {codes_dtype(count)}")
+        if not isinstance(data["files"], dict):
+            raise ValueError("codes files is not an object")
+        files = {str(name): FileRecord.from_json(record) for name, record in data["files"].items()}
+        error, norm, drift = (_measure(data, name) for name in ("error", "norm", "drift"))
+        return cls(folder, count, data["dtype"], _natural(data, "sample"), error, norm, files, drift)
+
+    def check_segments(self, segments: tuple[SegmentRecord, ...]) -> None:
+        """Raise ``ValueError`` unless ``files`` are the centroids and the codes of these segments."""
+        expected = {CENTROIDS, *(codes_file(s.name) for s in segments)}
+        if set(self.files) != expected:
+            raise ValueError(f"codes files {sorted(self.files)}, expected {sorted(expected)}")
+
+
+@dataclass(frozen=True, slots=True)
 class IndexManifest:
     """What an index says about itself.
 
@@ -100,6 +170,9 @@ class IndexManifest:
     generator : program and version that wrote the index
     generation : grows with every change of ``segments``
     extra : free-form JSON of whoever built the index (image counts, say)
+    codes : centroids and codes for the coded mode, where there are any
+    agreement : JSON by what was measured; how far each shortcut's answers are the exact ones
+        ("coded": see :mod:`mimic_engine.calibration`)
     """
 
     model_hash: str
@@ -112,6 +185,8 @@ class IndexManifest:
     segments: tuple[SegmentRecord, ...]
     generation: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)
+    codes: CodesRecord | None = None
+    agreement: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that :meth:`from_json` reads, without the checksum."""
@@ -122,6 +197,8 @@ class IndexManifest:
             "constants": self.constants.to_json(),
             "segments": [s.to_json() for s in self.segments],
             "extra": dict(self.extra),
+            "codes": None if self.codes is None else self.codes.to_json(),
+            "agreement": dict(self.agreement),
         }
 
     @classmethod
@@ -139,6 +216,11 @@ class IndexManifest:
             raise ValueError(
                 f"count {count} is not the sum of the segments' rows {[s.rows for s in segments]}"
             )
+        codes = None if data["codes"] is None else CodesRecord.from_json(data["codes"])
+        if codes is not None:
+            codes.check_segments(segments)
+        if not isinstance(data["agreement"], dict):
+            raise ValueError("agreement is not an object")
         if data["dtype"] not in DTYPES:
             raise ValueError(f"dtype {data['dtype']!r} is not one of {DTYPES}")
         strings = {
@@ -151,6 +233,8 @@ class IndexManifest:
             segments=segments,
             generation=_natural(data, "generation"),
             extra=data["extra"],
+            codes=codes,
+            agreement=data["agreement"],
         )
 
 
@@ -239,6 +323,13 @@ def _natural(data: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{name} {value!r} is not a number >= 0")
     return value
+
+
+def _measure(data: Mapping[str, Any], name: str) -> float:
+    value = data[name]
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} {value!r} is not a finite number >= 0")
+    return float(value)
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:

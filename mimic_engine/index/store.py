@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError, IndexMismatchError, UnknownEntityError
 from mimic_engine.index.arrays import read_array_file
+from mimic_engine.index.codes import Codes, open_codes
 from mimic_engine.index.entities import IdLookup, hash_ids, read_entity_table
 from mimic_engine.index.format import (
     ARRAYS,
@@ -45,6 +46,7 @@ class Index:
     path : the index folder
     manifest : what it says about itself
     segments : folded arrays of every segment, rows in order; read-only maps of the files
+    codes : centroids and codes of every segment for the coded mode; None where there are none
     """
 
     def __init__(
@@ -54,10 +56,12 @@ class Index:
         segments: tuple[EntityArrays, ...],
         lookups: tuple[IdLookup, ...],
         entities: pa.Table,
+        codes: Codes | None,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.segments = segments
+        self.codes = codes
         self._lookups = lookups
         self._starts = [0, *accumulate(s.rows for s in manifest.segments)][:-1]
         self._columns = {name: entities.column(name) for name in entities.schema.names}
@@ -93,7 +97,8 @@ class Index:
         lookups = tuple(
             IdLookup(f / IDS, s.rows, verify=verify) for f, s in zip(folders, manifest.segments, strict=True)
         )
-        return cls(path, manifest, segments, lookups, pa.concat_tables(tables))
+        codes = open_codes(path, manifest, segments)
+        return cls(path, manifest, segments, lookups, pa.concat_tables(tables), codes)
 
     def __len__(self) -> int:
         return self.manifest.count

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimic_engine.index.files import sha256_file
-from mimic_engine.index.format import SEGMENTS, FileRecord, IndexManifest, read_manifest
+from mimic_engine.index.format import CODES, SEGMENTS, FileRecord, IndexManifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,9 @@ def check_files(path: Path, manifest: IndexManifest, *, checksums: bool) -> Inde
         for segment in manifest.segments
         for file, record in segment.files.items()
     ]
+    if manifest.codes is not None:
+        folder = f"{CODES}/{manifest.codes.folder}"
+        work += [(f"{folder}/{file}", record) for file, record in manifest.codes.files.items()]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         reports = pool.map(lambda item: _check(path, *item, checksums=checksums), work)
         return IndexReport(path, tuple(reports))

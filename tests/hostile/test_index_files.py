@@ -17,7 +17,7 @@ from mimic_engine.errors import IndexFormatError
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.build import build_index
 from mimic_engine.index.files import sha256_file
-from mimic_engine.index.format import FileRecord, read_manifest, write_manifest
+from mimic_engine.index.format import VERSION, FileRecord, read_manifest, write_manifest
 from mimic_engine.index.store import Index
 from mimic_engine.types import Entity, EntityArrays, FoldConstants
 
@@ -219,7 +219,7 @@ def rewrite_manifest(index: Path, change: dict[str, Any]) -> None:
     ("change", "fault"),
     [
         ({"format": "other"}, "not the manifest of an index"),
-        ({"version": 2}, "version 2; this program reads version 1"),
+        ({"version": 1}, f"version 1; this program reads version {VERSION}"),
         ({"count": -1}, "count -1"),
         ({"count": 36}, "not the sum"),
         ({"count": True}, "count True"),

@@ -1,0 +1,132 @@
+"""The commands about codes: ``mimic-engine index recode`` and ``index verify --agreement``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimic_engine.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from mimic_engine.calibration import Calibration
+    from mimic_engine.encoding.base import Featurizer
+    from mimic_engine.index.format import IndexManifest
+
+DEFAULT_CENTROIDS = 1024
+
+
+def add_mentions(parser: argparse.ArgumentParser) -> None:
+    """The option that says with which mentions the coded mode is measured."""
+    parser.add_argument(
+        "--mentions",
+        type=Path,
+        help=".jsonl or .parquet to measure the coded mode with; by default entities of the index itself",
+    )
+
+
+def add_recode(parser: argparse.ArgumentParser) -> None:
+    """``mimic-engine index recode``."""
+    add = parser.add_argument
+    add("index", type=Path)
+    add("--centroids", type=int, default=DEFAULT_CENTROIDS, help="clusters of the token queries")
+    add("--model", type=Path, help="exported model folder: measures what the new codes promise")
+    add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
+    add("--threads", type=int, help="CPU cores to use; all by default")
+    add("--quiet", action="store_true", help="no progress bar")
+    add_mentions(parser)
+    parser.set_defaults(run=_index_recode)
+
+
+def add_agreement(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mimic-engine index verify`` that measure the coded mode again."""
+    add = parser.add_argument
+    add("--agreement", action="store_true", help="measure the coded mode and compare with the manifest")
+    add("--model", type=Path, help="exported model folder, for --agreement")
+    add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
+    add("--threads", type=int, help="CPU cores to use; all by default")
+    add_mentions(parser)
+
+
+def open_model(args: argparse.Namespace) -> Featurizer:
+    """The model that ``--model``, ``--precision`` and ``--threads`` describe."""
+    from mimic_engine.encoding.open import open_featurizer
+
+    return open_featurizer(args.model, precision=args.precision, threads=args.threads)
+
+
+def calibration(args: argparse.Namespace, featurizer: Featurizer, *, progress: bool) -> Calibration:
+    """The measurement that ``--mentions`` describes, with the model of the other options."""
+    from mimic_engine.calibration import ENTITIES, Calibration
+    from mimic_engine.data.records import read_mentions
+
+    mentions = None if args.mentions is None else [m.mention for m in read_mentions(args.mentions)]
+    source = ENTITIES if args.mentions is None else args.mentions.name
+    return Calibration(
+        featurizer, args.model, mentions, source=source, threads=args.threads, progress=progress
+    )
+
+
+def check_agreement_options(args: argparse.Namespace) -> None:
+    """Raise ``InvalidInputError`` where the options of ``index verify`` do not fit together."""
+    if args.agreement and args.model is None:
+        raise InvalidInputError("--model: missing; --agreement needs the model of the index")
+    alone = [name for name in ("model", "mentions", "threads") if getattr(args, name) is not None]
+    if alone and not args.agreement:
+        raise InvalidInputError(f"--{alone[0]}: goes with --agreement")
+
+
+def verify_agreement(args: argparse.Namespace) -> int:
+    """Measure the coded mode of an index, print promise and finding; 1 if the promise is broken."""
+    from mimic_engine.agreement import broken_promises, promised
+    from mimic_engine.calibration import DEFAULT_K
+    from mimic_engine.index.store import Index
+
+    index = Index.open(args.index, verify=False)  # the caller has just checked its files
+    promise = promised(index.manifest)
+    measured = calibration(args, open_model(args), progress=sys.stderr.isatty())
+    places = measured.places(index, DEFAULT_K if promise is None else promise.k)
+    if promise is None:
+        print("promised: nothing, the index was not calibrated")
+    else:
+        print(f"promised: {promise}")
+    print(f"measured: {measured.agreement(index, places)}")
+    broken = [] if promise is None else broken_promises(promise, places)
+    for line in broken:
+        print(f"BAD {line}")
+    return 1 if broken else 0
+
+
+def _index_recode(args: argparse.Namespace) -> int:
+    from mimic_engine.index.recode import recode_index
+
+    if args.mentions is not None and args.model is None:
+        raise InvalidInputError("--mentions: goes with --model")
+    measure = None if args.model is None else calibration(args, open_model(args), progress=not args.quiet)
+    manifest = recode_index(
+        args.index, args.centroids, threads=args.threads, progress=not args.quiet, agreement=measure
+    )
+    assert manifest.codes is not None
+    print(codes_line(manifest), file=sys.stderr)
+    if measure is None:
+        print("the new codes promise nothing yet: give --model to measure them", file=sys.stderr)
+    return 0
+
+
+def codes_line(manifest: IndexManifest) -> str:
+    """What an index's codes are and promise, in a line."""
+    from mimic_engine.agreement import promised
+
+    codes, agreement = manifest.codes, promised(manifest)
+    if codes is None:
+        return "no codes: the coded mode is not available"
+    line = (
+        f"{codes.centroids} centroids, mean distance {codes.error:.3g} of a mean length of {codes.norm:.3g}"
+    )
+    if agreement is None:
+        return line
+    return (
+        f"{line}; the exact top {agreement.k} is in the coded top {agreement.r_999} "
+        f"for 99.9 % of {agreement.mentions} mentions ({agreement.source})"
+    )

@@ -1,0 +1,228 @@
+"""Writing the codes of an index: cluster its token queries, then code its segments one by one.
+
+A run that was killed goes on behind the last finished file. The same function
+codes an index under construction and clusters one anew that is being read:
+codes go to a folder of their own, and one atomic write of the manifest puts it
+in the place of the old.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mimic_engine.errors import InvalidInputError
+from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec, read_array_file, write_array_file
+from mimic_engine.index.cluster import SEED, cluster_tokens
+from mimic_engine.index.codes import nearest, open_codes, token_queries
+from mimic_engine.index.files import fsync_path, parse_json, sha256_file, write_atomic
+from mimic_engine.index.format import (
+    CENTROIDS,
+    CODES,
+    CodesRecord,
+    FileRecord,
+    IndexManifest,
+    codes_dtype,
+    codes_file,
+    read_manifest,
+    segment_name,
+    write_manifest,
+)
+from mimic_engine.index.progress import PROGRESS, build_lock
+from mimic_engine.index.store import Index
+from mimic_engine.types import Array, EntityArrays
+
+Measure = Callable[[Index], Mapping[str, Any]]  # gives entries of the manifest's ``agreement``
+
+_BLOCK_TOKENS = 1 << 14  # widened to float32 at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What must be the same for an unfinished run to be continued."""
+
+    centroids: int
+    seed: int
+    generation: int  # of the segments that are coded
+
+
+def write_codes(
+    index: Index,
+    folder: str,
+    centroids: int,
+    *,
+    seed: int = SEED,
+    threads: int | None = None,
+    progress: bool = False,
+) -> CodesRecord:
+    """Write ``codes/FOLDER`` for all segments of an open index; the manifest is the caller's to write.
+
+    Parameters
+    ----------
+    index : its segments have token queries
+    folder : a name that the manifest does not use; goes on with what an unfinished run left there
+    centroids, seed, threads : as in :func:`mimic_engine.index.cluster.cluster_tokens`
+    progress : show a progress bar on standard error
+    """
+    target = index.path / CODES / folder
+    request = _Request(centroids, seed, index.manifest.generation)
+    record = _resumed(target, request) or _clustered(index, target, request, threads)
+    table: Array = read_array_file(target / CENTROIDS)["centroids"]
+    with tqdm(total=len(index), desc="codes", unit=" entities", disable=not progress) as bar:
+        for segment, arrays in zip(index.manifest.segments, index.segments, strict=True):
+            if codes_file(segment.name) not in record.files:
+                record = add_segment_codes(index.path, record, table, segment.name, arrays)
+                _save(target, request, record)
+            bar.update(segment.rows)
+    return record
+
+
+def add_segment_codes(
+    index: Path, record: CodesRecord, centroids: Array, segment: str, arrays: EntityArrays
+) -> CodesRecord:
+    """Code one segment with centroids that are there, write the file, return the record that lists it.
+
+    Parameters
+    ----------
+    index : the index folder
+    record : of the codes to add to; its folder exists
+    centroids : (C, D) float32, those of ``record``
+    segment, arrays : name and stored arrays of the segment
+    """
+    assert arrays.tglu_query is not None
+    rows, length, _ = arrays.tglu_query.shape
+    file = index / CODES / record.folder / codes_file(segment)
+    temporary = file.with_name(file.name + ".tmp")
+    writer = ArrayFileWriter.create(temporary, [ArraySpec("codes", np.dtype(record.dtype), (rows, length))])
+    try:
+        block = max(1, _BLOCK_TOKENS // length)
+        for start in range(0, rows, block):
+            queries = token_queries(arrays, slice(start, start + block))  # (n, L, D)
+            codes = nearest(queries.reshape(-1, queries.shape[-1]), centroids)  # (n L,)
+            writer.write("codes", start, codes.reshape(-1, length))
+        writer.sync()
+    finally:
+        writer.close()
+    temporary.replace(file)
+    fsync_path(file.parent)
+    return replace(record, files={**record.files, file.name: _file_record(file)})
+
+
+def recode_index(
+    path: str | Path,
+    centroids: int,
+    *,
+    seed: int = SEED,
+    threads: int | None = None,
+    progress: bool = False,
+    agreement: Measure | None = None,
+) -> IndexManifest:
+    """Cluster the token queries of an index anew and swap its codes; returns the new manifest.
+
+    Readers of the old manifest go on: its codes are removed by the next call only.
+    What the old codes promised ("coded" under the manifest's ``agreement``) is
+    dropped with them.
+
+    Parameters
+    ----------
+    path : the index folder
+    centroids, seed, threads : as in :func:`mimic_engine.index.cluster.cluster_tokens`
+    progress : show a progress bar on standard error
+    agreement : measures on the index with its new codes, before they are swapped in, what
+        the manifest promises (see :mod:`mimic_engine.calibration`)
+
+    Raises
+    ------
+    IndexFormatError
+        If the index is damaged, or another process is changing it.
+    InvalidInputError
+        If an option is outside its limits, or the model has no token queries.
+    """
+    path = Path(path)
+    read_manifest(path)
+    with build_lock(path):
+        index = Index.open(path)
+        if not has_token_queries(index):
+            raise InvalidInputError(f"{path}: no codes for a model without the unit tglu: nothing to code")
+        before = index.manifest.codes
+        folder = segment_name(0 if before is None else int(before.folder) + 1)
+        _remove_folders(path, {folder} if before is None else {folder, before.folder})
+        record = write_codes(index, folder, centroids, seed=seed, threads=threads, progress=progress)
+        index = with_codes(index, record)
+        kept = {name: value for name, value in index.manifest.agreement.items() if name != "coded"}
+        measured = {} if agreement is None else agreement(index)
+        manifest = replace(
+            index.manifest, agreement={**kept, **measured}, generation=index.manifest.generation + 1
+        )
+        write_manifest(path, manifest)
+        forget_progress(path, record)
+    return manifest
+
+
+def with_codes(index: Index, record: CodesRecord) -> Index:
+    """The open index as it is with the codes of ``record``, whatever its manifest on disk says."""
+    coded = copy(index)
+    coded.manifest = replace(index.manifest, codes=record)
+    coded.codes = open_codes(index.path, coded.manifest, index.segments)
+    return coded
+
+
+def has_token_queries(index: Index) -> bool:
+    """Whether the model scores with TGLU, which is what codes are for."""
+    return "tglu" in index.manifest.constants.units
+
+
+def forget_progress(path: Path, record: CodesRecord) -> None:
+    """Remove the note from which an unfinished run would go on; call it once the manifest lists the codes."""
+    (path / CODES / record.folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _clustered(index: Index, target: Path, request: _Request, threads: int | None) -> CodesRecord:
+    """Start anew: find the centroids and write them."""
+    found = cluster_tokens(index.segments, request.centroids, seed=request.seed, threads=threads)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    write_array_file(target / CENTROIDS, {"centroids": found.centroids})
+    for folder in (target, target.parent, index.path):
+        fsync_path(folder)
+    count = len(found.centroids)
+    files = {CENTROIDS: _file_record(target / CENTROIDS)}
+    dtype = codes_dtype(count)
+    record = CodesRecord(target.name, count, dtype, found.sample, found.error, found.norm, files)
+    _save(target, request, record)
+    return record
+
+
+def _save(target: Path, request: _Request, record: CodesRecord) -> None:
+    payload = {"request": asdict(request), "record": record.to_json()}
+    write_atomic(target / PROGRESS, json.dumps(payload).encode())
+
+
+def _resumed(target: Path, request: _Request) -> CodesRecord | None:
+    """What an unfinished run with the same request has done; None if there is none to go on with."""
+    try:
+        data = parse_json((target / PROGRESS).read_bytes())
+        record = CodesRecord.from_json(data["record"])
+        same = data["request"] == asdict(request) and record.folder == target.name
+        whole = all(_file_record(target / name) == file for name, file in record.files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if same and whole and CENTROIDS in record.files else None
+
+
+def _remove_folders(path: Path, keep: set[str]) -> None:
+    for folder in (path / CODES).glob("*"):
+        if folder.name not in keep:
+            shutil.rmtree(folder)
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256_file(path), path.stat().st_size)
