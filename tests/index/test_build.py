@@ -24,8 +24,9 @@ from mimic_engine.types import Entity, EntityArrays
 def data_files(index: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(index)): p.read_bytes()
-        for p in sorted((index / "segments").rglob("*"))
-        if p.is_file()
+        for part in ("segments", "codes")
+        for p in sorted((index / part).rglob("*"))
+        if p.is_file() and p.name != PROGRESS
     }
 
 
@@ -294,10 +295,11 @@ class CrashPoint:
         return False
 
 
-def test_crash_before_every_flush_and_rename_is_resumed(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("centroids", [0, 5])
+def test_crash_before_every_flush_and_rename_is_resumed(tiny, tmp_path, monkeypatch, centroids):
     """Stop before the k-th fsync or rename for every k; the next call completes the same index."""
     point = CrashPoint(monkeypatch)
-    options = {"batch_size": 3, "segment_rows": 10, "dtype": "float32"}
+    options = {"batch_size": 3, "segment_rows": 10, "dtype": "float32", "centroids": centroids, "threads": 1}
     quiet(tiny, 25, tmp_path / "whole", **options)
     expected = data_files(tmp_path / "whole")
     at, out = 0, tmp_path / "kb0"
