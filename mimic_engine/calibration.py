@@ -1,12 +1,13 @@
 """Measures how far the coded mode's answers are the exact ones, with the mentions at hand.
 
-Only rankings are needed: the exact best k of a mention, and the estimates that
-the codes give to all entities. What they say is in :mod:`mimic_engine.agreement`.
+Only rankings are needed: the exact best k of a mention (found by the certified
+scan, which gives the same), and the estimates that the codes give to all
+entities. What they say is in :mod:`mimic_engine.agreement`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from tqdm import tqdm
 
 from mimic_engine.agreement import CODED, Agreement
 from mimic_engine.encoding.base import Featurizer
-from mimic_engine.errors import EngineError, InvalidInputError
+from mimic_engine.errors import InvalidInputError
 from mimic_engine.index.store import Index
-from mimic_engine.scoring.coded import CodedEstimates
-from mimic_engine.scoring.onnx import OnnxScorer
-from mimic_engine.scoring.scan import ExactScan
-from mimic_engine.types import Array, Mention, MentionArrays
+from mimic_engine.scoring.choose import open_kernels
+from mimic_engine.scoring.scan import Scan
+from mimic_engine.types import Array, Mention
 
 ENTITIES = "entities"  # source of mentions that are the index's own entities
 DEFAULT_MENTIONS = 512
@@ -29,13 +29,6 @@ DEFAULT_K = 10
 
 _MENTIONS_AT_ONCE = 32
 _SCORES_AT_ONCE = 1 << 25  # (B, N) estimates: 128 MiB
-
-Best = Callable[
-    [MentionArrays, int], NDArray[np.int64]
-]  # B mentions, k -> exact best rows (B, k), best first
-Estimates = Callable[
-    [MentionArrays], Array
-]  # B mentions -> totals by the codes (B, N), -inf for no candidate
 
 
 class Calibration:
@@ -48,7 +41,7 @@ class Calibration:
     mentions : to measure with; by default entities of the index itself (:func:`entity_mentions`)
     source : where they come from, as the manifest names it
     limit : how many entities are taken where ``mentions`` is None
-    threads : cores for the exact scan; all that the process may use by default
+    threads : cores for the scan; all that the process may use by default
     progress : show a progress bar on standard error
     """
 
@@ -94,21 +87,10 @@ class Calibration:
             raise InvalidInputError(f"{index.path}: no codes; write them with: mimic-engine index recode")
         index.check_model(self._featurizer.model_hash)
         mentions = entity_mentions(index, self._limit) if self._mentions is None else self._mentions
-        codes = index.codes
-        estimates = CodedEstimates(index.segments, codes.segments, codes.centroids, index.manifest.constants)
-        scan = ExactScan(
-            index.segments, OnnxScorer.open(self._model), threads=self._threads, tie_key=index.ids
-        )
+        kernels = open_kernels("auto", self._model, index.manifest.constants)
+        scan = Scan(index.segments, kernels, threads=self._threads, tie_key=index.ids, codes=index.codes)
         try:
-            return measure_places(
-                self._featurizer,
-                mentions,
-                lambda arrays, k: scan.search(arrays, k).rows,
-                estimates,
-                entities=len(index),
-                k=k,
-                progress=self._progress,
-            )
+            return measure_places(self._featurizer, mentions, scan, k=k, progress=self._progress)
         finally:
             scan.close()
 
@@ -129,10 +111,8 @@ def entity_mentions(index: Index, limit: int = DEFAULT_MENTIONS) -> list[Mention
 def measure_places(
     featurizer: Featurizer,
     mentions: Sequence[Mention],
-    best: Best,
-    estimates: Estimates,
+    scan: Scan,
     *,
-    entities: int,
     k: int = DEFAULT_K,
     progress: bool = False,
 ) -> NDArray[np.int64]:
@@ -145,9 +125,8 @@ def measure_places(
     ----------
     featurizer : the model of the index
     mentions : at least one
-    best, estimates : the exact answer and the totals by the codes, for a batch
-    entities : N
-    k : cut to N
+    scan : over the index with its codes
+    k : cut to the number of entities
     progress : show a progress bar on standard error
 
     Raises
@@ -155,25 +134,23 @@ def measure_places(
     InvalidInputError
         If there are no mentions, or one of them is wrong.
     EngineError
-        If an estimate is not a number.
+        If a score or an estimate is not finite.
     """
     if not mentions:
         raise InvalidInputError("mentions: none to measure the agreement with", field="mentions")
-    size = max(1, min(_MENTIONS_AT_ONCE, _SCORES_AT_ONCE // entities))
+    k, size = min(k, len(scan)), max(1, min(_MENTIONS_AT_ONCE, _SCORES_AT_ONCE // len(scan)))
     places = []
     with tqdm(total=len(mentions), desc="agreement", unit=" mentions", disable=not progress) as bar:
         for start in range(0, len(mentions), size):
             batch = mentions[start : start + size]
             arrays = featurizer.mentions(batch)
-            places.append(_places(estimates(arrays), best(arrays, min(k, entities))))
+            places.append(_places(scan.estimates(arrays), scan.search(arrays, k).rows))
             bar.update(len(batch))
     return np.concatenate(places)
 
 
 def _places(estimates: Array, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many of ``estimates`` (B, N) are at least those of ``rows`` (B, k); (B, k)."""
-    if np.isnan(estimates).any():
-        raise EngineError("estimates: one is not a number; the codes or the weights are damaged")
     own = np.take_along_axis(estimates, rows, axis=1)  # (B, k)
     counts = [
         [np.count_nonzero(line >= value) for value in row] for line, row in zip(estimates, own, strict=True)

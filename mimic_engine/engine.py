@@ -17,13 +17,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_engine.agreement import promised
 from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
 from mimic_engine.scoring.choose import open_kernels
-from mimic_engine.scoring.scan import Scan, TopK
+from mimic_engine.scoring.scan import DEFAULT_RERANK, Scan, TopK
 from mimic_engine.types import (
     Candidate,
     LinkOptions,
@@ -53,6 +54,8 @@ class Linker:
         self.featurizer = featurizer
         self.index = index
         self._scan = scan
+        promise = promised(index.manifest)
+        self._rerank = DEFAULT_RERANK if promise is None else max(DEFAULT_RERANK, promise.r_999)
 
     @classmethod
     def open(
@@ -91,7 +94,7 @@ class Linker:
         )
         opened.check_model(featurizer.model_hash)
         kernels = open_kernels(scorer, model, featurizer.constants, verify=verify)
-        scan = Scan(opened.segments, kernels, threads=threads, tie_key=opened.ids)
+        scan = Scan(opened.segments, kernels, threads=threads, tie_key=opened.ids, codes=opened.codes)
         return cls(featurizer, opened, scan)
 
     @property
@@ -117,7 +120,8 @@ class Linker:
         candidates : entity ids to choose among; all entities by default.
         mode : "certified" and "exact" give the same answer, the first for less work; "coded"
             needs an index with codes and gives what the index's calibration says.
-        rerank : entities that mode "coded" scores exactly.
+        rerank : entities that mode "coded" scores exactly; by default 128, or what the index's
+            calibration asks for if that is more.
 
         Raises
         ------
@@ -158,7 +162,7 @@ class Linker:
                 max(options[b].top_k for b in members),
                 mode=group.mode,
                 rows=rows[group],
-                rerank=group.rerank,
+                rerank=group.rerank or self._rerank,
             )
             for i, b in enumerate(members):
                 results[b] = self._result(prepared[b], found, i, options[b].top_k)
@@ -186,6 +190,7 @@ class Linker:
             "entities": len(self.index),
             "index_dtype": self.index.manifest.dtype,
             "modes": list(self._scan.modes),
+            "agreement": dict(self.index.manifest.agreement),
             "scorer": self._scan.scorer_name,
             "threads": self._scan.threads,
         }

@@ -25,7 +25,9 @@ from mimic_engine.index.recode import add_segment_codes, recode_index
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.kernels.reference import scores_ref
-from mimic_engine.scoring.coded import CodedEstimates
+from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.numpy import NumpyScorer
+from mimic_engine.scoring.scan import Scan
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 
 SCORED = FoldConstants(8, ("tglu", "cmfu"))
@@ -56,6 +58,15 @@ def random_mentions(rows: int, tokens: int, seed: int = 0) -> MentionArrays:
     rng = np.random.default_rng(seed)
     shapes = {"text_cls": (6,), "tglu_key": (tokens, 8), "tglu_value": (tokens, 8), "cmfu": (8,)}
     return MentionArrays(**{n: rng.normal(size=(rows, *s)).astype(np.float32) for n, s in shapes.items()})
+
+
+def estimated(index, mentions):
+    """Totals by the codes of an opened index, (B, N), as the scan gives them."""
+    scan = Scan(index.segments, BlockKernels(NumpyScorer(SCORED), SCORED), threads=2, codes=index.codes)
+    try:
+        return scan.estimates(mentions)
+    finally:
+        scan.close()
 
 
 def brute_force(vectors, centroids):
@@ -137,16 +148,14 @@ def test_the_estimate_is_the_exact_score_where_every_token_is_a_centroid(
     assert len(index.codes.centroids) == sum(int((s.tglu_token_weight > 0).sum()) for s in index.segments)
     assert index.codes.error == 0
     arrays, constants = random_mentions(mentions, 5), SCORED
-    estimates = CodedEstimates(index.segments, index.codes.segments, index.codes.centroids, constants)
     exact = [scores_ref(arrays, segment, constants).total for segment in index.segments]
-    np.testing.assert_allclose(estimates(arrays), np.concatenate(exact, 1), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(estimated(index, arrays), np.concatenate(exact, 1), rtol=2e-5, atol=2e-5)
 
 
-def test_few_centroids_only_estimate(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("mimic_engine.scoring.coded._VALUES_AT_ONCE", 700)
+def test_few_centroids_only_estimate(tiny, tmp_path):
     index = built(tiny, tmp_path / "kb", 37, segment_rows=20)
     arrays, constants = random_mentions(3, 7), SCORED
-    found = CodedEstimates(index.segments, index.codes.segments, index.codes.centroids, constants)(arrays)
+    found = estimated(index, arrays)
     moved = [
         EntityArrays(**dict(s.items()) | {"tglu_query": index.codes.centroids[c]})
         for s, c in zip(index.segments, index.codes.segments, strict=True)
