@@ -14,7 +14,7 @@ share, is a promise broken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import ceil, comb
 from typing import Any, Self
@@ -29,6 +29,12 @@ CODED = "coded"  # name of the coded mode's measurement in the manifest's ``agre
 PROMISED_SHARE = 0.999
 CHANCE = 0.001
 
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {  # by annotation
+    "int": lambda value: type(value) is int and value >= 0,
+    "float": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    "str": lambda value: isinstance(value, str),
+    "tuple[AgreementRow, ...]": lambda value: isinstance(value, list),
+}
 _LADDER = (10, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -159,10 +165,9 @@ def _chance_of_less(promised: float, then: int, found: float, now: int) -> float
 
 
 def _check_fields(kind: type[Agreement] | type[AgreementRow], data: Any) -> None:
-    types = {"int": int, "float": float | int, "str": str}
-    known = {f.name: types.get(str(f.type), list) for f in fields(kind)}
+    known = {f.name: str(f.type) for f in fields(kind)}
     if not isinstance(data, Mapping) or set(data) != set(known):
         raise ValueError(f"fields are not {sorted(known)}")
     for name, wanted in known.items():
-        if not isinstance(data[name], wanted) or isinstance(data[name], bool):
+        if not _FIELDS[wanted](data[name]):
             raise ValueError(f"{name} is {data[name]!r}")

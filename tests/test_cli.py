@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mimic_engine import Linker, Mention, __version__
 from mimic_engine.cli import main
+from mimic_engine.index.format import read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -57,6 +59,148 @@ def test_build_info_and_verify(tiny_model, tiny_kb, tmp_path, capsys):
     assert main(["index", "build", *options, "--overwrite", "--dtype", "float32"]) == 0
     main(["index", "info", str(out)])
     assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
+
+
+def codes_of(index: Path, capsys) -> tuple[dict | None, dict]:
+    main(["index", "info", str(index)])
+    info = json.loads(capsys.readouterr().out)
+    return info["codes"], info["agreement"]
+
+
+@pytest.fixture
+def build(tiny_model, tiny_kb, tmp_path):
+    """Build an index of the tiny knowledge base with more options; its folder."""
+
+    def run(*options: str, status: int = 0) -> Path:
+        command = ["index", "build", "--model", str(tiny_model), "--kb", str(tiny_kb), "--quiet"]
+        assert main([*command, "--out", str(tmp_path / "index"), "--threads", "1", *options]) == status
+        return tmp_path / "index"
+
+    return run
+
+
+@pytest.fixture
+def mentions_file(tmp_path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "".join(json.dumps({"mention": c, "sentence": f"{c} a b"}) + "\n" for c in "abcdefg"), "utf-8"
+    )
+    return path
+
+
+def test_build_codes_the_tokens_and_says_what_they_promise(build, tiny_model, capsys):
+    index = build()
+    said = capsys.readouterr().err
+    codes, agreement = codes_of(index, capsys)
+    assert codes["dtype"] == "uint8" and 20 < codes["centroids"] <= 13 * 9 and codes["error"] == 0
+    assert agreement["coded"]["source"] == "entities" and agreement["coded"]["mentions"] == 13
+    assert f"{codes['centroids']} centroids" in said
+    assert (
+        f"the exact top 10 is in the coded top {agreement['coded']['r_999']} for 99.9 % of 13 mentions"
+        in said
+    )
+
+
+def test_build_with_own_mentions_or_without_codes(build, mentions_file, capsys):
+    index = build("--centroids", "3", "--mentions", str(mentions_file))
+    codes, agreement = codes_of(index, capsys)
+    assert codes["centroids"] == 3
+    assert (agreement["coded"]["source"], agreement["coded"]["mentions"]) == ("mine.jsonl", 7)
+    build("--overwrite", "--centroids", "3", "--no-calibrate")
+    assert "3 centroids" in capsys.readouterr().err
+    codes, agreement = codes_of(index, capsys)
+    assert codes["centroids"] == 3 and agreement == {}
+    build("--overwrite", "--centroids", "0")
+    assert codes_of(index, capsys) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--centroids", "-1"], "centroids: -1 is not between 0 and 65536"),
+        (["--no-calibrate", "--mentions", "x.jsonl"], "--mentions: measures the coded mode"),
+        (["--mentions", "no-such.jsonl"], "no-such.jsonl"),
+    ],
+)
+def test_wrong_options_of_codes_stop_before_anything_is_encoded(build, capsys, options, message):
+    index = build(*options, status=2)
+    assert message in capsys.readouterr().err
+    assert not index.exists() and not index.with_name("index.partial").exists()
+
+
+def test_recode_and_verify_agreement(build, tiny_model, mentions_file, capsys):
+    index = build()
+    before, _ = codes_of(index, capsys)
+    assert main(["index", "recode", str(index), "--centroids", "4", "--threads", "1", "--quiet"]) == 0
+    assert "the new codes promise nothing yet" in capsys.readouterr().err
+    codes, agreement = codes_of(index, capsys)
+    assert codes["centroids"] == 4 < before["centroids"] and agreement == {}
+    verify = ["index", "verify", str(index), "--agreement", "--model", str(tiny_model), "--threads", "1"]
+    assert main(verify) == 0
+    assert "promised: nothing" in capsys.readouterr().out
+
+    recode = ["index", "recode", str(index), "--centroids", "3", "--model", str(tiny_model), "--quiet"]
+    assert main([*recode, "--mentions", str(mentions_file), "--threads", "1"]) == 0
+    assert "7 mentions (mine.jsonl)" in capsys.readouterr().err
+    assert main([*verify, "--mentions", str(mentions_file)]) == 0
+    printed = capsys.readouterr().out
+    promised, measured = printed[printed.index("promised:") :].split("measured: ")
+    assert promised.removeprefix("promised: ") == measured
+    assert main(verify) == 0  # with other mentions: nothing that chance could not do
+    assert "13 mentions (entities)" in capsys.readouterr().out
+
+
+def test_a_promise_that_is_not_kept_exits_1(build, tiny_model, capsys):
+    index = build("--centroids", "2")
+    manifest = read_manifest(index)
+    coded = dict(manifest.agreement["coded"])
+    perfect = {"r": 1, "top1_identical": 1.0, "top10_contained": 1.0, "mentions_contained": 1.0}
+    coded |= {"mentions": 500, "r_999": 1, "rows": [perfect], "k": 3}
+    write_manifest(index, replace(manifest, agreement={"coded": coded}))
+    assert main(["index", "verify", str(index), "--agreement", "--model", str(tiny_model)]) == 1
+    printed = capsys.readouterr().out
+    assert "BAD mentions_contained at R = 1: 0.0000% of 13 mentions, promised 100.0000% of 500" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["verify", "INDEX", "--agreement"], "--model: missing"),
+        (["verify", "INDEX", "--model", "m"], "--model: goes with --agreement"),
+        (["verify", "INDEX", "--mentions", "m.jsonl"], "--mentions: goes with --agreement"),
+        (["verify", "INDEX", "--agreement", "--model", "MODEL"], "no codes; write them with"),
+        (["recode", "INDEX", "--mentions", "m.jsonl"], "--mentions: goes with --model"),
+        (["recode", "INDEX", "--centroids", "0"], "centroids: 0 is not between 1 and 65536"),
+        (["recode", "no-such"], "no-such"),
+    ],
+)
+def test_wrong_recode_and_verify(tiny_index, tiny_model, tmp_path, capsys, command, message):
+    shutil.copytree(tiny_index, tmp_path / "index")
+    places = {"INDEX": str(tmp_path / "index"), "MODEL": str(tiny_model)}
+    assert main(["index", *(places.get(part, part) for part in command)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_link_in_coded_mode(build, tiny_model, capsys):
+    index = build("--centroids", "5")
+    capsys.readouterr()
+    command = [
+        "link",
+        "--model",
+        str(tiny_model),
+        "--index",
+        str(index),
+        "--mention",
+        "a",
+        "--sentence",
+        "a b",
+    ]
+    answers = []
+    for mode in ("exact", "coded"):
+        assert main([*command, "--mode", mode, "--top-k", "2"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [a["mode"] for a in answers] == ["exact", "coded"]
+    assert answers[0]["candidates"] == answers[1]["candidates"]
 
 
 def test_verify_names_the_flipped_file_and_exits_1(damaged_index, capsys):

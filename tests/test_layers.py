@@ -21,7 +21,14 @@ TRAINING_COMMANDS = ("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
 
-ABOVE_SCORING = ("mimic_engine.engine", "mimic_engine.batching", "mimic_engine.server", "mimic_engine.serve")
+ABOVE_SCORING = (
+    "mimic_engine.engine",
+    "mimic_engine.agreement",
+    "mimic_engine.calibration",
+    "mimic_engine.batching",
+    "mimic_engine.server",
+    "mimic_engine.serve",
+)
 FORBIDDEN = {
     "mimic_engine.kernels": (
         *ABOVE_SCORING,
@@ -34,6 +41,8 @@ FORBIDDEN = {
     "mimic_engine.encoding": (*ABOVE_SCORING, "mimic_engine.index", "mimic_engine.scoring"),
     "mimic_engine.data": ABOVE_SCORING,
     "mimic_engine.model": (*ABOVE_SCORING, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),
+    "mimic_engine.agreement": ("mimic_engine.calibration", "mimic_engine.scoring", "mimic_engine.engine"),
+    "mimic_engine.calibration": ("mimic_engine.engine", "mimic_engine.server", "mimic_engine.serve"),
     "mimic_engine.engine": ("mimic_engine.server", "mimic_engine.serve", "mimic_engine.batching"),
     "mimic_engine.batching": ("mimic_engine.engine", "mimic_engine.server", "mimic_engine.serve"),
     "mimic_engine.server": ("mimic_engine.serve", "mimic_engine.encoding", "mimic_engine.scoring"),
