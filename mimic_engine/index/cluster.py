@@ -19,10 +19,9 @@ from mimic_engine.index.codes import mean_error
 from mimic_engine.index.format import MAX_CENTROIDS
 from mimic_engine.types import Array, EntityArrays
 
-DEFAULT_CENTROIDS = 1024
 SEED = 20230806
 
-_TOKENS_A_CENTROID = 128
+_TOKENS_A_CENTROID = 64
 _LEAST_TOKENS = 16_384
 _SAMPLE_BYTES = 256 << 20
 _ITERATIONS = 10

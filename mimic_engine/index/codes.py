@@ -24,7 +24,7 @@ from mimic_engine.types import Array, EntityArrays
 
 CodeArray = NDArray[np.uint8] | NDArray[np.uint16]  # (rows, L)
 
-_BLOCK_VALUES = 1 << 22  # of the (tokens, C) inner products worked on at once: 16 MiB
+_BLOCK_VALUES = 1 << 20  # of the (tokens, C) inner products worked on at once: 4 MiB
 _BLOCK_TOKENS = 1 << 14
 _LEAST_ERROR = 0.01  # of the mean length: below it a clustering counts as perfect, and drift stays finite
 

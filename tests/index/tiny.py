@@ -10,10 +10,13 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mimic_engine.index import build
+from mimic_engine.index.store import Index
 from mimic_engine.types import Entity, EntityArrays, FoldConstants
 
 CONSTANTS = FoldConstants(8, ("tglu", "vdlu", "cmfu"), gate_bias=(0.1, -1 / 3), bias_norm=(2.5, 1e-17))
@@ -61,6 +64,32 @@ class HashFold:
         seed = hashlib.sha256(f"{e.id}|{e.name}|{e.description}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(seed[:8], "little"))
         return {name: np.asarray(rng.normal(size=shape), dtype=np.float32) for name, shape in SHAPES.items()}
+
+
+class MaskedFold(HashFold):
+    """With token weights as a masked model has them: 1/n for the first n tokens, 0 for those behind."""
+
+    def entities(self, batch: Sequence[Entity]) -> EntityArrays:
+        arrays = dict(super().entities(batch).items())
+        real = np.array([[1 + len(e.description) % 5] for e in batch])  # (n, 1)
+        arrays["tglu_token_weight"] = ((np.arange(5) < real) / real).astype(np.float32)
+        return EntityArrays(**arrays)
+
+
+def coded_index(out: Path, count: int, fold: HashFold | None = None, **options: Any) -> Index:
+    """Build an index with codes (6 centroids unless ``options`` say otherwise) and open it."""
+    options = {"centroids": 6, "threads": 1} | options
+    build.build_index(fold or MaskedFold(), knowledge_base(count), out, progress=False, **options)
+    return Index.open(out)
+
+
+def stored_queries(rows: int, seed: int = 0, weight: bool = False) -> EntityArrays:
+    """Token queries (rows, 5, 8) as a segment stores them; with ``weight`` each token counts 0 or 1."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 2, (rows, 5)).astype(np.float32) if weight else None
+    return EntityArrays(
+        tglu_query=rng.normal(size=(rows, 5, 8)).astype(np.float16), tglu_token_weight=weights
+    )
 
 
 def folded(entities: Iterable[Entity]) -> dict[str, np.ndarray]:
