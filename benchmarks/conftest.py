@@ -21,7 +21,7 @@ from benchmarks.baseline import published_scores
 from benchmarks.engine_side import TOLERANCES, fold_entities, load_matcher
 from benchmarks.published_inputs import Features, random_features, random_weights
 from benchmarks.published_model import Towers, build_model, build_random_index, export
-from benchmarks.scan_cpu import repeat
+from benchmarks.timing import repeat
 from mimic_engine import Linker
 from mimic_engine.encoding.graph import available_threads
 from mimic_engine.encoding.onnx import OnnxSession

@@ -131,17 +131,25 @@ def _scan_lines(result: ScanResult) -> list[str]:
             f"{r.pairs_per_s:,.0f}",
             f"{r.ms:,.2f}",
             "-" if r.ratio_to_baseline is None else f"{r.ratio_to_baseline:.1f}",
-            f"{r.identical_top10:.1%}",
+            f"{r.survivor_share:.2%}",
+            _share(r.identical_top10),
+            _share(r.agreement_top1),
+            _share(r.top10_contained),
         ]
         for r in result.rows
     ]
-    head = ["scan", "N", "B", "pairs/s", "ms", "times the baseline", "same top 10"]
+    head = ["scan", "N", "B", "pairs/s", "ms", "times the baseline", "scored exactly", "same top 10"]
+    head += ["coded: same best", "coded: top 10 found"]
     speed = [f"Single-precision matrix product on this machine: {result.sgemm_gflops:.0f} GFLOP/s.", ""]
     return ["## Scan on the CPU", "", *_table(head, rows), *speed, *_source(result.provenance)]
 
 
 def _scan_label(row: ScanRow) -> str:
-    return f"{row.mode} {row.backend} {row.dtype}"
+    return f"{row.mode} {row.backend} {row.dtype}, {row.features} features"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _timing_lines(timings: Sequence[Timing]) -> list[str]:

@@ -61,7 +61,7 @@ class DemoResult:
 
 @dataclass(frozen=True, slots=True)
 class ScanRow:
-    """One timed scan; ``ratio_to_baseline`` is absent where no baseline was run beside it."""
+    """One timed scan; None where nothing was compared. Shares are fractions of mentions or entities."""
 
     mode: str
     backend: str
@@ -70,8 +70,12 @@ class ScanRow:
     b: int
     pairs_per_s: float
     ms: float
+    features: str
     ratio_to_baseline: float | None
-    identical_top10: float  # fraction of mentions; a boolean counts as 1 or 0
+    identical_top10: float | None
+    survivor_share: float
+    agreement_top1: float | None
+    top10_contained: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,9 @@ class _Reader:
         if not (math.isfinite(value) and low <= value <= high):
             raise self.fail(key, f"must be a finite number in [{low:g}, {high:g}], got {value!r}")
         return value
+
+    def number_or_none(self, key: str, low: float = 0.0, high: float = math.inf) -> float | None:
+        return None if self.value(key) is None else self.number(key, low, high)
 
     def integer(self, key: str, low: int = 0) -> int:
         value = self.number(key, low)
@@ -209,7 +216,6 @@ def read_demo(file: Path) -> DemoResult:
 
 
 def _scan_row(reader: _Reader) -> ScanRow:
-    same = reader.value("identical_top10")
     return ScanRow(
         mode=reader.string("mode"),
         backend=reader.string("backend"),
@@ -218,10 +224,12 @@ def _scan_row(reader: _Reader) -> ScanRow:
         b=reader.integer("b", 1),
         pairs_per_s=reader.number("pairs_per_s"),
         ms=reader.number("ms"),
-        ratio_to_baseline=(
-            None if reader.value("ratio_to_baseline") is None else reader.number("ratio_to_baseline")
-        ),
-        identical_top10=float(same) if isinstance(same, bool) else reader.number("identical_top10", high=1),
+        features=reader.string("features"),
+        ratio_to_baseline=reader.number_or_none("ratio_to_baseline"),
+        identical_top10=reader.number_or_none("identical_top10", high=1),
+        survivor_share=reader.number("survivor_share", high=1),
+        agreement_top1=reader.number_or_none("agreement_top1", high=1),
+        top10_contained=reader.number_or_none("top10_contained", high=1),
     )
 
 

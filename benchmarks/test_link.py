@@ -18,7 +18,7 @@ from benchmarks.baseline import published_scores
 from benchmarks.engine_side import TOLERANCES, compare_top_k
 from benchmarks.published_inputs import Features
 from benchmarks.published_model import random_mentions, raw_features
-from benchmarks.scan_cpu import repeat
+from benchmarks.timing import repeat
 from mimic_engine import Linker, Mention
 from mimic_engine.encoding.base import PreparedMention
 from mimic_engine.encoding.torch import TorchSession

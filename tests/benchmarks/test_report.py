@@ -18,7 +18,8 @@ SPLIT |= {"mrr": 0.925, "mr": 12.5, "mentions": 5169, "candidates": 20818}
 MODALITY = {"hits@1": 0.8, "hits@3": 0.85, "mrr": 0.8275, "mentions": 1801}
 MODALITIES = {"text": MODALITY, "image": {**MODALITY, "hits@1": 0.5}, "both": {**MODALITY, "hits@1": 0.95}}
 ROW = {"mode": "exact", "backend": "onnx", "dtype": "float16", "n": 2000, "b": 1, "pairs_per_s": 250000.0}
-ROW |= {"ms": 8.0, "ratio_to_baseline": 70.25, "identical_top10": True}
+ROW |= {"ms": 8.0, "features": "random", "ratio_to_baseline": 70.25, "identical_top10": 1.0}
+ROW |= {"survivor_share": 0.0123, "agreement_top1": None, "top10_contained": None}
 PAYLOADS = {
     "wikimel": {"test": SPLIT, "dev": {**SPLIT, "hits@1": 0.91}, "train_seconds": 3600},
     "demo": {"test": MODALITIES, "challenge": MODALITIES},
@@ -70,9 +71,12 @@ def test_whole_report(results, tmp_path, capsys):
     page = (out / "report.md").read_text()
     assert "| test | 0.9000 | 0.9300 | 0.9500 | 0.9700 | 0.9800 | 0.9250 | 12.50 | 5,169 | 20,818 |" in page
     assert "| challenge, both | 0.9500 | 0.8500 | 0.8275 | 1,801 |" in page
-    assert "| exact onnx float16 | 2,000 | 1 | 250,000 | 8.00 | 70.2 | 100.0% |" in page
-    assert "| exact onnx float16 | 2,000 | 8 | 250,000 | 8.00 | 70.2 | 99.5% |" in page
-    assert "| exact numpy float16 | 2,000 | 1 | 250,000 | 8.00 | - | 100.0% |" in page
+    assert (
+        "| exact onnx float16, random features | 2,000 | 1 | 250,000 | 8.00 | 70.2 | 1.23% | 100.0% | - | - |"
+        in page
+    )
+    assert "| exact onnx float16, random features | 2,000 | 8 | 250,000 | 8.00 | 70.2 | 1.23% | 99.5% | - | - |" in page
+    assert "| exact numpy float16, random features | 2,000 | 1 | 250,000 | 8.00 | - | 1.23% | 100.0% | - | - |" in page
     assert "| test_scan[1\\|2] | 12.500 | 12.000 | 7 | ratio 41.23, backend onnx |" in page
     assert "137 GFLOP/s" in page
     assert "Training took 3,600 s." in page
