@@ -75,8 +75,14 @@ def test_whole_report(results, tmp_path, capsys):
         "| exact onnx float16, random features | 2,000 | 1 | 250,000 | 8.00 | 70.2 | 1.23% | 100.0% | - | - |"
         in page
     )
-    assert "| exact onnx float16, random features | 2,000 | 8 | 250,000 | 8.00 | 70.2 | 1.23% | 99.5% | - | - |" in page
-    assert "| exact numpy float16, random features | 2,000 | 1 | 250,000 | 8.00 | - | 1.23% | 100.0% | - | - |" in page
+    assert (
+        "| exact onnx float16, random features | 2,000 | 8 | 250,000 | 8.00 | 70.2 | 1.23% | 99.5% | - | - |"
+        in page
+    )
+    assert (
+        "| exact numpy float16, random features | 2,000 | 1 | 250,000 | 8.00 | - | 1.23% | 100.0% | - | - |"
+        in page
+    )
     assert "| test_scan[1\\|2] | 12.500 | 12.000 | 7 | ratio 41.23, backend onnx |" in page
     assert "137 GFLOP/s" in page
     assert "Training took 3,600 s." in page
