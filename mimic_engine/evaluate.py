@@ -98,7 +98,7 @@ def evaluate(
     with tqdm(total=len(mentions), desc="mentions", unit="mention", disable=not progress) as bar:
         for start in range(0, len(mentions), batch_size):
             stop = min(start + batch_size, len(mentions))
-            prepared = [_prepare(featurizer, m, broken) for m in mentions[start:stop]]
+            prepared = [prepare_labelled(featurizer, m, broken) for m in mentions[start:stop]]
             ranks.append(scan.ranks(featurizer.fold_prepared(prepared), gold[start:stop]))
             images.append(np.array([p.pixels is not None for p in prepared]))
             bar.update(stop - start)
@@ -168,7 +168,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _prepare(featurizer: Featurizer, labelled: LabelledMention, broken: BrokenImages) -> PreparedMention:
+def prepare_labelled(
+    featurizer: Featurizer, labelled: LabelledMention, broken: BrokenImages
+) -> PreparedMention:
+    """Tokenise and decode a mention; a broken image as ``broken`` says."""
     pixels = broken.load(featurizer.images, labelled.mention.image, f"mention {labelled.id!r}")
     tokens = featurizer.prepare(replace(labelled.mention, image=None)).tokens
     return PreparedMention(tokens, pixels)
