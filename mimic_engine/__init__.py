@@ -13,11 +13,16 @@ from mimic_engine.types import Candidate, Entity, LinkResult, Mention
 if TYPE_CHECKING:
     from mimic_engine.engine import Linker
     from mimic_engine.index.store import Index
+    from mimic_engine.index.writer import IndexWriter
 
-__all__ = ["Candidate", "Entity", "Index", "LinkResult", "Linker", "Mention", "__version__"]
+__all__ = ["Candidate", "Entity", "Index", "IndexWriter", "LinkResult", "Linker", "Mention", "__version__"]
 __version__ = "0.1.0"
 
-_LAZY = {"Linker": "mimic_engine.engine", "Index": "mimic_engine.index.store"}
+_LAZY = {
+    "Linker": "mimic_engine.engine",
+    "Index": "mimic_engine.index.store",
+    "IndexWriter": "mimic_engine.index.writer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -90,7 +90,9 @@ class Calibration:
         kernels = open_kernels("auto", self._model, index.manifest.constants)
         scan = Scan(index.segments, kernels, threads=self._threads, tie_key=index.ids, codes=index.codes)
         try:
-            return measure_places(self._featurizer, mentions, scan, k=k, progress=self._progress)
+            return measure_places(
+                self._featurizer, mentions, scan, k=k, allowed=index.alive, progress=self._progress
+            )
         finally:
             scan.close()
 
@@ -101,10 +103,9 @@ def entity_mentions(index: Index, limit: int = DEFAULT_MENTIONS) -> list[Mention
     They lie evenly over the index. What users write differs from this: mentions
     of one's own measure better, where there are any.
     """
-    count = len(index)
-    size = min(limit, count)
-    rows = [i * count // size for i in range(size)]
-    entities = [index.entity(row) for row in rows]
+    alive = np.arange(index.row_count) if index.alive is None else np.flatnonzero(index.alive)
+    size = min(limit, len(alive))
+    entities = [index.entity(int(alive[i * len(alive) // size])) for i in range(size)]
     return [Mention(e.name, e.description or e.name) for e in entities]
 
 
@@ -114,6 +115,7 @@ def measure_places(
     scan: Scan,
     *,
     k: int = DEFAULT_K,
+    allowed: NDArray[np.bool_] | None = None,
     progress: bool = False,
 ) -> NDArray[np.int64]:
     """Places that the estimates give to the exact best k of M mentions, (M, k), best first.
@@ -127,6 +129,7 @@ def measure_places(
     mentions : at least one
     scan : over the index with its codes
     k : cut to the number of entities
+    allowed : (N,), the rows that count; all by default
     progress : show a progress bar on standard error
 
     Raises
@@ -138,13 +141,17 @@ def measure_places(
     """
     if not mentions:
         raise InvalidInputError("mentions: none to measure the agreement with", field="mentions")
-    k, size = min(k, len(scan)), max(1, min(_MENTIONS_AT_ONCE, _SCORES_AT_ONCE // len(scan)))
+    k = min(k, len(scan) if allowed is None else int(np.count_nonzero(allowed)))
+    size = max(1, min(_MENTIONS_AT_ONCE, _SCORES_AT_ONCE // len(scan)))
     places = []
     with tqdm(total=len(mentions), desc="agreement", unit=" mentions", disable=not progress) as bar:
         for start in range(0, len(mentions), size):
             batch = mentions[start : start + size]
             arrays = featurizer.mentions(batch)
-            places.append(_places(scan.estimates(arrays), scan.search(arrays, k).rows))
+            estimates = scan.estimates(arrays)  # (B, N)
+            if allowed is not None:
+                estimates[:, ~allowed] = -np.inf
+            places.append(_places(estimates, scan.search(arrays, k, allowed=allowed).rows))
             bar.update(len(batch))
     return np.concatenate(places)
 

@@ -162,6 +162,7 @@ class Linker:
                 max(options[b].top_k for b in members),
                 mode=group.mode,
                 rows=rows[group],
+                allowed=self.index.alive,
                 rerank=group.rerank or self._rerank,
             )
             for i, b in enumerate(members):
@@ -170,7 +171,7 @@ class Linker:
 
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
         """1-based rank of index row ``gold[b]`` for each mention, ties counted against it; (B,)."""
-        return self._scan.ranks(self.featurizer.mentions(mentions), gold)
+        return self._scan.ranks(self.featurizer.mentions(mentions), gold, allowed=self.index.alive)
 
     def warm_up(self) -> None:
         """Run every graph that a request needs, so that the first costs no more than the next."""

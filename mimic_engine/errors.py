@@ -49,6 +49,14 @@ class IndexMismatchError(IndexFormatError):
     """The index was built with another model than the one that was opened."""
 
 
+class IndexWriteError(MimicError):
+    """An index could not be changed (a full disk, say); what was there before is as it was."""
+
+
+class IndexLockedError(IndexWriteError):
+    """Another process or writer is changing the index."""
+
+
 class MissingDependencyError(MimicError, ImportError):
     """A feature was asked for by name and needs a package that is not installed."""
 

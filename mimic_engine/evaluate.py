@@ -52,6 +52,20 @@ class Ranker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Alive:
+    """A scan among the rows that are alive, (N,) bool."""
+
+    scan: Scan
+    alive: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.alive))
+
+    def ranks(self, mentions: MentionArrays, gold: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.scan.ranks(mentions, gold, allowed=self.alive)
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Metrics of all mentions, and of those with and without an image (None where there are none)."""
 
@@ -149,9 +163,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(args.data, splits=tuple(dict.fromkeys(args.split)))
     broken = BrokenImages(args.broken_images)
     featurizer, kernels, notes = _open_model(args)
-    segments, gold = _candidates(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
+    segments, alive, gold = _candidates(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
     scan = Scan(segments, kernels, threads=1 if kernels.name == "torch" else args.threads)
+    ranker = scan if alive is None else _Alive(scan, alive)
     result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": kernels.name} | notes
     try:
         for split, mentions in dataset.splits.items():
@@ -160,7 +175,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
                 raise DataError(f"{args.data}: no mentions in split {split!r}")
             options = {"batch_size": args.batch_size, "progress": not args.quiet}
             rows = gold[split][: len(chosen)]
-            result[split] = evaluate(featurizer, scan, chosen, rows, broken, **options).to_json()
+            result[split] = evaluate(featurizer, ranker, chosen, rows, broken, **options).to_json()
     finally:
         scan.close()
     result["data"] = dataset.report.to_json()
@@ -200,14 +215,15 @@ def _open_model(args: argparse.Namespace) -> tuple[Featurizer, ScanKernels, dict
 
 def _candidates(
     args: argparse.Namespace, dataset: Dataset, featurizer: KnowledgeBaseFeaturizer
-) -> tuple[Sequence[EntityArrays], dict[str, NDArray[np.int64]]]:
-    """Folded entities, and the gold rows of each split among them."""
+) -> tuple[Sequence[EntityArrays], NDArray[np.bool_] | None, dict[str, NDArray[np.int64]]]:
+    """Folded entities, which of them are alive (None for all), and the gold rows of each split among them."""
     if args.index is None:
         gold = {s: gold_rows(mentions, dataset.entities) for s, mentions in dataset.splits.items()}
-        return fold_in_memory(featurizer, dataset.entities, progress=not args.quiet), gold
+        return fold_in_memory(featurizer, dataset.entities, progress=not args.quiet), None, gold
     index = Index.open(args.index)
     index.check_model(featurizer.model_hash)
-    return index.segments, {s: index.rows([m.answer for m in ms]) for s, ms in dataset.splits.items()}
+    gold = {s: index.rows([m.answer for m in ms]) for s, ms in dataset.splits.items()}
+    return index.segments, index.alive, gold
 
 
 def _parser() -> argparse.ArgumentParser:

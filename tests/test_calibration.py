@@ -107,6 +107,17 @@ def test_entities_as_mentions(featurizer, tiny_model, coded_index):
     )
 
 
+def test_dead_rows_are_neither_mentions_nor_counted(featurizer, tiny_model, coded_index):
+    changed = coded_index.delete(["E00", "E05", "E10"])
+    compacted = changed.compact()
+    assert changed.alive is not None and compacted.alive is None
+    assert entity_mentions(changed) == entity_mentions(compacted)
+    for k in (1, 4, 13):
+        places = [calibration(featurizer, tiny_model).places(index, k) for index in (changed, compacted)]
+        np.testing.assert_array_equal(*places)
+        assert places[0].shape == (len(MENTIONS), min(k, 10)) and places[0].max() <= 10
+
+
 def test_wrong_mentions_and_models(featurizer, tiny_model, coded_index, tmp_path):
     with pytest.raises(InvalidInputError, match="mentions: none"):
         calibration(featurizer, tiny_model, []).places(coded_index)

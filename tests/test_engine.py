@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from mimic_engine import Linker, Mention
+from mimic_engine import Entity, Linker, Mention
 from mimic_engine.data.records import read_entities
 from mimic_engine.errors import (
     ImageError,
@@ -22,6 +23,7 @@ from mimic_engine.errors import (
 )
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.index.format import read_manifest, write_manifest
+from mimic_engine.index.store import Index
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.matcher import Features, MatcherScores
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
@@ -205,6 +207,33 @@ def test_info_says_what_is_loaded(linker):
 
 def test_warm_up_runs(linker):
     linker.warm_up()
+
+
+def test_changes_are_linked_in_the_next_snapshot(tiny_model, tiny_index, linker, mentions, tmp_path):
+    """Replaced and deleted entities are never answered, new ones are, and compaction changes nothing."""
+    index = Index.open(shutil.copytree(tiny_index, tmp_path / "index"))
+    twin = Entity("twin", "a b", "c d e f")
+    index = index.delete(["E00", "E07"]).upsert([twin, Entity("E03", "j i", "h g")], linker.featurizer)
+    wanted = sorted({*linker.index.ids(range(13)), "twin"} - {"E00", "E07"})
+    with closing(Linker.open(tiny_model, index.path, threads=1)) as changed:
+        assert changed.info()["entities"] == 12
+        before = changed.link(mentions, 12)
+        for mode in ("exact", "certified"):
+            assert changed.link(mentions, 12, mode=mode)[0].candidates == before[0].candidates
+        ranks = changed.ranks(mentions[:3], changed.index.rows(["twin"] * 3))
+    for result in before:
+        assert sorted(ids_of(result)) == wanted and result.entities_scored <= 12
+    old = {c.id: c for c in linker.link(mentions, 13)[0].candidates}
+    new = {c.id: c for c in before[0].candidates}
+    assert all(new[i] == old[i] for i in wanted if i not in ("E03", "twin"))
+    assert new["E03"].name == "j i" and new["E03"].score != old["E03"].score
+    assert ranks.tolist() == [ids_of(result).index("twin") + 1 for result in before[:3]]
+    index.compact()
+    with closing(Linker.open(tiny_model, index.path, threads=1)) as compacted:
+        assert compacted.index.alive is None
+        assert compacted.link(mentions, 12) == before
+        with pytest.raises(InvalidInputError, match="the 12 candidates"):
+            compacted.link(mentions, 13)
 
 
 def test_an_index_of_another_model_is_refused(tiny_model, tiny_index, tmp_path):

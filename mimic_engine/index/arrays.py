@@ -27,6 +27,7 @@ from mimic_engine.index.files import parse_json
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "U16": np.dtype("<u2"),
     "U32": np.dtype("<u4"),
@@ -76,8 +77,12 @@ class ArrayFileWriter:
         """Start a new file (replaces one that is there) of full length, all zeros."""
         header, placed, size_bytes = _plan(specs)
         writer = cls(path, "w+b", placed)
-        writer._file.write(header)
-        writer._file.truncate(size_bytes)
+        try:
+            writer._file.write(header)
+            writer._file.truncate(size_bytes)
+        except BaseException:
+            writer.close()
+            raise
         return writer
 
     @classmethod

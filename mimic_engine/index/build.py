@@ -12,53 +12,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 import mimic_engine
-from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError, ModelError
+from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError
 from mimic_engine.index.files import publish
-from mimic_engine.index.format import (
-    MAX_CENTROIDS,
-    SEGMENTS,
-    IndexManifest,
-    is_index,
-    segment_name,
-    write_manifest,
-)
-from mimic_engine.index.layout import DTYPES, check_layout, trailing_shapes
+from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
+from mimic_engine.index.format import IndexManifest, is_index, write_manifest
+from mimic_engine.index.layout import DTYPES
 from mimic_engine.index.progress import PROGRESS, BuildIdentity, Progress, build_lock, open_progress
 from mimic_engine.index.recode import Measure, forget_progress, has_token_queries, with_codes, write_codes
+from mimic_engine.index.records import MAX_CENTROIDS, SEGMENTS, segment_name
 from mimic_engine.index.segment import SegmentWriter
+from mimic_engine.index.snapshots import hold
 from mimic_engine.index.store import Index
 from mimic_engine.index.survey import EntityStream, Fingerprint, survey_entities
-from mimic_engine.types import Entity, EntityArrays, FoldConstants
+from mimic_engine.types import Entity, FoldConstants
 
 _FLUSH_ROWS = 512
 _FLUSH_SECONDS = 2.0
 _MAX_SEGMENT_ROWS = 2**32 - 1  # rows of the id lookup are 32 bits wide
-
-
-class EntityFeaturizer(Protocol):
-    """What a build needs of a model: entities in, folded float32 arrays out."""
-
-    @property
-    def constants(self) -> FoldConstants:
-        """What the scores need beyond the arrays."""
-
-    @property
-    def model_hash(self) -> str:
-        """Hash over weights and configuration."""
-
-    def entities(self, entities: Sequence[Entity], /) -> EntityArrays:
-        """Fold n entities; every array float32, n rows in the order given."""
 
 
 def build_index(
@@ -84,7 +65,8 @@ def build_index(
     featurizer : encodes and folds batches of entities
     entities : called once a pass (two passes); every call gives the same entities in the same order
     out : folder of the index; ``OUT.partial`` beside it holds the unfinished build
-    dtype : "float16" or "float32", of the stored vectors
+    dtype : "float16" or "float32", of the stored vectors; "int8" for the token queries (one scale
+        a token), which are most of an index, and float16 for all others
     batch_size : entities folded at once
     segment_rows : entities in one immutable segment
     progress : show a progress bar on standard error
@@ -105,6 +87,8 @@ def build_index(
         the passes, or an entity folds to a value that cannot be stored.
     IndexFormatError
         If ``out`` exists, or ``OUT.partial`` is an unfinished build of something else.
+    IndexLockedError
+        If another process builds the same index, or changes the one that is to be replaced.
     InvalidInputError, ModelError
         If an option is outside its limits; if the arrays do not fit the model's constants.
     """
@@ -112,6 +96,7 @@ def build_index(
     options = dict(options or {})
     extra = {} if extra_manifest is None else extra_manifest
     _check_options(dtype, batch_size, segment_rows, extra, centroids)
+    _check_int8(dtype, featurizer.constants)
     _check_target(out, overwrite)
     survey = survey_entities(entities, progress=progress)
     identity = BuildIdentity(
@@ -132,7 +117,8 @@ def build_index(
             manifest = _finish(Index.open(folder, verify=False), centroids, threads, agreement, progress)
             write_manifest(folder, manifest)
         _check_target(out, overwrite)
-        publish(folder, out)
+        with _hold_target(out):
+            publish(folder, out)
         (out / PROGRESS).unlink()
         if manifest.codes is not None:
             forget_progress(out, manifest.codes)
@@ -160,12 +146,11 @@ class _Build:
         identity: BuildIdentity,
         batch_size: int,
     ) -> None:
-        self._featurizer = featurizer
         self._entities = entities
         self._folder = folder
         self._batch_size = batch_size
         self._progress = open_progress(folder, identity)
-        self._layout = dict(self._progress.layout)
+        self._fold = CheckedFold(featurizer, self._progress.layout)
         self._resume_row = self._progress.rows_done
         self._fingerprint = Fingerprint()
         self._flushed_at = time.monotonic()
@@ -196,44 +181,27 @@ class _Build:
     ) -> None:
         dtype, folder = self._progress.identity.dtype, self._folder / SEGMENTS / name
         done = max(0, self._resume_row - start)
-        with SegmentWriter(folder, stop - start, dtype, done=done, layout=self._layout) as writer:
+        with SegmentWriter(folder, stop - start, dtype, done=done, layout=self._fold.layout) as writer:
             row = start
             while row < stop:
                 limit = self._resume_row if row < self._resume_row else stop
                 batch = _take(stream, min(self._batch_size, limit - row))
                 writer.add_entities(batch)
                 if row >= self._resume_row:
-                    writer.add_arrays(row - start, batch, self._fold(batch), self._layout)
+                    arrays = self._fold(batch)
+                    writer.add_arrays(row - start, batch, arrays, self._fold.layout)
                     self._flush_if_due(writer, row + len(batch))
                     bar.update(len(batch))
                 row += len(batch)
             segment = writer.finish(name)
-        self._progress = self._progress.advance(stop, self._layout).finish_segment(segment)
+        self._progress = self._progress.advance(stop, self._fold.layout).finish_segment(segment)
         self._progress.save(self._folder)
-
-    def _fold(self, batch: Sequence[Entity]) -> EntityArrays:
-        arrays = self._featurizer.entities(batch)
-        layout = trailing_shapes(arrays)
-        try:
-            if not self._layout:
-                check_layout(layout, self._featurizer.constants)
-                self._layout = layout
-            if layout != self._layout:
-                raise ValueError(f"shapes {layout} differ from those of earlier entities, {self._layout}")
-            for name, value in arrays.items():
-                if value.dtype != np.float32 or len(value) != len(batch):
-                    raise ValueError(
-                        f"array {name}: {value.shape} {value.dtype}, expected {len(batch)} rows float32"
-                    )
-        except ValueError as error:
-            raise ModelError(f"the model's folded entities cannot be stored: {error}") from error
-        return arrays
 
     def _flush_if_due(self, writer: SegmentWriter, rows_done: int) -> None:
         waited = time.monotonic() - self._flushed_at
         if rows_done - self._progress.rows_done >= _FLUSH_ROWS or waited >= _FLUSH_SECONDS:
             writer.sync()
-            self._progress = self._progress.advance(rows_done, self._layout)
+            self._progress = self._progress.advance(rows_done, self._fold.layout)
             self._progress.save(self._folder)
             self._flushed_at = time.monotonic()
 
@@ -241,6 +209,11 @@ class _Build:
         for entity in self._entities():
             self._fingerprint.add(entity)
             yield entity
+
+
+def _hold_target(out: Path) -> AbstractContextManager[object]:
+    """Keep writers off an index while it is replaced; :class:`IndexLockedError` if one is at work."""
+    return hold(out) if out.exists() else nullcontext()
 
 
 def _skip(stream: Iterator[Entity], n: int) -> None:
@@ -265,6 +238,7 @@ def _manifest(featurizer: EntityFeaturizer, done: Progress, extra: Mapping[str, 
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         generator=f"mimic_engine {mimic_engine.__version__}",
         segments=done.segments,
+        next_segment=len(done.segments),
         extra=json.loads(json.dumps(dict(extra), allow_nan=False)),
     )
 
@@ -284,6 +258,13 @@ def _check_options(
         json.dumps(dict(extra), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"extra_manifest: not JSON: {error}") from error
+
+
+def _check_int8(dtype: str, constants: FoldConstants) -> None:
+    if dtype == "int8" and "tglu" not in constants.units:
+        raise InvalidInputError(
+            f"dtype: int8 is for the token queries of the unit tglu, which is not among {constants.units}"
+        )
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.index.codes import mean_error
-from mimic_engine.index.format import MAX_CENTROIDS
+from mimic_engine.index.records import MAX_CENTROIDS
 from mimic_engine.types import Array, EntityArrays
 
 SEED = 20230806

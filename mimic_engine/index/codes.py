@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
 from mimic_engine.index.arrays import read_array_file
-from mimic_engine.index.format import CENTROIDS, CODES, CodesRecord, IndexManifest, codes_dtype, codes_file
+from mimic_engine.index.format import IndexManifest
+from mimic_engine.index.records import CENTROIDS, CODES, CodesRecord, codes_dtype, codes_file
 from mimic_engine.types import Array, EntityArrays
 
 CodeArray = NDArray[np.uint8] | NDArray[np.uint16]  # (rows, L)

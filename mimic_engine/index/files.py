@@ -1,4 +1,4 @@
-"""Small file operations that survive a crash: checksums, fsync, atomic write, atomic publish.
+"""Small file operations that survive a crash: checksums, fsync, atomic write and publish, a folder's lock.
 
 Nothing here knows what an index is.
 """
@@ -6,6 +6,7 @@ Nothing here knows what an index is.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+
+from mimic_engine.errors import IndexLockedError
 
 _CHUNK_BYTES = 4 << 20
 _AT_FDCWD = -100
@@ -50,6 +54,55 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_path(path.parent)
+
+
+class FolderLock:
+    """Holds a folder for one owner, in this process or another; the kernel lets go when the process dies.
+
+    Parameters
+    ----------
+    folder : must exist; nothing is written into it
+    busy : message for whoever comes second
+
+    Raises
+    ------
+    IndexLockedError
+        If the folder is held already, or its file system has no locks.
+    """
+
+    def __init__(self, folder: Path, busy: str) -> None:
+        while True:
+            self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._descriptor), folder.stat()):
+                    return  # and not a folder that was replaced in the meantime
+            except BlockingIOError:
+                self.release()
+                raise IndexLockedError(f"{folder}: {busy}") from None
+            except OSError as error:
+                self.release()
+                raise IndexLockedError(f"{folder}: cannot be locked: {error}") from error
+            self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether the folder is still held."""
+        return self._descriptor >= 0
+
+    def release(self) -> None:
+        """Let go; a second time does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 def parse_json(data: bytes | bytearray | memoryview) -> Any:

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from mimic_engine.types import EntityArrays, FoldConstants
 
-DTYPES = ("float16", "float32")
-ALWAYS_FLOAT32 = frozenset({"tglu_bias", "tglu_token_weight", "vdlu_query_scalars", "vdlu_key_scalars"})
+DTYPES = ("float16", "float32", "int8")  # int8: the token queries alone, all other vectors float16
+QUERY, SCALE = "tglu_query", "tglu_query_scale"
+ALWAYS_FLOAT32 = frozenset(
+    {SCALE, "tglu_bias", "tglu_token_weight", "vdlu_query_scalars", "vdlu_key_scalars"}
+)
 _REQUIRED = {
     "tglu": ("text_cls", "tglu_query", "tglu_cls", "tglu_bias"),
     "vdlu": ("vdlu_query", "vdlu_query_scalars", "vdlu_key", "vdlu_key_scalars"),
@@ -28,8 +31,22 @@ Trailing = dict[str, tuple[int, ...]]  # array name -> shape without the first a
 
 
 def stored_dtype(name: str, dtype: str) -> np.dtype[Any]:
-    """Little-endian dtype of one array in an index whose vectors are ``dtype``."""
-    return np.dtype("<f2" if dtype == "float16" and name not in ALWAYS_FLOAT32 else "<f4")
+    """Little-endian dtype of one array in an index of this ``dtype``."""
+    if name == QUERY and dtype == "int8":
+        return np.dtype("i1")
+    return np.dtype("<f4" if dtype == "float32" or name in ALWAYS_FLOAT32 else "<f2")
+
+
+def stored_shapes(folded: Trailing, dtype: str) -> Trailing:
+    """Shapes of what an index of this ``dtype`` stores of folded arrays: int8 queries bring their scales."""
+    if dtype != "int8":
+        return dict(folded)
+    return {**folded, SCALE: folded[QUERY][:-1]}
+
+
+def folded_shapes(stored: Trailing) -> Trailing:
+    """Shapes of the folded arrays that were stored in these."""
+    return {name: shape for name, shape in stored.items() if name != SCALE}
 
 
 def trailing_shapes(arrays: EntityArrays) -> Trailing:
@@ -85,4 +102,8 @@ def check_stored(arrays: Mapping[str, NDArray[Any]], rows: int, dtype: str, cons
             raise ValueError(f"array {name}: dtype {value.dtype}, expected {stored_dtype(name, dtype)}")
         if value.shape[:1] != (rows,):
             raise ValueError(f"array {name}: shape {value.shape}, expected {rows} rows")
-    check_layout({name: value.shape[1:] for name, value in arrays.items()}, constants)
+    shapes = {name: value.shape[1:] for name, value in arrays.items()}
+    folded = folded_shapes(shapes)
+    check_layout(folded, constants)
+    if shapes != (expected := stored_shapes(folded, dtype)):
+        raise ValueError(f"arrays of shapes {shapes}, expected {expected} in an index of dtype {dtype}")

@@ -6,19 +6,15 @@ moment goes on from the last record.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.index.files import parse_json, write_atomic
-from mimic_engine.index.format import SEGMENTS, SegmentRecord
+from mimic_engine.index.files import FolderLock, parse_json, write_atomic
 from mimic_engine.index.layout import Trailing
+from mimic_engine.index.records import SEGMENTS, SegmentRecord
 
 PROGRESS = "progress.json"
 _FORMAT = "mimic-index-build"
@@ -130,20 +126,6 @@ def _check_finished(folder: Path, segments: tuple[SegmentRecord, ...]) -> None:
                 )
 
 
-@contextmanager
-def build_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process; the kernel lets go when the process dies.
-
-    Raises
-    ------
-    IndexFormatError
-        If another process builds in the folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise IndexFormatError(f"{folder}: another process is building in this folder") from None
-    finally:
-        os.close(descriptor)
+def build_lock(folder: Path) -> FolderLock:
+    """Hold the folder of an unfinished build; raises :class:`IndexLockedError` if another process has it."""
+    return FolderLock(folder, "another process is building in this folder")

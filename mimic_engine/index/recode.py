@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,21 +22,20 @@ from tqdm import tqdm
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec, read_array_file, write_array_file
 from mimic_engine.index.cluster import SEED, cluster_tokens
-from mimic_engine.index.codes import nearest, open_codes, token_queries
+from mimic_engine.index.codes import CodeArray, nearest, open_codes, token_queries
 from mimic_engine.index.files import fsync_path, parse_json, sha256_file, write_atomic
-from mimic_engine.index.format import (
+from mimic_engine.index.format import IndexManifest, read_manifest
+from mimic_engine.index.progress import PROGRESS
+from mimic_engine.index.records import (
     CENTROIDS,
     CODES,
     CodesRecord,
     FileRecord,
-    IndexManifest,
     codes_dtype,
     codes_file,
-    read_manifest,
     segment_name,
-    write_manifest,
 )
-from mimic_engine.index.progress import PROGRESS, build_lock
+from mimic_engine.index.snapshots import KEEP_SNAPSHOTS, forget, hold, publish, successor
 from mimic_engine.index.store import Index
 from mimic_engine.types import Array, EntityArrays
 
@@ -97,17 +96,39 @@ def add_segment_codes(
     centroids : (C, D) float32, those of ``record``
     segment, arrays : name and stored arrays of the segment
     """
+    return write_segment_codes(index, record, segment, arrays, code_blocks(arrays, centroids))
+
+
+def code_blocks(arrays: EntityArrays, centroids: Array, start: int = 0) -> Iterator[CodeArray]:
+    """The codes (n, L) of a segment's rows from ``start`` on, block by block."""
+    for block in row_blocks(arrays, start):
+        queries = token_queries(arrays, block)  # (n, L, D)
+        yield nearest(queries.reshape(-1, queries.shape[-1]), centroids).reshape(queries.shape[:2])
+
+
+def row_blocks(arrays: EntityArrays, start: int = 0) -> Iterator[slice]:
+    """Rows from ``start`` on, so many at a time that their token queries can be widened at once."""
+    assert arrays.tglu_query is not None
+    rows, length, _ = arrays.tglu_query.shape
+    size = max(1, _BLOCK_TOKENS // length)
+    for first in range(start, rows, size):
+        yield slice(first, min(first + size, rows))
+
+
+def write_segment_codes(
+    index: Path, record: CodesRecord, segment: str, arrays: EntityArrays, blocks: Iterable[CodeArray]
+) -> CodesRecord:
+    """Write the codes of one segment, that of ``arrays``; returns the record that lists the file."""
     assert arrays.tglu_query is not None
     rows, length, _ = arrays.tglu_query.shape
     file = index / CODES / record.folder / codes_file(segment)
     temporary = file.with_name(file.name + ".tmp")
     writer = ArrayFileWriter.create(temporary, [ArraySpec("codes", np.dtype(record.dtype), (rows, length))])
     try:
-        block = max(1, _BLOCK_TOKENS // length)
-        for start in range(0, rows, block):
-            queries = token_queries(arrays, slice(start, start + block))  # (n, L, D)
-            codes = nearest(queries.reshape(-1, queries.shape[-1]), centroids)  # (n L,)
-            writer.write("codes", start, codes.reshape(-1, length))
+        done = 0
+        for codes in blocks:
+            writer.write("codes", done, codes)
+            done += len(codes)
         writer.sync()
     finally:
         writer.close()
@@ -127,9 +148,8 @@ def recode_index(
 ) -> IndexManifest:
     """Cluster the token queries of an index anew and swap its codes; returns the new manifest.
 
-    Readers of the old manifest go on: its codes are removed by the next call only.
-    What the old codes promised ("coded" under the manifest's ``agreement``) is
-    dropped with them.
+    Readers go on with the snapshot that they opened. What the old codes promised
+    ("coded" under the manifest's ``agreement``) is dropped with them.
 
     Parameters
     ----------
@@ -141,29 +161,27 @@ def recode_index(
 
     Raises
     ------
-    IndexFormatError
-        If the index is damaged, or another process is changing it.
+    IndexFormatError, IndexLockedError
+        If the index is damaged; if another writer is changing it.
     InvalidInputError
         If an option is outside its limits, or the model has no token queries.
     """
     path = Path(path)
     read_manifest(path)
-    with build_lock(path):
+    with hold(path):
         index = Index.open(path)
         if not has_token_queries(index):
             raise InvalidInputError(f"{path}: no codes for a model without the unit tglu: nothing to code")
         before = index.manifest.codes
         folder = segment_name(0 if before is None else int(before.folder) + 1)
-        _remove_folders(path, {folder} if before is None else {folder, before.folder})
         record = write_codes(index, folder, centroids, seed=seed, threads=threads, progress=progress)
         index = with_codes(index, record)
         kept = {name: value for name, value in index.manifest.agreement.items() if name != "coded"}
         measured = {} if agreement is None else agreement(index)
-        manifest = replace(
-            index.manifest, agreement={**kept, **measured}, generation=index.manifest.generation + 1
-        )
-        write_manifest(path, manifest)
+        manifest = successor(index.manifest, agreement={**kept, **measured})
+        publish(path, manifest)
         forget_progress(path, record)
+        forget(path, KEEP_SNAPSHOTS)
     return manifest
 
 
@@ -216,12 +234,6 @@ def _resumed(target: Path, request: _Request) -> CodesRecord | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if same and whole and CENTROIDS in record.files else None
-
-
-def _remove_folders(path: Path, keep: set[str]) -> None:
-    for folder in (path / CODES).glob("*"):
-        if folder.name not in keep:
-            shutil.rmtree(folder)
 
 
 def _file_record(path: Path) -> FileRecord:

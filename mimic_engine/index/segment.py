@@ -14,13 +14,16 @@ from mimic_engine.errors import DataError
 from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec
 from mimic_engine.index.entities import EntityTableWriter, hash_ids, write_lookup
 from mimic_engine.index.files import fsync_path, sha256_file
-from mimic_engine.index.format import ARRAYS, ENTITIES, IDS, SEGMENT_FILES, FileRecord, SegmentRecord
-from mimic_engine.index.layout import Trailing, stored_dtype
+from mimic_engine.index.layout import QUERY, SCALE, Trailing, stored_dtype, stored_shapes
+from mimic_engine.index.quantise import quantise_rows
+from mimic_engine.index.records import ARRAYS, ENTITIES, IDS, SEGMENT_FILES, FileRecord, SegmentRecord
 from mimic_engine.types import Entity, EntityArrays
 
 
 class SegmentWriter:
     """Writes ``rows`` entities: metadata from the first row on, arrays from row ``done`` on.
+
+    ``layout`` is that of the folded arrays.
 
     A continued segment gets its metadata anew (cheap, and the same bytes); its
     arrays file is continued where the last flush ended.
@@ -30,6 +33,7 @@ class SegmentWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._rows, self._dtype = folder, rows, dtype
         self._ids: list[NDArray[np.uint64]] = []
+        self._names_synced = False
         self._arrays = ArrayFileWriter.reopen(folder / ARRAYS, self._specs(layout)) if done else None
         self._table = EntityTableWriter(folder / ENTITIES)
 
@@ -42,9 +46,11 @@ class SegmentWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._table.close()
-        if self._arrays is not None:
-            self._arrays.close()
+        try:
+            self._table.close()
+        finally:
+            if self._arrays is not None:
+                self._arrays.close()
 
     def add_entities(self, entities: Sequence[Entity]) -> None:
         """Append metadata and ids."""
@@ -62,19 +68,29 @@ class SegmentWriter:
             If a value is not finite, or does not fit in the stored dtype; names entity and array.
         """
         if self._arrays is None:
-            self._arrays = ArrayFileWriter.create(self._folder / ARRAYS, self._specs(layout))
-            self._sync_names()
+            self._arrays = self._create(layout)
         for name, value in arrays.items():
-            self._arrays.write(name, row, _converted(name, value, stored_dtype(name, self._dtype), entities))
+            for stored, rows in _stored(name, value, stored_dtype(name, self._dtype), entities).items():
+                self._arrays.write(stored, row, rows)
+
+    def add_stored(self, row: int, arrays: EntityArrays, layout: Trailing) -> None:
+        """Copy arrays as another segment of the same index stores them, from row ``row`` on."""
+        if self._arrays is None:
+            self._arrays = self._create(layout)
+        for name, value in arrays.items():
+            self._arrays.write(name, row, value)
 
     def sync(self) -> None:
         """Put the arrays written so far on the disk."""
         if self._arrays is not None:
             self._arrays.sync()
+        if not self._names_synced:
+            self._sync_names()
 
     def finish(self, name: str) -> SegmentRecord:
         """Complete and flush all files; returns the segment's record with checksums."""
-        self.sync()
+        if self._arrays is not None:
+            self._arrays.sync()
         self._table.finish()
         write_lookup(self._folder / IDS, np.concatenate(self._ids))
         self._sync_names()
@@ -85,18 +101,34 @@ class SegmentWriter:
     def _sync_names(self) -> None:
         for folder in (self._folder, *self._folder.parents[:2]):  # the segment, all segments, the index
             fsync_path(folder)
+        self._names_synced = True
+
+    def _create(self, layout: Trailing) -> ArrayFileWriter:
+        return ArrayFileWriter.create(self._folder / ARRAYS, self._specs(layout))
 
     def _specs(self, layout: Trailing) -> list[ArraySpec]:
         return [
             ArraySpec(name, stored_dtype(name, self._dtype), (self._rows, *shape))
-            for name, shape in layout.items()
+            for name, shape in stored_shapes(layout, self._dtype).items()
         ]
 
 
-def _converted(
+def _stored(
     name: str, rows: NDArray[np.float32], dtype: np.dtype[Any], entities: Sequence[Entity]
-) -> NDArray[Any]:
-    """``rows`` (n, ...) in the stored dtype, after a check that nothing is lost but precision."""
+) -> dict[str, NDArray[Any]]:
+    """A folded array, (n, ...), as it is stored: in ``dtype``, an int8 one with its scales beside it."""
+    if dtype == np.int8:
+        _check_range(name, rows, np.dtype(np.float32), entities)  # of the scales
+        values, scale = quantise_rows(rows)
+        return {QUERY: values, SCALE: scale}
+    _check_range(name, rows, dtype, entities)
+    return {name: rows.astype(dtype)}
+
+
+def _check_range(
+    name: str, rows: NDArray[np.float32], dtype: np.dtype[Any], entities: Sequence[Entity]
+) -> None:
+    """Check that ``rows`` (n, ...) lose nothing but precision in ``dtype``."""
     limit = float(np.finfo(dtype).max)
     peak = np.abs(rows).max(initial=0)
     if not peak <= limit:  # NaN compares false
@@ -107,4 +139,3 @@ def _converted(
             f"entity {entities[at].id!r}: folded array {name} holds {peaks[at]}, "
             f"the limit of {dtype.name} is {limit}{hint}"
         )
-    return rows.astype(dtype)

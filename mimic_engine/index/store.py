@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,29 +14,40 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError, IndexMismatchError, UnknownEntityError
 from mimic_engine.index.arrays import read_array_file
-from mimic_engine.index.codes import Codes, open_codes
+from mimic_engine.index.codes import open_codes
+from mimic_engine.index.deleted import DeadRows, read_deleted
 from mimic_engine.index.entities import IdLookup, hash_ids, read_entity_table
-from mimic_engine.index.format import (
-    ARRAYS,
-    ENTITIES,
-    IDS,
-    SEGMENTS,
-    IndexManifest,
-    SegmentRecord,
-    read_manifest,
-)
+from mimic_engine.index.format import IndexManifest
 from mimic_engine.index.layout import check_stored, trailing_shapes
+from mimic_engine.index.records import ARRAYS, ENTITIES, IDS, SEGMENTS, SegmentRecord
+from mimic_engine.index.snapshots import list_snapshots, read_snapshot
 from mimic_engine.index.verify import IndexReport, check_files
 from mimic_engine.types import Entity, EntityArrays
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from mimic_engine.index.folding import EntityFeaturizer
+
 Rows = Sequence[int] | NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """The open files of one segment."""
+
+    record: SegmentRecord
+    arrays: EntityArrays
+    lookup: IdLookup
+    table: pa.Table
+
+
 class Index:
-    """A read-only snapshot of an index folder. Safe to share between threads.
+    """One snapshot of an index folder; it never changes. Safe to share between threads.
+
+    Changes make new snapshots. :meth:`snapshot` opens the newest, whoever made it;
+    :meth:`upsert`, :meth:`delete` and :meth:`compact` make one and open it, and
+    :class:`~mimic_engine.index.writer.IndexWriter` makes many.
 
     >>> index = Index.open("index/")                       # doctest: +SKIP
     >>> index.names(index.rows(["Q30", "Q1428"]))          # doctest: +SKIP
@@ -47,27 +59,26 @@ class Index:
     manifest : what it says about itself
     segments : folded arrays of every segment, rows in order; read-only maps of the files
     codes : centroids and codes of every segment for the coded mode; None where there are none
+    alive : (N,) bool, False for the rows of deleted and replaced entities; None where there are none
+    deleted : the dead rows of every segment that has any, by its name
     """
 
     def __init__(
-        self,
-        path: Path,
-        manifest: IndexManifest,
-        segments: tuple[EntityArrays, ...],
-        lookups: tuple[IdLookup, ...],
-        entities: pa.Table,
-        codes: Codes | None,
+        self, path: Path, manifest: IndexManifest, segments: Sequence[_Segment], deleted: DeadRows
     ) -> None:
         self.path = path
         self.manifest = manifest
-        self.segments = segments
-        self.codes = codes
-        self._lookups = lookups
-        self._starts = [0, *accumulate(s.rows for s in manifest.segments)][:-1]
+        self.segments = tuple(s.arrays for s in segments)
+        self.deleted = deleted
+        self._segments = tuple(segments)
+        self._starts = [0, *accumulate(s.rows for s in manifest.segments)]
+        self.alive = self._alive() if deleted else None
+        self.codes = open_codes(path, manifest, self.segments)
+        entities = pa.concat_tables([s.table for s in segments])
         self._columns = {name: entities.column(name) for name in entities.schema.names}
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, verify: bool = True) -> Self:
+    def open(cls, path: str | PathLike[str], *, verify: bool = True, generation: int | None = None) -> Self:
         """Map the files of an index.
 
         Parameters
@@ -75,33 +86,23 @@ class Index:
         path : the index folder
         verify : check the sha256 of every file and every text (reads all of them);
             False checks sizes, headers and shapes only, for files that were checked before
+        generation : of the snapshot to open, out of those that are kept; the newest by default
 
         Raises
         ------
         IndexFormatError
             If the folder is missing, empty, damaged, or of another version; names file and fault.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
-        if not manifest.count:
-            raise IndexFormatError(f"{path}: the index is empty; it needs at least 1 entity")
-        for problem in check_files(path, manifest, checksums=verify).problems:
-            raise IndexFormatError(f"{path / problem.name}: damaged: {problem.problem}")
-        segments = tuple(_open_arrays(path, s, manifest) for s in manifest.segments)
-        _check_same_shapes(path, segments)
-        folders = [path / SEGMENTS / s.name for s in manifest.segments]
-        tables = [read_entity_table(f / ENTITIES, verify=verify) for f in folders]
-        for folder, table, record in zip(folders, tables, manifest.segments, strict=True):
-            if table.num_rows != record.rows:
-                raise IndexFormatError(f"{folder / ENTITIES}: {table.num_rows} rows, expected {record.rows}")
-        lookups = tuple(
-            IdLookup(f / IDS, s.rows, verify=verify) for f, s in zip(folders, manifest.segments, strict=True)
-        )
-        codes = open_codes(path, manifest, segments)
-        return cls(path, manifest, segments, lookups, pa.concat_tables(tables), codes)
+        return cls._open(Path(path), generation, verify, None)
 
     def __len__(self) -> int:
+        """Entities that are alive."""
         return self.manifest.count
+
+    @property
+    def row_count(self) -> int:
+        """Rows N, dead ones included."""
+        return self._starts[-1]
 
     def check_model(self, model_hash: str) -> None:
         """Raise :class:`IndexMismatchError` unless the index was built with the model of this hash."""
@@ -113,25 +114,36 @@ class Index:
             )
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Row numbers (n,) of entity ids.
+        """Row numbers (n,) of entity ids; never a dead row.
 
         Raises
         ------
         UnknownEntityError
             If the index does not hold one of them; names it.
         """
-        rows = [-1] * len(ids)
-        hashes = hash_ids(ids)
-        for start, lookup in zip(self._starts, self._lookups, strict=True):
-            for i, candidates in enumerate(lookup.candidates(hashes)):
-                for row in candidates.tolist():
-                    if rows[i] < 0 and self._text("id", start + row) == ids[i]:
-                        rows[i] = start + row
-        if -1 in rows:
+        rows = self.find(ids)
+        if (rows < 0).any():
             raise UnknownEntityError(
-                f"entity id {ids[rows.index(-1)]!r} is not in the index {self.path} ({len(self)} entities)"
+                f"entity id {ids[int(np.argmin(rows))]!r} is not in the index {self.path} "
+                f"({len(self)} entities)"
             )
-        return np.array(rows, dtype=np.int64)
+        return rows
+
+    def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Row numbers (n,) of entity ids, -1 for those that the index does not hold."""
+        rows = np.full(len(ids), -1, np.int64)
+        hashes = hash_ids(ids)
+        for start, segment in zip(self._starts, self._segments, strict=False):
+            for i, candidates in enumerate(segment.lookup.candidates(hashes)):
+                for row in (start + candidates.astype(np.int64)).tolist():
+                    alive = self.alive is None or self.alive[row]
+                    if rows[i] < 0 and alive and self._text("id", row) == ids[i]:
+                        rows[i] = row
+        return rows
+
+    def segment_rows(self, number: int) -> slice:
+        """Rows of the segment of this number, counted from 0 in the order of ``segments``."""
+        return slice(self._starts[number], self._starts[number + 1])
 
     def entity(self, row: int) -> Entity:
         """Metadata of one row; ``images`` are texts (path, URL, or ``sha256:HEX`` of bytes)."""
@@ -149,28 +161,108 @@ class Index:
 
     def verify(self) -> IndexReport:
         """Read every file again and compare size and sha256 with the manifest."""
-        return check_files(self.path, self.manifest, checksums=True)
+        return check_files(self.path, self.manifest.files(), checksums=True)
+
+    def snapshot(self, *, verify: bool = True) -> Self:
+        """The newest snapshot of the folder: this one if nothing has changed.
+
+        Segments that this one has too are not read again. Arguments and errors as in :meth:`open`.
+        """
+        return self._open(self.path, None, verify, self)
+
+    def snapshots(self) -> tuple[IndexManifest, ...]:
+        """The manifests of the snapshots that are kept, oldest first."""
+        return list_snapshots(self.path)
+
+    def upsert(self, entities: Iterable[Entity], featurizer: EntityFeaturizer) -> Index:
+        """Add entities, or replace those of the same ids; returns the new snapshot. See ``IndexWriter``."""
+        from mimic_engine.index.writer import IndexWriter
+
+        with IndexWriter(self, featurizer) as writer:
+            writer.upsert(entities)
+            return writer.index
+
+    def delete(self, ids: Iterable[str]) -> Index:
+        """Delete entities; returns the new snapshot. See ``IndexWriter``."""
+        from mimic_engine.index.writer import IndexWriter
+
+        with IndexWriter(self) as writer:
+            writer.delete(ids)
+            return writer.index
+
+    def compact(self) -> Index:
+        """Drop dead rows and merge small segments; returns the new snapshot. See ``IndexWriter``."""
+        from mimic_engine.index.writer import IndexWriter
+
+        with IndexWriter(self) as writer:
+            writer.compact()
+            return writer.index
+
+    @classmethod
+    def _open(cls, path: Path, generation: int | None, verify: bool, known: Self | None) -> Self:
+        """Open a snapshot, anew should its files be removed by a writer between manifest and map."""
+        while True:
+            manifest = read_snapshot(path, generation)
+            if known is not None and known.manifest == manifest:
+                return known
+            try:
+                return cls._map(path, manifest, verify, {} if known is None else known._by_name())
+            except IndexFormatError:
+                if read_snapshot(path, generation) == manifest:
+                    raise
+
+    @classmethod
+    def _map(cls, path: Path, manifest: IndexManifest, verify: bool, known: Mapping[str, _Segment]) -> Self:
+        if not manifest.count:
+            raise IndexFormatError(f"{path}: the index is empty; it needs at least 1 entity")
+        shared = {s.name: known[s.name] for s in manifest.segments if _is_same(known.get(s.name), s)}
+        files = [(name, record) for name, record in manifest.files() if _segment_of(name) not in shared]
+        for problem in check_files(path, files, checksums=verify).problems:
+            raise IndexFormatError(f"{path / problem.name}: damaged: {problem.problem}")
+        segments = [shared.get(s.name) or _open_segment(path, s, manifest, verify) for s in manifest.segments]
+        for segment in segments[1:]:
+            if trailing_shapes(segment.arrays) != trailing_shapes(segments[0].arrays):
+                raise IndexFormatError(f"{path}: the shapes differ between the segments")
+        return cls(path, manifest, segments, read_deleted(path, manifest))
+
+    def _by_name(self) -> dict[str, _Segment]:
+        return {s.record.name: s for s in self._segments}
+
+    def _alive(self) -> NDArray[np.bool_]:
+        alive = np.ones(self.row_count, np.bool_)
+        for start, segment in zip(self._starts, self._segments, strict=False):
+            alive[start + self.deleted.get(segment.record.name, np.empty(0, np.uint32))] = False
+        alive.flags.writeable = False
+        return alive
 
     def _text(self, column: str, row: int) -> str:
         return str(self._columns[column][self._checked(row)].as_py())
 
     def _checked(self, row: int) -> int:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is not between 0 and {len(self) - 1}")
+        if not 0 <= row < self.row_count:
+            raise IndexError(f"row {row} is not between 0 and {self.row_count - 1}")
         return row
 
 
-def _open_arrays(path: Path, segment: SegmentRecord, manifest: IndexManifest) -> EntityArrays:
-    file = path / SEGMENTS / segment.name / ARRAYS
-    arrays = read_array_file(file)
+def _open_segment(path: Path, record: SegmentRecord, manifest: IndexManifest, verify: bool) -> _Segment:
+    folder = path / SEGMENTS / record.name
+    arrays = read_array_file(folder / ARRAYS)
     try:
-        check_stored(arrays, segment.rows, manifest.dtype, manifest.constants)
+        check_stored(arrays, record.rows, manifest.dtype, manifest.constants)
     except ValueError as error:
-        raise IndexFormatError(f"{file}: {error}") from error
-    return EntityArrays(**arrays)
+        raise IndexFormatError(f"{folder / ARRAYS}: {error}") from error
+    table = read_entity_table(folder / ENTITIES, verify=verify)
+    if table.num_rows != record.rows:
+        raise IndexFormatError(f"{folder / ENTITIES}: {table.num_rows} rows, expected {record.rows}")
+    lookup = IdLookup(folder / IDS, record.rows, verify=verify)
+    return _Segment(record, EntityArrays(**arrays), lookup, table)
 
 
-def _check_same_shapes(path: Path, segments: Sequence[EntityArrays]) -> None:
-    for arrays in segments[1:]:
-        if trailing_shapes(arrays) != trailing_shapes(segments[0]):
-            raise IndexFormatError(f"{path}: the shapes differ between the segments")
+def _is_same(known: _Segment | None, record: SegmentRecord) -> bool:
+    return known is not None and known.record == record
+
+
+def _segment_of(file: str) -> str | None:
+    """Name of the segment that a file of the index belongs to."""
+    folder, name, *_ = file.split("/")
+    return name if folder == SEGMENTS else None

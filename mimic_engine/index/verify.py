@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mimic_engine.index.files import sha256_file
-from mimic_engine.index.format import CODES, SEGMENTS, FileRecord, IndexManifest, read_manifest
+from mimic_engine.index.format import read_manifest
+from mimic_engine.index.records import FileRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +49,13 @@ def verify_index(path: str | Path) -> IndexReport:
         If the manifest itself is missing or damaged.
     """
     path = Path(path)
-    return check_files(path, read_manifest(path), checksums=True)
+    return check_files(path, read_manifest(path).files(), checksums=True)
 
 
-def check_files(path: Path, manifest: IndexManifest, *, checksums: bool) -> IndexReport:
-    """Check presence and size of every file and, with ``checksums``, its sha256 (a few threads)."""
-    work = [
-        (f"{SEGMENTS}/{segment.name}/{file}", record)
-        for segment in manifest.segments
-        for file, record in segment.files.items()
-    ]
-    if manifest.codes is not None:
-        folder = f"{CODES}/{manifest.codes.folder}"
-        work += [(f"{folder}/{file}", record) for file, record in manifest.codes.files.items()]
+def check_files(path: Path, files: Iterable[tuple[str, FileRecord]], *, checksums: bool) -> IndexReport:
+    """Check presence and size of files by their path in the index and, with ``checksums``, their sha256."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        reports = pool.map(lambda item: _check(path, *item, checksums=checksums), work)
+        reports = pool.map(lambda item: _check(path, *item, checksums=checksums), files)
         return IndexReport(path, tuple(reports))
 
 

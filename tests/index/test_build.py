@@ -8,12 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError, ModelError
+from mimic_engine.errors import (
+    DataError,
+    IndexFormatError,
+    IndexLockedError,
+    InvalidInputError,
+    ModelError,
+)
 from mimic_engine.index import build, files
 from mimic_engine.index.build import build_index
 from mimic_engine.index.progress import PROGRESS
@@ -85,7 +92,7 @@ def test_bad_knowledge_base_is_refused_before_encoding(tiny, tmp_path, entities,
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "int8"}, {"batch_size": 0}, {"segment_rows": 0}, {"extra_manifest": {"x": {1}}}]
+    "options", [{"dtype": "int4"}, {"batch_size": 0}, {"segment_rows": 0}, {"extra_manifest": {"x": {1}}}]
 )
 def test_options_outside_limits(tiny, tmp_path, options):
     with pytest.raises(InvalidInputError, match=next(iter(options))):
@@ -114,6 +121,8 @@ class Spoiled:
         ("cmfu", -np.inf, "float32"),
         ("vdlu_key", 65505.0, "float16"),
         ("tglu_bias", np.nan, "float16"),
+        ("tglu_query", np.inf, "int8"),
+        ("cmfu", 65505.0, "int8"),
     ],
 )
 def test_value_that_cannot_be_stored_names_entity_and_array(tiny, tmp_path, array, value, dtype):
@@ -125,6 +134,13 @@ def test_value_that_cannot_be_stored_names_entity_and_array(tiny, tmp_path, arra
 def test_large_values_fit_where_float32_is_kept(tiny, tmp_path):
     quiet(tiny, 9, tmp_path / "kb", fold=Spoiled(tiny, "Q35", "vdlu_key_scalars", 1e9), dtype="float16")
     assert Index.open(tmp_path / "kb").segments[0].vdlu_key_scalars[5, -1] == 1e9
+
+
+def test_int8_without_token_queries_is_refused(tiny, tmp_path):
+    fold = tiny.HashFold()
+    fold.constants = replace(fold.constants, units=("vdlu", "cmfu"))
+    with pytest.raises(InvalidInputError, match=r"int8.*tglu"):
+        quiet(tiny, 3, tmp_path / "kb", fold=fold, dtype="int8")
 
 
 def test_fold_without_a_units_array_is_refused(tiny, tmp_path):
@@ -260,7 +276,7 @@ def test_damaged_unfinished_segments_are_refused(tiny, tmp_path, monkeypatch, fi
 
 def test_two_builds_at_once(tiny, tmp_path):
     def second(batch):
-        with pytest.raises(IndexFormatError, match="another process"):
+        with pytest.raises(IndexLockedError, match="another process"):
             quiet(tiny, 3, tmp_path / "kb")
 
     quiet(tiny, 3, tmp_path / "kb", fold=tiny.HashFold(second))

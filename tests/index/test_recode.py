@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from mimic_engine.errors import IndexFormatError
+from mimic_engine.errors import IndexFormatError, IndexLockedError
 from mimic_engine.index import recode
 from mimic_engine.index.codes import open_codes
-from mimic_engine.index.progress import build_lock
 from mimic_engine.index.recode import recode_index
+from mimic_engine.index.snapshots import hold
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
+from mimic_engine.index.writer import IndexWriter
 
 
 def files_of(folder):
@@ -38,7 +39,11 @@ def test_recode_swaps_the_codes_under_readers(tiny, tmp_path):
         np.testing.assert_array_equal(old, expected)
         np.testing.assert_array_equal(opened, expected)
     recode_index(out, 3, threads=1)
-    assert sorted(p.name for p in (out / "codes").iterdir()) == ["00001", "00002"]
+    assert sorted(p.name for p in (out / "codes").iterdir()) == ["00000", "00001", "00002"]
+    assert [m.codes.folder for m in before.snapshots()] == ["00000", "00001", "00002"]
+    with IndexWriter(before) as writer:
+        writer.forget(1)
+    assert [p.name for p in (out / "codes").iterdir()] == ["00002"]
     np.testing.assert_array_equal(before.codes.segments[2], kept[2])
     assert Index.open(out).manifest.codes.folder == "00002" and verify_index(out).ok
 
@@ -56,9 +61,9 @@ def test_recode_gives_codes_to_an_index_without(tiny, tmp_path):
     assert Index.open(tmp_path / "kb").manifest == manifest and manifest.codes.folder == "00000"
 
 
-def test_recode_of_an_index_that_another_process_changes(tiny, tmp_path):
+def test_recode_of_an_index_that_another_writer_changes(tiny, tmp_path):
     tiny.coded_index(tmp_path / "kb", 8)
-    with build_lock(tmp_path / "kb"), pytest.raises(IndexFormatError, match="another process"):
+    with hold(tmp_path / "kb"), pytest.raises(IndexLockedError, match="another writer"):
         recode_index(tmp_path / "kb", 3)
     with pytest.raises(IndexFormatError, match="no such index folder"):
         recode_index(tmp_path / "nowhere", 3)
@@ -78,12 +83,10 @@ class CrashPoint:
             recode.Path.replace,
             recode.write_array_file,
         )
-        real_manifest = recode.write_manifest
+        real_publish = recode.publish
         monkeypatch.setattr(recode, "write_atomic", lambda *a: self.step() or real_write(*a))
         monkeypatch.setattr(recode, "write_array_file", lambda *a: self.step() or real_array(*a))
-        monkeypatch.setattr(
-            recode, "write_manifest", lambda *a: self.step() or real_manifest(*a) or self.step()
-        )
+        monkeypatch.setattr(recode, "publish", lambda *a: self.step() or real_publish(*a) or self.step())
         monkeypatch.setattr(recode.Path, "replace", lambda *a: self.step() or real_rename(*a))
 
     def step(self):
@@ -117,7 +120,7 @@ def test_recode_crashed_anywhere_keeps_the_index_and_goes_on(tiny, tmp_path, mon
             break
         if index.manifest.codes.folder == "00000":
             recode_index(out, 9, threads=1)
-            assert files_of(out) == files_of(tmp_path / "whole")
+            assert files_of(out / "codes") == files_of(tmp_path / "whole" / "codes")
         at += 1
     assert seen == {("00000", 6), ("00001", 9)} and at > 10
 

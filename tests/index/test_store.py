@@ -18,8 +18,10 @@ from mimic_engine.index import entities as entities_module
 from mimic_engine.index.build import build_index
 from mimic_engine.index.format import write_manifest
 from mimic_engine.index.layout import ALWAYS_FLOAT32
+from mimic_engine.index.quantise import quantise_rows
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
+from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity
 
 
@@ -35,7 +37,15 @@ def as_stored(entity):
     return Entity(entity.id, entity.name, entity.description, images, entity.type)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def as_stored_arrays(folded, dtype):
+    vectors = np.float32 if dtype == "float32" else np.float16
+    out = {n: a.astype(np.float32 if n in ALWAYS_FLOAT32 else vectors) for n, a in folded.items()}
+    if dtype == "int8":
+        out["tglu_query"], out["tglu_query_scale"] = quantise_rows(folded["tglu_query"])
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize(
     ("count", "batch_size", "segment_rows"),
     [(1, 32, 65_536), (1, 1, 1), (2, 1, 1), (13, 5, 7), (31, 4, 31), (1500, 64, 1400), (64, 100, 64)],
@@ -46,11 +56,12 @@ def test_round_trip(tiny, tmp_path, dtype, count, batch_size, segment_rows):
     assert len(index) == count == index.manifest.count and index.manifest.dtype == dtype
     assert len(index.segments) == -(-count // segment_rows) == len(index.manifest.segments)
     assert index.manifest.constants == tiny.CONSTANTS and index.manifest.generation == 1
-    for name, expected in tiny.folded(everything).items():
+    expected = as_stored_arrays(tiny.folded(everything), dtype)
+    assert all(set(expected) == {name for name, _ in s.items()} for s in index.segments)
+    for name, values in expected.items():
         parts = [dict(s.items())[name] for s in index.segments]
-        stored = np.float32 if dtype == "float32" or name in ALWAYS_FLOAT32 else np.float16
-        assert all(p.dtype == stored and not p.flags.writeable and p.flags.aligned for p in parts)
-        np.testing.assert_array_equal(np.concatenate(parts), expected.astype(stored))
+        assert all(p.dtype == values.dtype and not p.flags.writeable and p.flags.aligned for p in parts)
+        np.testing.assert_array_equal(np.concatenate(parts), values)
     assert [index.entity(row) for row in range(count)] == [as_stored(e) for e in everything]
     assert index.rows([e.id for e in reversed(everything)]).tolist() == list(range(count))[::-1]
 
@@ -63,8 +74,9 @@ def test_arrays_are_maps_of_the_file(tiny, tmp_path):
     assert type(base.obj if isinstance(base, memoryview) else base).__name__ == "mmap"
 
 
-def test_official_library_reads_the_files(tiny, tmp_path):
-    index = built(tiny, tmp_path, 23, segment_rows=11)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_official_library_reads_the_files(tiny, tmp_path, dtype):
+    index = built(tiny, tmp_path, 23, dtype=dtype, segment_rows=11)
     for record, arrays in zip(index.manifest.segments, index.segments, strict=True):
         folder = tmp_path / "kb" / "segments" / record.name
         loaded = load_file(folder / "arrays.safetensors")
@@ -162,7 +174,7 @@ def test_reading_ten_names_takes_microseconds(tiny, tmp_path):
 
 
 def test_public_name():
-    assert mimic_engine.Index is Index
+    assert mimic_engine.Index is Index and mimic_engine.IndexWriter is IndexWriter
 
 
 def test_empty_index_is_refused(tiny, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from mimic_engine.index import build
 from mimic_engine.index.store import Index
-from mimic_engine.types import Entity, EntityArrays, FoldConstants
+from mimic_engine.types import Entity, EntityArrays, FoldConstants, MentionArrays
 
 CONSTANTS = FoldConstants(8, ("tglu", "vdlu", "cmfu"), gate_bias=(0.1, -1 / 3), bias_norm=(2.5, 1e-17))
 SHAPES = {
@@ -90,6 +90,24 @@ def stored_queries(rows: int, seed: int = 0, weight: bool = False) -> EntityArra
     return EntityArrays(
         tglu_query=rng.normal(size=(rows, 5, 8)).astype(np.float16), tglu_token_weight=weights
     )
+
+
+class WordFold(HashFold):
+    """The same, without the unit whose arrays must fit together: any random mention can be scored."""
+
+    constants = FoldConstants(8, ("tglu", "cmfu"))
+    model_hash = "cd" * 32
+
+    def entities(self, batch: Sequence[Entity]) -> EntityArrays:
+        arrays = super().entities(batch).items()
+        return EntityArrays(**{name: value for name, value in arrays if not name.startswith("vdlu")})
+
+
+def random_mentions(count: int) -> MentionArrays:
+    """Folded mentions for :class:`WordFold`."""
+    rng = np.random.default_rng(count)
+    shapes = {"text_cls": (6,), "tglu_key": (3, 8), "tglu_value": (3, 8), "cmfu": (8,)}
+    return MentionArrays(**{n: rng.normal(size=(count, *s)).astype(np.float32) for n, s in shapes.items()})
 
 
 def folded(entities: Iterable[Entity]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from mimic_engine.evaluate import main
 from mimic_engine.export.to_onnx import export_model
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.index.build import build_index
+from mimic_engine.index.store import Index
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import TrainConfig
@@ -130,5 +131,10 @@ def test_an_exported_model_and_its_index_give_the_checkpoints_metrics(
         assert main([*command, *more]) == 0
         results.append(json.loads(out.read_text()))
     assert results[0]["test"] == results[1]["test"] == results[2]["test"]
+    again = list(entity_stream(data)())[:1]
+    changed = Index.open(tmp_path / "index").upsert(again, knowledge_base)
+    assert changed.alive is not None  # and the dead row counts in no rank
+    assert main([*command, *index]) == 0
+    assert json.loads(out.read_text())["test"] == results[0]["test"]
     assert len({r["model_hash"] for r in results}) == 1
     assert [r["scorer"] for r in results] == ["torch", "onnx", "onnx"]

@@ -1,0 +1,338 @@
+"""Changes of an index: upsert, delete, compact. Each is a new snapshot, whole or not at all.
+
+A change writes new files beside the old ones, flushes them, and then publishes a
+manifest that names them (:mod:`mimic_engine.index.snapshots`): the one moment at
+which it becomes visible, after which it survives. A process killed before it
+leaves files that nothing names, and the next writer removes them.
+
+Stored rows are only ever copied, so a change leaves the scores of all other
+entities as they are, to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mimic_engine.errors import (
+    DataError,
+    IndexFormatError,
+    IndexWriteError,
+    InvalidInputError,
+)
+from mimic_engine.index.deleted import write_deleted
+from mimic_engine.index.extend import extend_codes
+from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
+from mimic_engine.index.layout import folded_shapes, trailing_shapes
+from mimic_engine.index.parts import (
+    Part,
+    compaction,
+    dead_rows,
+    parts_of,
+    pieces,
+    same_rows,
+    split_small,
+)
+from mimic_engine.index.records import SEGMENTS, SegmentRecord, segment_name
+from mimic_engine.index.segment import SegmentWriter
+from mimic_engine.index.snapshots import (
+    KEEP_SNAPSHOTS,
+    forget,
+    hold,
+    publish,
+    read_snapshot,
+    remove_unnamed,
+    successor,
+)
+from mimic_engine.index.store import Index
+from mimic_engine.index.survey import Fingerprint
+from mimic_engine.types import Entity, EntityArrays
+
+SEGMENT_ROWS = 65_536
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one change did: the generation that has it, entities added, replaced, deleted, and there now."""
+
+    generation: int
+    added: int
+    replaced: int
+    deleted: int
+    entities: int
+
+
+class IndexWriter:
+    """Changes an index; the only one that does, from its creation until it is closed.
+
+    For one thread. Readers are not disturbed: they keep the snapshot that they opened.
+
+    Parameters
+    ----------
+    index : an open snapshot of the folder; the writer goes on from the newest
+    featurizer : the model that folded the index; only :meth:`upsert` needs it
+    keep_snapshots : snapshots that stay on disk after a change, the newest included
+    batch_size : entities folded at once
+
+    Raises
+    ------
+    IndexLockedError
+        If another writer, of this process or another, is changing the index.
+    IndexFormatError, IndexMismatchError
+        If the newest snapshot is damaged; if the featurizer is of another model.
+    InvalidInputError
+        If a number is under 1.
+
+    Examples
+    --------
+    >>> with IndexWriter(Index.open("index/"), featurizer) as writer:  # doctest: +SKIP
+    ...     writer.upsert([Entity("Q810", "Jordan", "country in Western Asia")])
+    ...     linkable = writer.index
+    Change(generation=2, added=1, replaced=0, deleted=0, entities=132465)
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        featurizer: EntityFeaturizer | None = None,
+        *,
+        keep_snapshots: int = KEEP_SNAPSHOTS,
+        batch_size: int = 32,
+    ) -> None:
+        for name, value in (("keep_snapshots", keep_snapshots), ("batch_size", batch_size)):
+            if value < 1:
+                raise InvalidInputError(f"{name}: {value} is under 1", field=name)
+        layout = folded_shapes(trailing_shapes(index.segments[0]))
+        self._fold = None if featurizer is None else CheckedFold(featurizer, layout)
+        self._keep, self._batch_size = keep_snapshots, batch_size
+        self._lock = hold(index.path)
+        try:
+            self._index = index.snapshot()
+            if featurizer is not None:
+                self._index.check_model(featurizer.model_hash)
+            self._tidy(None)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other writers at the index."""
+        self._lock.release()
+
+    @property
+    def index(self) -> Index:
+        """The newest snapshot."""
+        return self._index
+
+    def upsert(self, entities: Iterable[Entity]) -> Change:
+        """Add entities, and replace those whose ids are there; when this returns, the change is on the disk.
+
+        The new rows make a segment of their own, which takes over small ones
+        before it, so that their number stays small however the entities come.
+
+        Raises
+        ------
+        DataError
+            If an id is empty or occurs twice, a field cannot be stored, or an entity folds to
+            a value that cannot; names record or entity.
+        IndexWriteError
+            If the files cannot be written (the disk is full, say).
+        InvalidInputError, ModelError
+            If there is no featurizer; if its arrays do not fit the index.
+
+        After an error the index is as it was.
+        """
+        batch = list(entities)
+        _check_entities(batch)
+        if (fold := self._fold) is None:
+            raise InvalidInputError("featurizer: an upsert needs the model that folded the index")
+        if not batch:
+            return self._unchanged()
+        with self._changing() as index:
+            found = index.find([e.id for e in batch])
+            kept, small = split_small(parts_of(index, without=found[found >= 0]), len(batch))
+            rows = np.concatenate([np.empty(0, np.int64), *(p.live_rows for p in small)])
+            folded = ((piece, fold(piece)) for piece in _batches(batch, self._batch_size))
+            record = self._write(index.manifest.next_segment, rows, len(batch), folded)
+            self._publish([*kept, Part.new(record, rows)], index.manifest.next_segment + 1)
+        replaced = int((found >= 0).sum())
+        return replace(self._unchanged(), added=len(batch) - replaced, replaced=replaced)
+
+    def delete(self, ids: Iterable[str]) -> Change:
+        """Delete entities; when this returns, the change is on the disk.
+
+        Raises
+        ------
+        UnknownEntityError
+            If the index does not hold one of the ids; none is deleted then.
+        InvalidInputError
+            If no entity would be left.
+        IndexWriteError
+            As in :meth:`upsert`.
+        """
+        wanted = list(dict.fromkeys(ids))
+        if not wanted:
+            return self._unchanged()
+        with self._changing() as index:
+            rows = index.rows(wanted)
+            if len(rows) == len(index):
+                raise InvalidInputError(
+                    f"ids: these are all {len(index)} entities of {index.path}; an index needs at least 1",
+                    field="ids",
+                )
+            self._publish(parts_of(index, without=rows), index.manifest.next_segment)
+        return replace(self._unchanged(), deleted=len(wanted))
+
+    def compact(self, *, segment_rows: int = SEGMENT_ROWS) -> Change:
+        """Drop dead rows, merge small segments, and forget all older snapshots.
+
+        Live rows keep their order and their bits, so every answer is the same
+        as before. A segment without dead rows that is at least half full is left
+        as it is; where all are, there is no new snapshot.
+
+        Parameters
+        ----------
+        segment_rows : entities in one segment, at most
+
+        Raises
+        ------
+        InvalidInputError, IndexWriteError
+            If ``segment_rows`` is under 1; as in :meth:`upsert`.
+        """
+        if segment_rows < 1:
+            raise InvalidInputError(f"segment_rows: {segment_rows} is under 1", field="segment_rows")
+        with self._changing() as index:
+            compacted, number = list[Part](), index.manifest.next_segment
+            for part in compaction(parts_of(index), segment_rows):
+                if isinstance(part, Part):
+                    compacted.append(part)
+                else:
+                    compacted.append(Part.new(self._write(number, part), part))
+                    number += 1
+            if number != index.manifest.next_segment:
+                self._publish(compacted, number)
+        self._tidy(1)
+        return self._unchanged()
+
+    def forget(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` snapshots from the disk; who has one open keeps it.
+
+        Raises
+        ------
+        InvalidInputError
+            If ``keep`` is under 1.
+        IndexFormatError, IndexWriteError
+            If a kept snapshot is damaged; if files cannot be removed.
+        """
+        if keep < 1:
+            raise InvalidInputError(f"keep: {keep} is under 1", field="keep")
+        try:
+            forget(self._index.path, keep)
+        except OSError as error:
+            raise IndexWriteError(f"{self._index.path}: snapshots cannot be removed: {error}") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[Index]:
+        """The newest snapshot, to be changed; after an error what was written is removed."""
+        if not self._lock.held:
+            raise IndexWriteError(f"{self._index.path}: this writer is closed")
+        self._index = self._index.snapshot()
+        before = self._index.manifest.generation
+        try:
+            yield self._index
+        except BaseException as error:
+            self._tidy(None)
+            if isinstance(error, OSError | pa.ArrowException):
+                raise self._write_error(before, error) from error
+            raise
+        self._index = self._index.snapshot(verify=False)
+        self._tidy(self._keep)
+
+    def _write_error(self, before: int, error: BaseException) -> IndexWriteError:
+        path = self._index.path
+        if read_snapshot(path).generation == before:
+            return IndexWriteError(f"{path}: the change was not made, the index is as it was: {error}")
+        return IndexWriteError(f"{path}: the change is made, but may not survive a power cut: {error}")
+
+    def _tidy(self, keep: int | None) -> None:
+        """Remove what no snapshot needs; what cannot be removed does no harm: logged, and tried again."""
+        path = self._index.path
+        try:
+            remove_unnamed(path) if keep is None else forget(path, keep)
+        except (OSError, IndexFormatError) as error:
+            logger.warning("%s: files that are not needed could not be removed: %s", path, error)
+
+    def _unchanged(self) -> Change:
+        return Change(self._index.manifest.generation, 0, 0, 0, len(self._index))
+
+    def _write(
+        self,
+        number: int,
+        rows: NDArray[np.int64],
+        new: int = 0,
+        folded: Iterable[tuple[Sequence[Entity], EntityArrays]] = (),
+    ) -> SegmentRecord:
+        """Write one segment: copies of rows of the old snapshot, rising, and then ``new`` folded entities."""
+        index, name = self._index, segment_name(number)
+        layout = folded_shapes(trailing_shapes(index.segments[0]))
+        folder, dtype = index.path / SEGMENTS / name, index.manifest.dtype
+        done, total = 0, len(rows) + new
+        with SegmentWriter(folder, total, dtype, done=0, layout=layout) as writer:
+            for segment, within in pieces(index, rows):
+                start = index.segment_rows(segment).start
+                writer.add_entities([index.entity(row) for row in (start + within).tolist()])
+                writer.add_stored(done, index.segments[segment].take(within), layout)
+                done += len(within)
+            for piece, arrays in folded:
+                writer.add_entities(piece)
+                writer.add_arrays(done, piece, arrays, layout)
+                done += len(piece)
+            return writer.finish(name)
+
+    def _publish(self, parts: Sequence[Part], next_segment: int) -> None:
+        """Publish the snapshot of these segments; those without a live row drop out."""
+        index, old = self._index, self._index.manifest
+        parts = [p for p in parts if p.alive.any()]
+        dead, deleted = dead_rows(parts), old.deleted
+        if not same_rows(dead, index.deleted):
+            deleted = write_deleted(index.path, old.generation + 1, dead)
+        manifest = successor(
+            old,
+            count=sum(int(p.alive.sum()) for p in parts),
+            segments=tuple(p.record for p in parts),
+            next_segment=next_segment,
+            deleted=deleted,
+            codes=extend_codes(index, parts),
+        )
+        publish(index.path, manifest)
+
+
+def _check_entities(entities: Sequence[Entity]) -> None:
+    fingerprint, seen = Fingerprint(), dict[str, int]()
+    for record, entity in enumerate(entities, 1):
+        fingerprint.add(entity)  # checks it
+        if (first := seen.setdefault(entity.id, record)) != record:
+            raise DataError(f"entities: id {entity.id!r} occurs twice, in records {first} and {record}")
+
+
+def _batches(entities: Sequence[Entity], size: int) -> Iterator[Sequence[Entity]]:
+    for start in range(0, len(entities), size):
+        yield entities[start : start + size]
