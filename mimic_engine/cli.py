@@ -1,4 +1,7 @@
-"""The command line: ``mimic-engine index build | info | verify | recode`` and ``mimic-engine link``.
+"""The command line: ``mimic-engine index ACTION`` and ``mimic-engine link``.
+
+Here are the actions ``build``, ``info`` and ``verify``; those that change an index
+are in :mod:`mimic_engine.cli_index`, what concerns codes in :mod:`mimic_engine.cli_codes`.
 
 Training, evaluation and the service have commands of their own
 (``python -m mimic_engine.train``, ``.evaluate``, ``.serve``). A wrong input
@@ -23,12 +26,13 @@ from mimic_engine.cli_codes import (
     add_agreement,
     add_mentions,
     add_recode,
-    calibration,
     check_agreement_options,
     codes_line,
+    measures,
     open_model,
     verify_agreement,
 )
+from mimic_engine.cli_index import add_commands
 from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.types import MODES, SCORERS, LinkResult, Mention
@@ -56,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mimic-engine", description="Multimodal entity linking with MIMIC.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    index = commands.add_parser("index", help="build, describe or check an index")
+    index = commands.add_parser("index", help="build, describe, check or change an index")
     actions = index.add_subparsers(required=True, metavar="ACTION")
     _add_build(actions.add_parser("build", help="build an index from a knowledge base"))
     info = actions.add_parser("info", help="print what an index holds, as JSON")
@@ -67,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add_agreement(verify)
     verify.set_defaults(run=_index_verify)
     add_recode(actions.add_parser("recode", help="cluster the token queries of an index anew"))
+    add_commands(actions)
     _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
     return parser
 
@@ -81,7 +86,12 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder to create; a killed build resumes with the same command",
     )
-    add("--dtype", choices=("float16", "float32"), default="float16", help="of the stored vectors")
+    add(
+        "--dtype",
+        choices=("float16", "float32", "int8"),
+        default="float16",
+        help="of the stored vectors; int8: the token queries, all others float16",
+    )
     add("--images", type=Path, help="folder that picture paths are relative to")
     add("--broken-images", choices=("error", "as-missing"), default="error")
     add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
@@ -90,7 +100,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an index that is already there")
     add("--quiet", action="store_true", help="no progress bar")
     add("--centroids", type=int, default=DEFAULT_CENTROIDS, help="for the coded mode; 0 = none")
-    add("--no-calibrate", action="store_true", help="do not measure how exact the coded mode is")
+    add("--no-calibrate", action="store_true", help="do not measure what storage and codes change")
     add_mentions(parser)
     parser.set_defaults(run=_index_build)
 
@@ -119,7 +129,7 @@ def _index_build(args: argparse.Namespace) -> int:
     from mimic_engine.index.build import build_index
 
     if args.no_calibrate and args.mentions is not None:
-        raise InvalidInputError("--mentions: measures the coded mode, which --no-calibrate leaves out")
+        raise InvalidInputError("--mentions: to measure with, which --no-calibrate leaves out")
     stream = entity_stream(args.kb, images=args.images)
     featurizer = open_model(args)
     source = KnowledgeBaseFeaturizer(featurizer, BrokenImages(args.broken_images))
@@ -134,7 +144,7 @@ def _index_build(args: argparse.Namespace) -> int:
         options={"precision": args.precision},
         centroids=args.centroids,
         threads=args.threads,
-        agreement=None if args.no_calibrate else calibration(args, featurizer, progress=not args.quiet),
+        agreement=None if args.no_calibrate else measures(args, featurizer, progress=not args.quiet),
     )
     counts = stream.counts
     print(

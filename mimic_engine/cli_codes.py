@@ -1,4 +1,4 @@
-"""The commands about codes: ``mimic-engine index recode`` and ``index verify --agreement``."""
+"""Codes and what shortcuts cost: ``mimic-engine index recode`` and ``index verify --agreement``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from mimic_engine.calibration import Calibration
     from mimic_engine.encoding.base import Featurizer
     from mimic_engine.index.format import IndexManifest
+    from mimic_engine.index.recode import Measure
+    from mimic_engine.index.store import Index
+    from mimic_engine.storage_agreement import StorageCalibration
 
 DEFAULT_CENTROIDS = 1024
 
@@ -22,7 +25,7 @@ def add_mentions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mentions",
         type=Path,
-        help=".jsonl or .parquet to measure the coded mode with; by default entities of the index itself",
+        help=".jsonl or .parquet to measure with; by default entities of the index itself",
     )
 
 
@@ -40,11 +43,15 @@ def add_recode(parser: argparse.ArgumentParser) -> None:
 
 
 def add_agreement(parser: argparse.ArgumentParser) -> None:
-    """The options of ``mimic-engine index verify`` that measure the coded mode again."""
+    """The options of ``mimic-engine index verify`` that measure the storage and the coded mode again."""
     add = parser.add_argument
-    add("--agreement", action="store_true", help="measure the coded mode and compare with the manifest")
+    add(
+        "--agreement",
+        action="store_true",
+        help="measure the storage and the coded mode and compare with the manifest",
+    )
     add("--model", type=Path, help="exported model folder, for --agreement")
-    add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
+    add("--precision", help="of the encoder graphs; by default that of the index")
     add("--threads", type=int, help="CPU cores to use; all by default")
     add_mentions(parser)
 
@@ -68,6 +75,25 @@ def calibration(args: argparse.Namespace, featurizer: Featurizer, *, progress: b
     )
 
 
+def measures(args: argparse.Namespace, featurizer: Featurizer, *, progress: bool) -> Measure:
+    """What is measured on a finished index: its storage, and its coded mode where it has codes."""
+    coded, stored = calibration(args, featurizer, progress=progress), storage(args, featurizer, progress)
+    return lambda index: {**stored(index), **coded(index)}
+
+
+def storage(args: argparse.Namespace, featurizer: Featurizer, progress: bool) -> StorageCalibration:
+    """The measurement of the storage, with the mentions and the model of the options."""
+    from mimic_engine.calibration import ENTITIES
+    from mimic_engine.data.records import read_mentions
+    from mimic_engine.storage_agreement import StorageCalibration
+
+    mentions = None if args.mentions is None else [m.mention for m in read_mentions(args.mentions)]
+    source = ENTITIES if args.mentions is None else args.mentions.name
+    return StorageCalibration(
+        featurizer, args.model, mentions, source=source, threads=args.threads, progress=progress
+    )
+
+
 def check_agreement_options(args: argparse.Namespace) -> None:
     """Raise ``InvalidInputError`` where the options of ``index verify`` do not fit together."""
     if args.agreement and args.model is None:
@@ -78,24 +104,46 @@ def check_agreement_options(args: argparse.Namespace) -> None:
 
 
 def verify_agreement(args: argparse.Namespace) -> int:
-    """Measure the coded mode of an index, print promise and finding; 1 if the promise is broken."""
-    from mimic_engine.agreement import broken_promises, promised
-    from mimic_engine.calibration import DEFAULT_K
+    """Measure storage and coded mode of an index, print promise and finding; 1 if a promise is broken."""
     from mimic_engine.index.store import Index
 
     index = Index.open(args.index, verify=False)  # the caller has just checked its files
+    if args.precision is None:
+        args.precision = index.manifest.extra.get("precision", "fp32")
+    featurizer = open_model(args)
+    broken = _verify_storage(args, index, featurizer)
+    if index.codes is None:
+        print("coded: no codes; write them with: mimic-engine index recode")
+    else:
+        broken += _verify_coded(args, index, featurizer)
+    for line in broken:
+        print(f"BAD {line}")
+    return 1 if broken else 0
+
+
+def _verify_storage(args: argparse.Namespace, index: Index, featurizer: Featurizer) -> list[str]:
+    from mimic_engine.storage_agreement import broken_record, recorded
+
+    then = recorded(index.manifest)
+    now = storage(args, featurizer, sys.stderr.isatty()).measure(index)
+    print(f"storage, recorded: {then or 'nothing, the index was not calibrated'}")
+    print(f"storage, measured: {now}")
+    return [] if then is None else broken_record(then, now)
+
+
+def _verify_coded(args: argparse.Namespace, index: Index, featurizer: Featurizer) -> list[str]:
+    from mimic_engine.agreement import broken_promises, promised
+    from mimic_engine.calibration import DEFAULT_K
+
     promise = promised(index.manifest)
-    measured = calibration(args, open_model(args), progress=sys.stderr.isatty())
+    measured = calibration(args, featurizer, progress=sys.stderr.isatty())
     places = measured.places(index, DEFAULT_K if promise is None else promise.k)
     if promise is None:
         print("promised: nothing, the index was not calibrated")
     else:
         print(f"promised: {promise}")
     print(f"measured: {measured.agreement(index, places)}")
-    broken = [] if promise is None else broken_promises(promise, places)
-    for line in broken:
-        print(f"BAD {line}")
-    return 1 if broken else 0
+    return [] if promise is None else broken_promises(promise, places)
 
 
 def _index_recode(args: argparse.Namespace) -> int:
