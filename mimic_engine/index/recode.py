@@ -75,7 +75,7 @@ def write_codes(
     request = _Request(centroids, seed, index.manifest.generation)
     record = _resumed(target, request) or _clustered(index, target, request, threads)
     table: Array = read_array_file(target / CENTROIDS)["centroids"]
-    with tqdm(total=len(index), desc="codes", unit=" entities", disable=not progress) as bar:
+    with tqdm(total=index.row_count, desc="codes", unit=" entities", disable=not progress) as bar:
         for segment, arrays in zip(index.manifest.segments, index.segments, strict=True):
             if codes_file(segment.name) not in record.files:
                 record = add_segment_codes(index.path, record, table, segment.name, arrays)
