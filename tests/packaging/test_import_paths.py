@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("mimic_engine", "kernels", "export", "benchmarks", "tests")
-FILES = ("pyproject.toml", "README.md", "NOTICE.md", "LICENSE")
+FILES = ("pyproject.toml", "hatch_build.py", "README.md", "NOTICE.md", "LICENSE")
 
 IMPORTS = """
 import mimic_engine.kernels.reference, mimic_engine.export.profiles
@@ -45,7 +45,8 @@ assert find_spec("kernels.reference") is None and find_spec("export.profiles") i
 def run(*command: object, cwd: Path, path: Path | None = None) -> str:
     """Run a command in a folder, with nothing but ``path`` on PYTHONPATH; gives what it printed."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "PYTHONDONTWRITEBYTECODE": "1"
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MIMIC_BUILD_KERNELS": "off",
     }
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -68,7 +69,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("tree") / "repository"
     copy.mkdir()
     for name in SOURCES:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in FILES:
         shutil.copy(ROOT / name, copy / name)
     (copy / "kernels" / "__pycache__").mkdir()  # what a developer's tree has too

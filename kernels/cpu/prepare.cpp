@@ -1,0 +1,142 @@
+// Packs folded mentions for the lanes of an instruction set, once a batch.
+#include "prepare.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+namespace mimic {
+
+float* Arena::floats(size_t count) {
+    const size_t bytes = (count * sizeof(float) + 63) / 64 * 64 + 64;  // room for a register past the end
+    void* p = std::aligned_alloc(64, bytes);
+    if (!p) throw std::bad_alloc();
+    std::memset(p, 0, bytes);
+    blocks_.emplace_back(static_cast<float*>(p));
+    return blocks_.back().get();
+}
+
+void Arena::Free::operator()(void* p) const { std::free(p); }
+
+namespace {
+
+// `parts` rows of `width` floats, each padded with zeros.
+const float* padded_rows(Arena& arena, const float* rows, int parts, int width) {
+    const int padded = align16(width);
+    float* out = arena.floats(size_t(parts) * padded);
+    for (int i = 0; i < parts; i++) std::memcpy(out + i * padded, rows + i * width, width * sizeof(float));
+    return out;
+}
+
+std::vector<int> attended_tokens(const float* mask, int tokens) {
+    std::vector<int> out;
+    for (int j = 0; j < tokens; j++) {
+        if (!mask || mask[j] > 0) out.push_back(j);
+    }
+    return out;
+}
+
+bool all_finite(const float* values, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (!std::isfinite(values[i])) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+Prepared::Prepared(const Kernels& k, const Constants& c, const MentionInputs& in, int sweeps) : kernels(k) {
+    batch.constants = c;
+    batch.text_width = in.text_width;
+    batch.count = in.count;
+    batch.sweeps = sweeps;
+    mentions_.resize(in.count);
+    const int64_t d = c.width;
+    for (int64_t b = 0; b < in.count; b++) {
+        Mention& m = mentions_[b];
+        if (c.tglu) {
+            m.text_cls = padded_rows(arena_, in.text_cls + b * in.text_width, 1, in.text_width);
+            pack_attention(in, int(b), m);
+        }
+        if (c.vdlu) {
+            m.vdlu_query = padded_rows(arena_, in.vdlu_query + b * 3 * d, 3, c.width);
+            m.vdlu_key = padded_rows(arena_, in.vdlu_key + b * 3 * d, 3, c.width);
+            std::memcpy(m.vdlu_query_scalars, in.vdlu_query_scalars + b * 7, sizeof m.vdlu_query_scalars);
+            std::memcpy(m.vdlu_key_scalars, in.vdlu_key_scalars + b * 7, sizeof m.vdlu_key_scalars);
+        }
+        if (c.concat) m.concat = padded_rows(arena_, in.concat + b * d, 1, c.width);
+        if (c.cmfu) m.cmfu = padded_rows(arena_, in.cmfu + b * d, 1, c.width);
+    }
+    batch.mentions = mentions_.data();
+}
+
+void Prepared::pack_attention(const MentionInputs& in, int b, Mention& m) {
+    const int width = batch.constants.width, padded = align16(width);
+    const float* keys = in.tglu_key + int64_t(b) * in.tokens * width;
+    const float* values = in.tglu_value + int64_t(b) * in.tokens * width;
+    const auto chosen = attended_tokens(in.tglu_key_mask ? in.tglu_key_mask + int64_t(b) * in.tokens : nullptr, in.tokens);
+    m.tokens = int(chosen.size());
+    const Columns layout = columns(m.tokens, kernels.lanes);
+    const int count = layout.count(kernels.lanes), full = layout.full * kernels.lanes;
+    batch.max_columns = std::max(batch.max_columns, count);
+    float* key = arena_.floats(size_t(width) * count);
+    float* live = arena_.floats(count);
+    float* value = arena_.floats(size_t(m.tokens) * padded);
+    m.padded = (layout.full * kernels.lanes + (layout.tail ? 8 : 0)) != m.tokens;
+    bool finite = m.tokens > 0;
+    for (int j = 0; j < m.tokens; j++) {
+        std::memcpy(value + size_t(j) * padded, values + int64_t(chosen[j]) * width, width * sizeof(float));
+        finite = finite && all_finite(values + int64_t(chosen[j]) * width, width);
+        finite = finite && all_finite(keys + int64_t(chosen[j]) * width, width);
+    }
+    for (int d = 0; d < width; d++) {
+        double mean = 0;
+        for (int j : chosen) mean += keys[int64_t(j) * width + d];
+        mean /= m.tokens;
+        for (int j = 0; j < m.tokens; j++) {
+            const float k = float((keys[int64_t(chosen[j]) * width + d] - mean) * double(kLog2e));
+            const int copies = j < full ? 1 : 2, column = j < full ? j : full + 2 * (j - full);
+            for (int i = 0; i < copies; i++) {
+                key[size_t(d) * count + column + i] = k;
+                live[column + i] = 1.0f;
+            }
+        }
+    }
+    m.key = key;
+    m.live = live;
+    m.value = value;
+    m.cone = make_cone(arena_, value, finite ? m.tokens : 0, width, kernels.token_block);
+    if (!finite) m.cone.norm_scale = std::numeric_limits<float>::quiet_NaN();
+    batch.max_blocks = std::max(batch.max_blocks, m.cone.blocks);
+}
+
+void Prepared::add_tables(const float* values, int count) {
+    const int padded = align16(batch.constants.width);
+    std::vector<char> memory(scratch_bytes(2));
+    for (Mention& m : mentions_) {
+        float* table = arena_.floats(size_t(count) * padded);
+        const Scratch scratch{memory.data() + (64 - reinterpret_cast<size_t>(memory.data()) % 64) % 64, memory.size() - 64};
+        if (m.tokens > 0) {
+            kernels.table(batch, m, values, count, table, scratch);
+        } else {
+            std::fill(table, table + size_t(count) * padded, std::numeric_limits<float>::quiet_NaN());
+        }
+        m.table = table;
+    }
+    centroids = count;
+}
+
+size_t Prepared::scratch_bytes(int entity_tokens) const {
+    const size_t padded = align16(batch.constants.width), text = align16(batch.text_width), group = kGroup;
+    size_t floats = group * std::max(3 * padded, text);                                        // stored rows
+    floats += 10 * size_t(kMentions) * group + 16 * group;                                     // dots, units, scalars
+    floats += (size_t(entity_tokens) + 5) * padded + 2 * size_t(entity_tokens) + batch.max_columns;  // queries
+    floats += 2 * group * padded + group;                                                      // vectors, columns
+    floats += 3 * (size_t(batch.max_blocks) + 1) * size_t(kernels.token_block) * group;          // t, x, y
+    floats += 2 * size_t(kMaxTokens);                                                          // a softmax pair
+    return (floats + 64 * 32) * sizeof(float);                                                 // and alignment
+}
+
+}  // namespace mimic

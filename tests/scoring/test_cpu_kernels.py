@@ -1,0 +1,417 @@
+"""The compiled passes against the reference: values, bits that never vary, bounds that hold, bad input."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mimic_engine.errors import InvalidInputError, MissingDependencyError
+from mimic_engine.kernels.reference import scores_ref
+from mimic_engine.scoring.cpu import CpuKernels
+from mimic_engine.types import EntityArrays, MentionArrays
+from tests.scoring.arrays import HALF, Pairs, Shape, wide
+
+SETS = CpuKernels.instruction_sets() if CpuKernels.available() else ("none",)
+compiled = pytest.mark.skipif(
+    SETS == ("none",), reason="no compiled kernels here: python hatch_build.py makes them"
+)
+every_set = pytest.mark.parametrize("isa", SETS)
+
+SHAPES = {
+    "published": Shape(text=512, storage="float16"),
+    "one of everything": Shape(1, 1, 1, 1, 1, 1),
+    "odd": Shape(5, 37, 13, 7, 17, 19, mask=True),
+    "a token more than a chunk": Shape(2, 33, 41, 9, 16, 5),
+    "longest": Shape(2, 35, 128, 127, 64, 3, storage="float16", mask=True),
+    "wide": Shape(18, 31, 24, 12, 130, 300, storage="float16"),
+    "int8": Shape(4, 65, 33, 40, 96, 8, storage="int8"),
+    "int8 masked": Shape(2, 5, 8, 3, 9, 8, storage="int8", mask=True),
+    "large logits": Shape(2, 40, 39, 23, 96, 8, logits=9.0),
+    "large logits, whole chunks": Shape(2, 40, 48, 24, 96, 8, logits=9.0),
+    "text alone": Shape(2, 3, units=("tglu",)),
+    "pictures alone": Shape(2, 33, units=("vdlu",)),
+    "concatenation": Shape(2, 33, units=("tglu", "concat", "cmfu"), storage="float16"),
+}
+
+
+def kernels(pairs, isa, **options):
+    return CpuKernels(pairs.constants, isa, **options)
+
+
+def totals(k, prepared, entities, rows):
+    count = len(range(*rows.indices(entities.rows))) if isinstance(rows, slice) else len(rows)
+    out = np.full((prepared.count, count), np.nan, np.float32)
+    k.totals(prepared, entities, rows, out)
+    return out
+
+
+def bounds(k, prepared, entities, rows=slice(None)):
+    out = np.full((prepared.count, len(range(*rows.indices(entities.rows)))), np.nan, np.float32)
+    k.bounds(prepared, entities, rows, out)
+    return out
+
+
+def changed(arrays, **values):
+    return type(arrays)(**(dict(arrays.items()) | values))
+
+
+@compiled
+@every_set
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_scores_are_those_of_the_reference(isa, shape):
+    pairs = Pairs(shape)
+    k = kernels(pairs, isa)
+    prepared = k.prepare(pairs.mentions)
+    found, expected = k.scores(prepared, pairs.entities, slice(None)), pairs.reference()
+    assert found.total.dtype == np.float32
+    assert list(found.units) == list(shape.units)
+    single = scores_ref(pairs.mentions, EntityArrays(**_floats(pairs.entities)), pairs.constants)
+    for name, unit in found.units.items():
+        error = np.abs(single.units[name] - expected.units[name]).max()  # of NumPy in the same precision
+        np.testing.assert_allclose(unit, expected.units[name], rtol=0, atol=2 * error + 4e-6)
+    np.testing.assert_allclose(found.total, expected.total, rtol=0, atol=2e-6 * (1 + shape.logits**2))
+    np.testing.assert_array_equal(totals(k, prepared, pairs.entities, slice(None)), found.total)
+    assert (bounds(k, prepared, pairs.entities) >= found.total).all()
+
+
+def _floats(entities):
+    return {name: value.astype(np.float32) for name, value in wide(entities).items()}
+
+
+@compiled
+@every_set
+def test_the_bits_of_a_pair_do_not_depend_on_its_company(isa):
+    pairs = Pairs(Shape(mentions=23, entities=97, mention_tokens=21, text=64, storage="float16", mask=True))
+    k = kernels(pairs, isa)
+    prepared = k.prepare(pairs.mentions)
+    whole = totals(k, prepared, pairs.entities, slice(None))
+    upper = bounds(k, prepared, pairs.entities)
+    rows = np.random.default_rng(1).permutation(97)[:50]
+    np.testing.assert_array_equal(totals(k, prepared, pairs.entities, rows), whole[:, rows])
+    np.testing.assert_array_equal(k.scores(prepared, pairs.entities, rows[:1]).total, whole[:, rows[:1]])
+    np.testing.assert_array_equal(totals(k, prepared, pairs.entities, slice(5, 38)), whole[:, 5:38])
+    np.testing.assert_array_equal(bounds(k, prepared, pairs.entities, slice(5, 38)), upper[:, 5:38])
+    for b in (0, 7, 22):
+        alone = k.prepare(MentionArrays(**{n: a[b : b + 1] for n, a in pairs.mentions.items()}))
+        np.testing.assert_array_equal(totals(k, alone, pairs.entities, slice(None)), whole[b : b + 1])
+        np.testing.assert_array_equal(bounds(k, alone, pairs.entities), upper[b : b + 1])
+    moved = EntityArrays(**{n: _unaligned(a) for n, a in pairs.entities.items()})
+    np.testing.assert_array_equal(totals(k, prepared, moved, slice(None)), whole)
+
+
+def _unaligned(array):
+    """The same values one item beyond where they were aligned, read-only."""
+    memory = np.empty(array.nbytes + 64 + array.itemsize, np.uint8)
+    start = (-memory.ctypes.data) % 64 + array.itemsize
+    moved = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    moved.flags.writeable = False
+    return moved
+
+
+@compiled
+@every_set
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    shape=st.builds(
+        Shape,
+        mentions=st.integers(1, 3),
+        entities=st.integers(1, 40),
+        mention_tokens=st.integers(1, 43),
+        entity_tokens=st.integers(1, 9),
+        width=st.integers(1, 40),
+        text=st.integers(1, 9),
+        storage=st.sampled_from(["float32", "float16", "int8"]),
+        mask=st.booleans(),
+        logits=st.sampled_from([0.1, 1.0, 8.0]),
+        spread=st.sampled_from([0.0, 1e-6, 1e-2, 0.3, 1.0, 30.0]),
+        seed=st.integers(0, 1000),
+    ),
+    sweeps=st.integers(1, 3),
+    aimed=st.booleans(),
+    scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]),
+)
+def test_no_total_is_above_its_bound(isa, shape, sweeps, aimed, scale):
+    """Also where the bound is tight: entity vectors inside the cone, equal tokens, tiny and huge values."""
+    pairs = Pairs(replace(shape, storage="float32") if scale != 1.0 else shape)
+    value = pairs.mentions.tglu_value * np.float32(scale)
+    mentions = changed(pairs.mentions, tglu_value=value)
+    entities = pairs.entities
+    if aimed:
+        direction = value.mean(1)[np.arange(shape.entities) % shape.mentions]  # (N, D)
+        vectors = direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-30)
+        entities = changed(entities, tglu_cls=vectors.astype(entities.tglu_cls.dtype))
+    k = kernels(pairs, isa, sweeps=sweeps)
+    prepared = k.prepare(mentions)
+    total = totals(k, prepared, entities, slice(None))
+    assert np.isfinite(total).all()
+    assert (bounds(k, prepared, entities) >= total).all()
+
+
+@compiled
+@every_set
+def test_the_bound_is_the_length_of_the_projection_on_the_cone(isa):
+    """With sweeps enough it comes close to the least bound there is, which non-negative least squares give."""
+    pairs = Pairs(Shape(2, 32, 11, 6, 24, 8, units=("tglu",), spread=0.5))
+    projected = np.empty((2, 32))
+    for b in range(2):
+        z = pairs.mentions.tglu_value[b].astype(np.float64)
+        for n, u in enumerate(pairs.entities.tglu_cls.astype(np.float64)):
+            projected[b, n] = np.sqrt(24) * np.linalg.norm(z.T @ _nnls(z.T, u))
+    g2g = pairs.mentions.text_cls @ pairs.entities.text_cls.T
+    least = (g2g + projected + pairs.entities.tglu_bias) / 2
+    gaps = []
+    for sweeps in (1, 2, 200):
+        k = kernels(pairs, isa, sweeps=sweeps)
+        gap = bounds(k, k.prepare(pairs.mentions), pairs.entities) - least
+        assert gap.min() > -1e-4
+        gaps.append(gap.mean())
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < 0.02
+
+
+def _nnls(a, b):
+    """min |a x - b| over x >= 0, by projected coordinate descent."""
+    gram, target = a.T @ a, a.T @ b
+    x = np.zeros(a.shape[1])
+    for _ in range(3000):
+        for j in range(len(x)):
+            x[j] = max(0.0, x[j] + (target[j] - gram[j] @ x) / gram[j, j])
+    return x
+
+
+@compiled
+@every_set
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(3, 37, 13, 7, 17, 19, mask=True),
+        Shape(2, 35, text=64, storage="float16"),
+        Shape(1, 1, 1, 1, 1, 1),
+    ],
+    ids=["odd", "published", "one"],
+)
+def test_estimates_are_the_scores_of_the_named_centroids(isa, dtype, shape):
+    pairs = Pairs(shape)
+    rng = np.random.default_rng(3)
+    count = 255 if dtype == np.uint8 else 301
+    centroids = rng.normal(size=(count, shape.width)).astype(np.float32) / shape.width**0.5
+    codes = rng.integers(0, count, (shape.entities, shape.entity_tokens)).astype(dtype)
+    expected = scores_ref(
+        MentionArrays(**{n: a.astype(np.float64) for n, a in pairs.mentions.items()}),
+        EntityArrays(**(wide(pairs.entities) | {"tglu_query": centroids[codes].astype(np.float64)})),
+        pairs.constants,
+    )
+    k = kernels(pairs, isa)
+    prepared = k.prepare(pairs.mentions, centroids)
+    out = np.empty((shape.mentions, shape.entities), np.float32)
+    k.estimates(prepared, pairs.entities, codes, slice(None), out)
+    np.testing.assert_allclose(out, expected.total, rtol=0, atol=2e-5)
+    part = np.empty((shape.mentions, shape.entities // 2), np.float32)
+    k.estimates(prepared, pairs.entities, codes, slice(0, shape.entities // 2), part)
+    np.testing.assert_array_equal(part, out[:, : shape.entities // 2])
+
+
+@compiled
+def test_instruction_sets_agree():
+    pairs = Pairs(Shape(storage="float16"))
+    results = []
+    for isa in SETS:
+        k = kernels(pairs, isa)
+        assert k.name == f"cpu-{isa}"
+        results.append(totals(k, k.prepare(pairs.mentions), pairs.entities, slice(None)))
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=0, atol=1e-5)
+
+
+@compiled
+def test_scores_are_written_in_place_by_many_threads():
+    pairs = Pairs(Shape(mentions=5, entities=400, entity_tokens=5, mention_tokens=9))
+    k = kernels(pairs, None)
+    prepared = k.prepare(pairs.mentions)
+    whole = totals(k, prepared, pairs.entities, slice(None))
+    out = np.full((7, 400), -1.0, np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        cuts = [slice(i, min(i + 37, 400)) for i in range(0, 400, 37)]
+        list(pool.map(lambda cut: k.totals(prepared, pairs.entities, cut, out[1:6, cut]), cuts))
+    np.testing.assert_array_equal(out[1:6], whole)
+    assert (out[[0, 6]] == -1).all()
+
+
+@compiled
+@every_set
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["text_cls", "tglu_key", "tglu_value", "vdlu_key", "vdlu_query_scalars", "cmfu"]
+)
+def test_a_mention_that_is_not_finite_shows(isa, bad, name):
+    pairs = Pairs(Shape(mentions=2, entities=33, mention_tokens=11, entity_tokens=5))
+    values = getattr(pairs.mentions, name).copy()
+    values[1].flat[-1] = bad
+    k = kernels(pairs, isa)
+    prepared = k.prepare(changed(pairs.mentions, **{name: values}))
+    total, upper = totals(k, prepared, pairs.entities, slice(None)), bounds(k, prepared, pairs.entities)
+    assert np.isfinite(total[0]).all() and np.isfinite(upper[0]).all()
+    assert not np.isfinite(total[1]).any()
+    assert not np.isfinite(upper[1]).any()
+
+
+@compiled
+@every_set
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("name", [*sorted(set(HALF) - {"concat"}), "tglu_bias", "vdlu_key_scalars"])
+def test_an_entity_that_is_not_finite_shows(isa, bad, storage, name):
+    pairs = Pairs(Shape(mentions=2, entities=33, mention_tokens=11, entity_tokens=5, storage=storage))
+    values = getattr(pairs.entities, name).copy()
+    values[7:8].flat[-1] = bad
+    entities = changed(pairs.entities, **{name: values})
+    k = kernels(pairs, isa)
+    prepared = k.prepare(pairs.mentions)
+    total, upper = totals(k, prepared, entities, slice(None)), bounds(k, prepared, entities)
+    sound = np.arange(33) != 7
+    assert np.isfinite(total[:, sound]).all() and np.isfinite(upper[:, sound]).all()
+    assert not np.isfinite(total[:, 7]).any()
+    if name != "tglu_query":  # which no bound reads
+        assert not np.isfinite(upper[:, 7]).any()
+
+
+@compiled
+def test_a_mention_without_a_token_to_attend_to_has_no_score():
+    pairs = Pairs(Shape(mentions=2, entities=5, mask=True))
+    mask = pairs.mentions.tglu_key_mask.copy()
+    mask[1] = 0
+    k = kernels(pairs, None)
+    prepared = k.prepare(changed(pairs.mentions, tglu_key_mask=mask))
+    assert np.isnan(totals(k, prepared, pairs.entities, slice(None))[1]).all()
+    assert np.isnan(bounds(k, prepared, pairs.entities)[1]).all()
+
+
+@compiled
+def test_nothing_to_do_is_no_error():
+    pairs = Pairs(Shape(mentions=2, entities=3))
+    k = kernels(pairs, None)
+    prepared = k.prepare(pairs.mentions)
+    assert k.scores(prepared, pairs.entities, slice(2, 2)).total.shape == (2, 0)
+    assert k.scores(prepared, pairs.entities, np.empty(0, np.int64)).total.shape == (2, 0)
+    none = k.prepare(MentionArrays(**{n: a[:0] for n, a in pairs.mentions.items()}))
+    assert k.scores(none, pairs.entities, slice(None)).total.shape == (0, 3)
+
+
+def wrong_inputs():
+    pairs = Pairs(Shape(mentions=2, entities=9, mention_tokens=3, entity_tokens=4, width=8, text=5))
+    e, m = pairs.entities, pairs.mentions
+    out = np.empty((2, 9), np.float32)
+    yield "missing", pairs, m, changed(e, cmfu=None), slice(None), out, "cmfu: missing"
+    yield "width", pairs, m, changed(e, cmfu=e.cmfu[:, :7].copy()), slice(None), out, r"cmfu: shape \(9, 7\)"
+    yield "rows", pairs, m, changed(e, cmfu=e.cmfu[:8]), slice(None), out, r"cmfu: shape \(8, 8\)"
+    yield (
+        "dtype",
+        pairs,
+        m,
+        changed(e, tglu_cls=e.tglu_cls.astype(np.float64)),
+        slice(None),
+        out,
+        "tglu_cls: .*dtype",
+    )
+    yield (
+        "scale",
+        pairs,
+        m,
+        changed(e, tglu_query=e.tglu_query.astype(np.int8)),
+        slice(None),
+        out,
+        "tglu_query_scale",
+    )
+    yield (
+        "order",
+        pairs,
+        m,
+        changed(e, cmfu=np.asfortranarray(e.cmfu)),
+        slice(None),
+        out,
+        "cmfu: not contiguous",
+    )
+    yield "text", pairs, changed(m, text_cls=m.text_cls[:, :4].copy()), e, slice(None), out, "text_cls: shape"
+    yield (
+        "tokens",
+        pairs,
+        changed(m, tglu_value=m.tglu_value[:, :2].copy()),
+        e,
+        slice(None),
+        out,
+        "tglu_value: shape",
+    )
+    yield "half", pairs, changed(m, cmfu=m.cmfu.astype(np.float16)), e, slice(None), out, "cmfu: .*dtype"
+    long = np.zeros((2, 129, 8), np.float32)
+    yield (
+        "long",
+        pairs,
+        changed(m, tglu_key=long, tglu_value=long),
+        e,
+        slice(None),
+        out,
+        "tglu_key: 129 tokens",
+    )
+    yield "step", pairs, m, e, slice(0, 9, 2), out, "rows: a slice of step 2"
+    yield "beyond", pairs, m, e, np.array([0, 9]), out[:, :2], "rows: number 9"
+    yield "negative", pairs, m, e, np.array([-1]), out[:, :1], "rows: number -1"
+    yield "shape", pairs, m, e, slice(0, 8), out, r"out: shape \(2, 9\)"
+    yield "double", pairs, m, e, slice(None), out.astype(np.float64), "out: "
+    yield "strided", pairs, m, e, slice(None), np.empty((2, 18), np.float32)[:, ::2], "out: its last axis"
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("pairs", "mentions", "entities", "rows", "out", "message"),
+    [pytest.param(*case, id=name) for name, *case in wrong_inputs()],
+)
+def test_wrong_input_is_refused_by_name(pairs, mentions, entities, rows, out, message):
+    k = kernels(pairs, None)
+    with pytest.raises(InvalidInputError, match=message):
+        k.totals(k.prepare(mentions), entities, rows, out)
+
+
+@compiled
+def test_wrong_codes_and_options_are_refused():
+    pairs = Pairs(Shape(mentions=1, entities=3, mention_tokens=3, entity_tokens=4, width=8, text=5))
+    k = kernels(pairs, None)
+    centroids, out = np.zeros((5, 8), np.float32), np.empty((1, 3), np.float32)
+    prepared = k.prepare(pairs.mentions, centroids)
+    for codes, message in (
+        (np.full((3, 4), 5, np.uint8), "codes: one is not below"),
+        (np.zeros((3, 5), np.uint8), "codes: not a contiguous"),
+        (np.zeros((3, 4), np.int32), "codes: dtype"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            k.estimates(prepared, pairs.entities, codes, slice(None), out)
+    with pytest.raises(InvalidInputError, match="centroids"):
+        k.estimates(k.prepare(pairs.mentions), pairs.entities, np.zeros((3, 4), np.uint8), slice(None), out)
+    with pytest.raises(InvalidInputError, match="centroids: shape"):
+        k.prepare(pairs.mentions, centroids[:, :7].copy())
+    with pytest.raises(InvalidInputError, match="isa: 'sse9'"):
+        kernels(pairs, "sse9")
+    with pytest.raises(InvalidInputError, match="sweeps: must be at least 1"):
+        kernels(pairs, None, sweeps=0)
+
+
+def test_an_installation_without_kernels_says_what_to_do():
+    code = (
+        "import sys; sys.modules['mimic_engine.kernels._cpu'] = None\n"
+        "from mimic_engine.errors import MissingDependencyError\n"
+        "from mimic_engine.scoring.cpu import CpuKernels\n"
+        "from mimic_engine.types import FoldConstants\n"
+        "assert not CpuKernels.available()\n"
+        "try: CpuKernels(FoldConstants(8, ('cmfu',)))\n"
+        "except MissingDependencyError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "MIMIC_BUILD_KERNELS=require" in done.stdout
+    assert issubclass(MissingDependencyError, ImportError)
