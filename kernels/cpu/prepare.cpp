@@ -114,29 +114,44 @@ void Prepared::pack_attention(const MentionInputs& in, int b, Mention& m) {
 
 void Prepared::add_tables(const float* values, int count) {
     const int padded = align16(batch.constants.width);
-    std::vector<char> memory(scratch_bytes(2));
+    std::vector<char> memory(scratch_bytes(2) + 64);
+    const size_t skip = (64 - reinterpret_cast<size_t>(memory.data()) % 64) % 64;
+    const Scratch scratch{memory.data() + skip, memory.size() - skip};
+    std::vector<float> table(size_t(count) * padded);
     for (Mention& m : mentions_) {
-        float* table = arena_.floats(size_t(count) * padded);
-        const Scratch scratch{memory.data() + (64 - reinterpret_cast<size_t>(memory.data()) % 64) % 64, memory.size() - 64};
-        if (m.tokens > 0) {
-            kernels.table(batch, m, values, count, table, scratch);
-        } else {
-            std::fill(table, table + size_t(count) * padded, std::numeric_limits<float>::quiet_NaN());
-        }
-        m.table = table;
+        if (m.tokens > 0) kernels.table(batch, m, values, count, table.data(), scratch);
+        quantise_table(table, count, m);
     }
     centroids = count;
 }
 
+void Prepared::quantise_table(const std::vector<float>& table, int count, Mention& m) {
+    const int padded = align16(batch.constants.width), stride = align32(batch.constants.width);
+    int16_t* out = reinterpret_cast<int16_t*>(arena_.floats(size_t(count) * stride / 2));
+    m.table = out;
+    m.table_scale = std::numeric_limits<float>::quiet_NaN();
+    if (m.tokens == 0 || !all_finite(table.data(), table.size())) return;
+    float largest = 0;
+    for (float v : table) largest = std::max(largest, std::fabs(v));
+    m.table_scale = std::max(largest, std::numeric_limits<float>::min() * kTableLimit) / kTableLimit;
+    for (int c = 0; c < count; c++) {
+        for (int d = 0; d < padded; d++) {
+            const float steps = table[size_t(c) * padded + d] / m.table_scale;
+            out[size_t(c) * stride + d] = int16_t(steps < 0 ? steps - 0.5f : steps + 0.5f);
+        }
+    }
+}
+
 size_t Prepared::scratch_bytes(int entity_tokens) const {
-    const size_t padded = align16(batch.constants.width), text = align16(batch.text_width), group = kGroup;
-    size_t floats = group * std::max(3 * padded, text);                                        // stored rows
-    floats += 10 * size_t(kMentions) * group + 16 * group;                                     // dots, units, scalars
-    floats += (size_t(entity_tokens) + 5) * padded + 2 * size_t(entity_tokens) + batch.max_columns;  // queries
-    floats += 2 * group * padded + group;                                                      // vectors, columns
-    floats += 3 * (size_t(batch.max_blocks) + 1) * size_t(kernels.token_block) * group;          // t, x, y
-    floats += 2 * size_t(kMaxTokens);                                                          // a softmax pair
-    return (floats + 64 * 32) * sizeof(float);                                                 // and alignment
+    const size_t padded = align16(batch.constants.width) + 16, text = align16(batch.text_width) + 16, group = kGroup;
+    size_t floats = group * std::max(3 * padded, text);                                 // stored rows
+    floats += 11 * size_t(kMentions) * group + 16 * group;                              // dots, units, scalars
+    floats += (size_t(entity_tokens) + 3) * padded + entity_tokens;                     // queries, weights
+    floats += (size_t(kMentions) + 1) * group * batch.max_columns;                      // column means
+    floats += 3 * group * padded + group;                                               // vectors, columns
+    floats += (3 * size_t(batch.max_blocks) + 1) * size_t(kernels.token_block) * group;  // t, x, y
+    floats += group * (2 * kMaxTokens + 2);                                             // tokens of the codes
+    return (floats + 64 * 16) * sizeof(float);                                          // and alignment
 }
 
 }  // namespace mimic

@@ -9,6 +9,7 @@ using namespace mimic;
 #include "cheap.inc"
 #include "bound.inc"
 #include "scan.inc"
+#include "coded.inc"
 
 namespace mimic {
 

@@ -57,6 +57,22 @@ struct Simd {
         low = _mm256_permute2f128_ps(x, y, 0x20);
         high = _mm256_permute2f128_ps(x, y, 0x31);
     }
+    // Rows of W floats become columns.
+    static void transpose(Reg (&a)[8]) {
+        Reg b[8];
+        for (int i = 0; i < 8; i += 4) {
+            Reg x0 = _mm256_unpacklo_ps(a[i], a[i + 1]), x1 = _mm256_unpackhi_ps(a[i], a[i + 1]);
+            Reg x2 = _mm256_unpacklo_ps(a[i + 2], a[i + 3]), x3 = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
+            b[i] = _mm256_shuffle_ps(x0, x2, 0x44);
+            b[i + 1] = _mm256_shuffle_ps(x0, x2, 0xee);
+            b[i + 2] = _mm256_shuffle_ps(x1, x3, 0x44);
+            b[i + 3] = _mm256_shuffle_ps(x1, x3, 0xee);
+        }
+        for (int i = 0; i < 4; i++) {
+            a[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+            a[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+        }
+    }
     // Lane i: the sum of all lanes of a[i], added in the same tree whatever i.
     static Reg sum_lanes(const Reg (&a)[8]) {
         Reg x[4], y[2];
@@ -74,6 +90,16 @@ struct Simd {
         x = _mm_add_ps(x, _mm_movehl_ps(x, x));
         return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
     }
+
+    using Ints = __m256i;  // 2 W of int16
+    static Ints load_ints(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+    static Ints no_ints() { return _mm256_setzero_si256(); }
+    static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
+    static Reg low_half(Ints a) { return widen(_mm256_castsi256_si128(a)); }
+    static Reg high_half(Ints a) { return widen(_mm256_extracti128_si256(a, 1)); }
+
+  private:
+    static Reg widen(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x)); }
 };
 
 }  // namespace

@@ -54,6 +54,27 @@ struct Simd {
         low = _mm512_permutex2var_ps(a, lo, b);
         high = _mm512_permutex2var_ps(a, hi, b);
     }
+    // Rows of W floats become columns.
+    static void transpose(Reg (&a)[16]) {
+        Reg b[16];
+        for (int i = 0; i < 16; i += 4) {
+            Reg x0 = _mm512_unpacklo_ps(a[i], a[i + 1]), x1 = _mm512_unpackhi_ps(a[i], a[i + 1]);
+            Reg x2 = _mm512_unpacklo_ps(a[i + 2], a[i + 3]), x3 = _mm512_unpackhi_ps(a[i + 2], a[i + 3]);
+            b[i] = _mm512_shuffle_ps(x0, x2, 0x44);
+            b[i + 1] = _mm512_shuffle_ps(x0, x2, 0xee);
+            b[i + 2] = _mm512_shuffle_ps(x1, x3, 0x44);
+            b[i + 3] = _mm512_shuffle_ps(x1, x3, 0xee);
+        }
+        for (int i = 0; i < 4; i++) {
+            Reg x0 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), x1 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+            Reg x2 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+            Reg x3 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+            a[i] = _mm512_shuffle_f32x4(x0, x2, 0x88);
+            a[i + 8] = _mm512_shuffle_f32x4(x0, x2, 0xdd);
+            a[i + 4] = _mm512_shuffle_f32x4(x1, x3, 0x88);
+            a[i + 12] = _mm512_shuffle_f32x4(x1, x3, 0xdd);
+        }
+    }
     // Lane i: the sum of all lanes of a[i], added in the same tree whatever i.
     static Reg sum_lanes(const Reg (&a)[16]) {
         Reg x[8];
@@ -68,15 +89,22 @@ struct Simd {
         return add(x, _mm512_shuffle_f32x4(x, x, 0x4e));
     }
     static float sum(Reg a) {
-        alignas(64) float x[16];
-        store(x, a);
-        for (int n = 8; n; n /= 2)
-            for (int i = 0; i < n; i++) x[i] += x[i + n];
-        return x[0];
+        __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+        __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+        return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
     }
+
+    using Ints = __m512i;  // 2 W of int16
+    static Ints load_ints(const int16_t* p) { return _mm512_loadu_si512(p); }
+    static Ints no_ints() { return _mm512_setzero_si512(); }
+    static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
+    static Reg low_half(Ints a) { return widen(_mm512_castsi512_si256(a)); }
+    static Reg high_half(Ints a) { return widen(_mm512_extracti64x4_epi64(a, 1)); }
 
   private:
     static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }
+    static Reg widen(__m256i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(x)); }
     static Reg widen(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
     static Reg sum_halves(const Reg (&a)[8]) {
         const __m512i by4 = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);

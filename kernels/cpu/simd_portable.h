@@ -60,9 +60,26 @@ struct Simd {
         low = Reg{a[0], b[0], a[1], b[1]};
         high = Reg{a[2], b[2], a[3], b[3]};
     }
+    // Rows of W floats become columns.
+    static void transpose(Reg (&a)[4]) {
+        Reg b[4];
+        for (int i = 0; i < 4; i++) b[i] = Reg{a[0][i], a[1][i], a[2][i], a[3][i]};
+        for (int i = 0; i < 4; i++) a[i] = b[i];
+    }
     // Lane i: the sum of all lanes of a[i], added in the same tree whatever i.
     static Reg sum_lanes(const Reg (&a)[4]) { return Reg{sum(a[0]), sum(a[1]), sum(a[2]), sum(a[3])}; }
     static float sum(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+    typedef int16_t Ints __attribute__((vector_size(16)));  // 2 W of int16
+    static Ints load_ints(const int16_t* p) {
+        Ints x;
+        std::memcpy(&x, p, sizeof x);
+        return x;
+    }
+    static Ints no_ints() { return Ints{}; }
+    static Ints add_ints(Ints a, Ints b) { return a + b; }
+    static Reg low_half(Ints a) { return Reg{float(a[0]), float(a[1]), float(a[2]), float(a[3])}; }
+    static Reg high_half(Ints a) { return Reg{float(a[4]), float(a[5]), float(a[6]), float(a[7])}; }
 
   private:
     static Reg select(Bits m, Reg yes, Reg no) { return (Reg)((m & (Bits)yes) | (~m & (Bits)no)); }

@@ -56,7 +56,8 @@ struct Mention {
     const float* live = nullptr;   // (columns,) 1 = a token, 0 = padding
     bool padded = false;           // some column is padding
     const float* value = nullptr;  // (tokens, align(D))
-    const float* table = nullptr;  // (C, align(D)): contexts of the centroids, for the estimates
+    const int16_t* table = nullptr;  // (C, align32(D)): contexts of the centroids, for the estimates
+    float table_scale = 0;           // of one step of the table
     const float* text_cls = nullptr;
     const float* vdlu_query = nullptr;  // (3, align(D))
     const float* vdlu_key = nullptr;    // (3, align(D))
@@ -92,6 +93,7 @@ struct Rows {
     const int64_t* numbers = nullptr;
     int64_t count = 0;
     int64_t operator[](int64_t i) const { return numbers ? numbers[i] : start + i; }
+    Rows from(int64_t i) const { return {start + i, numbers ? numbers + i : nullptr, count - i}; }
 };
 
 struct Codes {
@@ -113,7 +115,7 @@ struct Scratch {
     size_t left = 0;
     float* floats(int64_t count) {
         size_t bytes = (size_t(count) * sizeof(float) + 63) / 64 * 64;
-        if (bytes > left) return nullptr;
+        if (bytes > left) __builtin_trap();  // Prepared::scratch_bytes is wrong
         float* out = reinterpret_cast<float*>(next);
         next += bytes;
         left -= bytes;
@@ -121,12 +123,16 @@ struct Scratch {
     }
 };
 
-constexpr int kGroup = 32;       // entities that are worked on together
+constexpr int kGroup = 64;       // entities that are worked on together
+constexpr int kRows = 16;        // of these, whose widened vectors lie in the first-level cache together
 constexpr int kMentions = 16;    // mentions whose keys and values stay in the second-level cache
 constexpr int kMaxTokens = 128;  // of either side
+constexpr int kTableTokens = 32; // table rows whose sum fits in int16
+constexpr int kTableLimit = 32767 / kTableTokens;
 constexpr float kLog2e = 1.44269504088896341f;
 
 inline int align16(int width) { return (width + 15) / 16 * 16; }
+inline int align32(int width) { return (width + 31) / 32 * 32; }
 
 // One instruction set: the layout it wants, and the passes.
 struct Kernels {

@@ -212,7 +212,8 @@ def test_estimates_are_the_scores_of_the_named_centroids(isa, dtype, shape):
     prepared = k.prepare(pairs.mentions, centroids)
     out = np.empty((shape.mentions, shape.entities), np.float32)
     k.estimates(prepared, pairs.entities, codes, slice(None), out)
-    np.testing.assert_allclose(out, expected.total, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(out, expected.total, rtol=0, atol=2e-3)  # tables of 11 bits
+    assert np.square(out - expected.total).mean() ** 0.5 < 6e-4
     part = np.empty((shape.mentions, shape.entities // 2), np.float32)
     k.estimates(prepared, pairs.entities, codes, slice(0, shape.entities // 2), part)
     np.testing.assert_array_equal(part, out[:, : shape.entities // 2])
