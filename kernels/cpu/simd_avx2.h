@@ -12,6 +12,7 @@ struct Simd {
     using Reg = __m256;
     static constexpr int W = 8;
     static constexpr int kAccumulators = 12;
+    static constexpr int kDots = 8;  // inner products at a time
     static constexpr int kTokenBlock = 4;
 
     static Reg load(const float* p) { return _mm256_loadu_ps(p); }

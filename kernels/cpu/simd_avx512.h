@@ -11,6 +11,7 @@ struct Simd {
     using Reg = __m512;
     static constexpr int W = 16;
     static constexpr int kAccumulators = 24;
+    static constexpr int kDots = 16;  // inner products at a time
     static constexpr int kTokenBlock = 8;
 
     static Reg load(const float* p) { return _mm512_loadu_ps(p); }

@@ -12,6 +12,7 @@ struct Simd {
     typedef int32_t Bits __attribute__((vector_size(16)));
     static constexpr int W = 4;
     static constexpr int kAccumulators = 12;
+    static constexpr int kDots = 8;  // inner products at a time
     static constexpr int kTokenBlock = 4;
 
     static Reg load(const float* p) {
