@@ -51,8 +51,11 @@ Directions directions(const float* values, int count, int width) {
     for (int d = 0; d < width; d++) {
         const double* column = &columns[size_t(d) * count];
         for (int j = 0; j < count; j++) {
-            for (int k = 0; k < count; k++) z.gram[size_t(j) * count + k] += column[j] * column[k];
+            for (int k = 0; k <= j; k++) z.gram[size_t(j) * count + k] += column[j] * column[k];
         }
+    }
+    for (int j = 0; j < count; j++) {
+        for (int k = 0; k < j; k++) z.gram[size_t(k) * count + j] = z.gram[size_t(j) * count + k];
     }
     return z;
 }

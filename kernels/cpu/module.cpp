@@ -23,7 +23,7 @@ namespace {
 
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;
 using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Output = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+using Output = nb::ndarray<nb::device::cpu>;
 
 std::vector<const Kernels*> supported() {
     std::vector<const Kernels*> out;
@@ -229,13 +229,13 @@ Rows rows_numbered(const Segment& s, const Numbers& numbers) {
 }
 
 float* output(const char* name, const Output& out, const Prepared& prepared, const Rows& rows, int64_t* stride) {
-    if (int64_t(out.shape(0)) != prepared.batch.count || int64_t(out.shape(1)) != rows.count) {
-        refuse(std::string(name) + ": shape " + shape_text({int64_t(out.shape(0)), int64_t(out.shape(1))}) + ", expected " +
-               shape_text({prepared.batch.count, rows.count}));
-    }
+    if (out.dtype() != nb::dtype<float>()) refuse(std::string(name) + ": its dtype is not float32");
+    std::vector<int64_t> shape, expected{prepared.batch.count, rows.count};
+    for (size_t i = 0; i < out.ndim(); i++) shape.push_back(int64_t(out.shape(i)));
+    if (shape != expected) refuse(std::string(name) + ": shape " + shape_text(shape) + ", expected " + shape_text(expected));
     if (out.shape(0) > 0 && out.shape(1) > 1 && out.stride(1) != 1) refuse(std::string(name) + ": its last axis is not contiguous");
     *stride = out.shape(0) > 1 ? out.stride(0) : 0;
-    return out.data();
+    return static_cast<float*>(out.data());
 }
 
 // Working memory that a thread keeps from call to call.

@@ -154,6 +154,6 @@ def _refused(call: Any, *arguments: Any) -> Any:
     """Call the library; what it refuses is an ``InvalidInputError`` that names the argument."""
     try:
         return call(*arguments)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         message = str(error)
         raise InvalidInputError(message, field=message.partition(":")[0]) from error

@@ -4,20 +4,22 @@ Their files lie in top-level folders without an ``__init__.py``, so that no
 package called ``kernels`` appears beside somebody else's.
 """
 
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCES = ("mimic_engine", "kernels", "export", "benchmarks", "tests")
-FILES = ("pyproject.toml", "hatch_build.py", "README.md", "NOTICE.md", "LICENSE")
+from tests.packaging.building import (
+    ROOT,
+    build_wheel,
+    copy_tree,
+    install_editable,
+    install_wheel,
+    run,
+    site_packages,
+)
 
 IMPORTS = """
 import mimic_engine.kernels.reference, mimic_engine.export.profiles
@@ -42,19 +44,6 @@ assert find_spec("kernels.reference") is None and find_spec("export.profiles") i
 """
 
 
-def run(*command: object, cwd: Path, path: Path | None = None) -> str:
-    """Run a command in a folder, with nothing but ``path`` on PYTHONPATH; gives what it printed."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "MIMIC_BUILD_KERNELS": "off",
-    }
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def add_neighbours(folder: Path) -> None:
     """Put unrelated packages ``kernels`` and ``export`` into a folder of the path."""
     for name in ("kernels", "export"):
@@ -65,14 +54,9 @@ def add_neighbours(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the source tree, so that building touches nobody's own."""
-    copy = tmp_path_factory.mktemp("tree") / "repository"
-    copy.mkdir()
-    for name in SOURCES:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in FILES:
-        shutil.copy(ROOT / name, copy / name)
-    (copy / "kernels" / "__pycache__").mkdir()  # what a developer's tree has too
+    """A copy of the source tree, with what a developer's tree has too."""
+    copy = copy_tree(tmp_path_factory.mktemp("tree") / "repository")
+    (copy / "kernels" / "__pycache__").mkdir()
     (copy / "kernels" / "__pycache__" / "reference.cpython-311.pyc").write_bytes(b"stale")
     return copy
 
@@ -80,37 +64,19 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of that tree."""
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, tree, cwd=out)
-    [found] = out.glob("*.whl")
-    return found
+    return build_wheel(tree, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
 def installed(wheel: Path, tmp_path: Path) -> Path:
     """A folder into which that wheel is installed."""
-    target = tmp_path / "site"
-    options = ("--no-deps", "--no-index", "--quiet", "--target", target)
-    run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
-    return target
+    return install_wheel(wheel, tmp_path / "site")
 
 
 @pytest.fixture(scope="module")
 def editable(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the tree installed as editable; it borrows all else from ours."""
-    folder = tmp_path_factory.mktemp("editable")
-    run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
-    python = folder / "venv" / "bin" / "python"
-    borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-    (site_packages(python) / "zz_borrowed.pth").write_text("\n".join(borrowed) + "\n", "utf-8")
-    options = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet", "-e", tree)
-    run(sys.executable, "-m", "pip", "--python", python, "install", *options, cwd=folder)
-    return python
-
-
-def site_packages(python: Path) -> Path:
-    [folder] = python.parents[1].glob("lib/python*/site-packages")
-    return folder
+    return install_editable(tree, tmp_path_factory.mktemp("editable"))
 
 
 def test_the_wheel_holds_every_module_once_and_nothing_else(wheel, tree):

@@ -364,7 +364,7 @@ def wrong_inputs():
     yield "beyond", pairs, m, e, np.array([0, 9]), out[:, :2], "rows: number 9"
     yield "negative", pairs, m, e, np.array([-1]), out[:, :1], "rows: number -1"
     yield "shape", pairs, m, e, slice(0, 8), out, r"out: shape \(2, 9\)"
-    yield "double", pairs, m, e, slice(None), out.astype(np.float64), "out: "
+    yield "double", pairs, m, e, slice(None), out.astype(np.float64), "out: its dtype"
     yield "strided", pairs, m, e, slice(None), np.empty((2, 18), np.float32)[:, ::2], "out: its last axis"
 
 
