@@ -114,7 +114,7 @@ void Prepared::pack_attention(const MentionInputs& in, int b, Mention& m) {
 
 void Prepared::add_tables(const float* values, int count) {
     const int padded = align16(batch.constants.width);
-    std::vector<char> memory(scratch_bytes(2) + 64);
+    std::vector<char> memory(scratch_bytes(8) + 64);
     const size_t skip = (64 - reinterpret_cast<size_t>(memory.data()) % 64) % 64;
     const Scratch scratch{memory.data() + skip, memory.size() - skip};
     std::vector<float> table(size_t(count) * padded);
@@ -147,6 +147,7 @@ size_t Prepared::scratch_bytes(int entity_tokens) const {
     size_t floats = group * std::max(3 * padded, text);                                 // stored rows
     floats += 11 * size_t(kMentions) * group + 16 * group;                              // dots, units, scalars
     floats += (size_t(entity_tokens) + 3) * padded + entity_tokens;                     // queries, weights
+    floats += 8 * kMaxTokens;                                                           // attention of centroids
     floats += (size_t(kMentions) + 1) * group * batch.max_columns;                      // column means
     floats += 3 * group * padded + group;                                               // vectors, columns
     floats += (3 * size_t(batch.max_blocks) + 1) * size_t(kernels.token_block) * group;  // t, x, y
