@@ -24,7 +24,9 @@ struct Simd {
     static Reg zero() { return _mm512_setzero_ps(); }
     static Reg set1(float x) { return _mm512_set1_ps(x); }
     static Reg set_pair(const float* p) {  // p[0], p[1], p[0], p[1], ...
-        return _mm512_castpd_ps(_mm512_set1_pd(*(const double __attribute__((may_alias, aligned(4)))*)p));
+        double pair;
+        __builtin_memcpy(&pair, p, sizeof pair);
+        return _mm512_castpd_ps(_mm512_set1_pd(pair));
     }
     static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
     static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
