@@ -127,17 +127,29 @@ void Prepared::add_tables(const float* values, int count) {
 
 void Prepared::quantise_table(const std::vector<float>& table, int count, Mention& m) {
     const int padded = align16(batch.constants.width), stride = align32(batch.constants.width);
-    int16_t* out = reinterpret_cast<int16_t*>(arena_.floats(size_t(count) * stride / 2));
+    float* scale = arena_.floats(stride);
+    int8_t* out = reinterpret_cast<int8_t*>(arena_.floats(size_t(count) * stride / 4));
     m.table = out;
-    m.table_scale = std::numeric_limits<float>::quiet_NaN();
-    if (m.tokens == 0 || !all_finite(table.data(), table.size())) return;
-    float largest = 0;
-    for (float v : table) largest = std::max(largest, std::fabs(v));
-    m.table_scale = std::max(largest, std::numeric_limits<float>::min() * kTableLimit) / kTableLimit;
+    m.table_scale = scale;
+    std::fill(scale, scale + stride, std::numeric_limits<float>::min() * kTableLimit);
     for (int c = 0; c < count; c++) {
         for (int d = 0; d < padded; d++) {
-            const float steps = table[size_t(c) * padded + d] / m.table_scale;
-            out[size_t(c) * stride + d] = int16_t(steps < 0 ? steps - 0.5f : steps + 0.5f);
+            const float size = std::fabs(table[size_t(c) * padded + d]);
+            scale[d] = size <= scale[d] ? scale[d] : size;  // NaN too
+        }
+    }
+    std::vector<float> inverse(padded);
+    for (int d = 0; d < padded; d++) {
+        scale[d] /= kTableLimit;
+        inverse[d] = 1.0f / scale[d];
+    }
+    if (m.tokens == 0 || !all_finite(table.data(), table.size())) {
+        std::fill(scale, scale + stride, std::numeric_limits<float>::quiet_NaN());
+        return;
+    }
+    for (int c = 0; c < count; c++) {
+        for (int d = 0; d < padded; d++) {
+            out[size_t(c) * stride + d] = int8_t(std::nearbyint(table[size_t(c) * padded + d] * inverse[d]));
         }
     }
 }

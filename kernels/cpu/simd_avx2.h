@@ -93,7 +93,7 @@ struct Simd {
     }
 
     using Ints = __m256i;  // 2 W of int16
-    static Ints load_ints(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+    static Ints load_ints(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
     static Ints no_ints() { return _mm256_setzero_si256(); }
     static Ints add_ints(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
     static Reg low_half(Ints a) { return widen(_mm256_castsi256_si128(a)); }

@@ -99,7 +99,7 @@ struct Simd {
     }
 
     using Ints = __m512i;  // 2 W of int16
-    static Ints load_ints(const int16_t* p) { return _mm512_loadu_si512(p); }
+    static Ints load_ints(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
     static Ints no_ints() { return _mm512_setzero_si512(); }
     static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
     static Reg low_half(Ints a) { return widen(_mm512_castsi512_si256(a)); }

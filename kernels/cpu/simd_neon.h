@@ -74,7 +74,7 @@ struct Simd {
     static float sum(Reg a) { return vaddvq_f32(a); }
 
     using Ints = int16x8_t;  // 2 W of int16
-    static Ints load_ints(const int16_t* p) { return vld1q_s16(p); }
+    static Ints load_ints(const int8_t* p) { return vmovl_s8(vld1_s8(p)); }
     static Ints no_ints() { return vdupq_n_s16(0); }
     static Ints add_ints(Ints a, Ints b) { return vaddq_s16(a, b); }
     static Reg low_half(Ints a) { return vcvtq_f32_s32(vmovl_s16(vget_low_s16(a))); }

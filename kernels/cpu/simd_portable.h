@@ -72,11 +72,7 @@ struct Simd {
     static float sum(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
     typedef int16_t Ints __attribute__((vector_size(16)));  // 2 W of int16
-    static Ints load_ints(const int16_t* p) {
-        Ints x;
-        std::memcpy(&x, p, sizeof x);
-        return x;
-    }
+    static Ints load_ints(const int8_t* p) { return Ints{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}; }
     static Ints no_ints() { return Ints{}; }
     static Ints add_ints(Ints a, Ints b) { return a + b; }
     static Reg low_half(Ints a) { return Reg{float(a[0]), float(a[1]), float(a[2]), float(a[3])}; }

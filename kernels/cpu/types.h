@@ -56,8 +56,8 @@ struct Mention {
     const float* live = nullptr;   // (columns,) 1 = a token, 0 = padding
     bool padded = false;           // some column is padding
     const float* value = nullptr;  // (tokens, align(D))
-    const int16_t* table = nullptr;  // (C, align32(D)): contexts of the centroids, for the estimates
-    float table_scale = 0;           // of one step of the table
+    const int8_t* table = nullptr;       // (C, align32(D)): contexts of the centroids, for the estimates
+    const float* table_scale = nullptr;  // (align32(D),): one step of each column
     const float* text_cls = nullptr;
     const float* vdlu_query = nullptr;  // (3, align(D))
     const float* vdlu_key = nullptr;    // (3, align(D))
@@ -127,8 +127,7 @@ constexpr int kGroup = 64;       // entities that are worked on together
 constexpr int kRows = 16;        // of these, whose widened vectors lie in the first-level cache together
 constexpr int kMentions = 16;    // mentions whose keys and values stay in the second-level cache
 constexpr int kMaxTokens = 128;  // of either side
-constexpr int kTableTokens = 32; // table rows whose sum fits in int16
-constexpr int kTableLimit = 32767 / kTableTokens;
+constexpr int kTableLimit = 127;  // so that the sum of kMaxTokens table rows fits in int16
 constexpr float kLog2e = 1.44269504088896341f;
 
 inline int align16(int width) { return (width + 15) / 16 * 16; }
