@@ -213,7 +213,8 @@ Segment segment_of(const Prepared& prepared, const nb::dict& arrays) {
 
 Rows rows_between(const Segment& s, int64_t start, int64_t stop) {
     if (start < 0 || stop < start || stop > s.rows) {
-        refuse("rows: " + std::to_string(start) + ":" + std::to_string(stop) + " is not within " + std::to_string(s.rows) + " rows");
+        const std::string asked = std::to_string(start) + ":" + std::to_string(stop);
+        refuse("rows: " + asked + " is not within " + std::to_string(s.rows) + " rows");
     }
     return {start, nullptr, stop - start};
 }
@@ -229,11 +230,12 @@ Rows rows_numbered(const Segment& s, const Numbers& numbers) {
 }
 
 float* output(const char* name, const Output& out, const Prepared& prepared, const Rows& rows, int64_t* stride) {
-    if (out.dtype() != nb::dtype<float>()) refuse(std::string(name) + ": its dtype is not float32");
+    const std::string field = name;
+    if (out.dtype() != nb::dtype<float>()) refuse(field + ": its dtype is not float32");
     std::vector<int64_t> shape, expected{prepared.batch.count, rows.count};
     for (size_t i = 0; i < out.ndim(); i++) shape.push_back(int64_t(out.shape(i)));
-    if (shape != expected) refuse(std::string(name) + ": shape " + shape_text(shape) + ", expected " + shape_text(expected));
-    if (out.shape(0) > 0 && out.shape(1) > 1 && out.stride(1) != 1) refuse(std::string(name) + ": its last axis is not contiguous");
+    if (shape != expected) refuse(field + ": shape " + shape_text(shape) + ", expected " + shape_text(expected));
+    if (shape[0] > 0 && shape[1] > 1 && out.stride(1) != 1) refuse(field + ": its last axis is not contiguous");
     *stride = out.shape(0) > 1 ? out.stride(0) : 0;
     return static_cast<float*>(out.data());
 }
@@ -261,20 +263,25 @@ class ThreadMemory {
 
 thread_local ThreadMemory memory;
 
+Scratch scratch_of(const Prepared& prepared, const Segment& segment) {
+    return memory.at_least(prepared.scratch_bytes(segment.tokens));
+}
+
 void run_totals(const Prepared& prepared, const Segment& segment, const Rows& rows, const Out& out) {
     nb::gil_scoped_release unlocked;
     if (rows.count == 0) return;
-    prepared.kernels.totals(prepared.batch, segment, rows, out, memory.at_least(prepared.scratch_bytes(segment.tokens)));
+    prepared.kernels.totals(prepared.batch, segment, rows, out, scratch_of(prepared, segment));
 }
 
-void totals(const Prepared& prepared, const nb::dict& arrays, int64_t start, int64_t stop, std::optional<Numbers> numbers,
-            const Output& total, const nb::dict& units) {
+void totals(const Prepared& prepared, const nb::dict& arrays, int64_t start, int64_t stop,
+            std::optional<Numbers> numbers, const Output& total, const nb::dict& units) {
     const Segment segment = segment_of(prepared, arrays);
     const Rows rows = numbers ? rows_numbered(segment, *numbers) : rows_between(segment, start, stop);
     Out out;
     out.total = output("out", total, prepared, rows, &out.stride);
     const auto unit = [&](const char* name, float** where) {
-        if (units.contains(name)) *where = output(name, nb::cast<Output>(units[name]), prepared, rows, &out.unit_stride);
+        if (!units.contains(name)) return;
+        *where = output(name, nb::cast<Output>(units[name]), prepared, rows, &out.unit_stride);
     };
     unit("tglu", &out.tglu);
     unit("vdlu", &out.vdlu);
@@ -290,17 +297,28 @@ void bounds(const Prepared& prepared, const nb::dict& arrays, int64_t start, int
     out.total = output("out", total, prepared, rows, &out.stride);
     nb::gil_scoped_release unlocked;
     if (rows.count == 0) return;
-    prepared.kernels.bounds(prepared.batch, segment, rows, out, memory.at_least(prepared.scratch_bytes(segment.tokens)));
+    prepared.kernels.bounds(prepared.batch, segment, rows, out, scratch_of(prepared, segment));
 }
 
 template <class T>
-bool any_beyond(const T* codes, int64_t count, int64_t limit) {
+bool any_beyond(const void* codes, int64_t first, int64_t count, int64_t limit) {
+    const T* code = static_cast<const T*>(codes) + first;
     T largest = 0;
-    for (int64_t i = 0; i < count; i++) largest = codes[i] > largest ? codes[i] : largest;
+    for (int64_t i = 0; i < count; i++) largest = code[i] > largest ? code[i] : largest;
     return count && int64_t(largest) >= limit;
 }
 
-void estimates(const Prepared& prepared, const nb::dict& arrays, const Input& codes, int64_t start, int64_t stop,
+Codes codes_of(const Input& codes, const Segment& segment) {
+    const bool narrow = codes.dtype() == nb::dtype<uint8_t>(), wide = codes.dtype() == nb::dtype<uint16_t>();
+    if (!narrow && !wide) refuse("codes: dtype is neither uint8 nor uint16");
+    if (codes.ndim() != 2 || int64_t(codes.shape(0)) != segment.rows || int64_t(codes.shape(1)) != segment.tokens ||
+        !contiguous(codes)) {
+        refuse("codes: not a contiguous array " + shape_text({segment.rows, segment.tokens}));
+    }
+    return {codes.data(), wide};
+}
+
+void estimates(const Prepared& prepared, const nb::dict& arrays, const Input& stored, int64_t start, int64_t stop,
                const Output& total) {
     const Segment segment = segment_of(prepared, arrays);
     const Rows rows = rows_between(segment, start, stop);
@@ -308,21 +326,14 @@ void estimates(const Prepared& prepared, const nb::dict& arrays, const Input& co
     out.total = output("out", total, prepared, rows, &out.stride);
     if (!prepared.batch.constants.tglu) return run_totals(prepared, segment, rows, out);
     if (!prepared.centroids) refuse("prepared: without centroids, so without the tables of the estimates");
-    const auto dtype = codes.dtype();
-    const bool narrow = dtype == nb::dtype<uint8_t>(), wide = dtype == nb::dtype<uint16_t>();
-    if (!narrow && !wide) refuse("codes: dtype is neither uint8 nor uint16");
-    if (codes.ndim() != 2 || int64_t(codes.shape(0)) != segment.rows || int64_t(codes.shape(1)) != segment.tokens ||
-        !contiguous(codes)) {
-        refuse("codes: not a contiguous array " + shape_text({segment.rows, segment.tokens}));
-    }
+    const Codes codes = codes_of(stored, segment);
     nb::gil_scoped_release unlocked;
     if (rows.count == 0) return;
-    const int64_t first = rows.start * segment.tokens, number = rows.count * segment.tokens;
-    const bool beyond = wide ? any_beyond(static_cast<const uint16_t*>(codes.data()) + first, number, prepared.centroids)
-                             : any_beyond(static_cast<const uint8_t*>(codes.data()) + first, number, prepared.centroids);
-    if (beyond) refuse("codes: one is not below the number of centroids, " + std::to_string(prepared.centroids));
-    prepared.kernels.estimates(prepared.batch, segment, {codes.data(), wide}, rows, out,
-                               memory.at_least(prepared.scratch_bytes(segment.tokens)));
+    const auto beyond = codes.wide ? any_beyond<uint16_t> : any_beyond<uint8_t>;
+    if (beyond(codes.data, rows.start * segment.tokens, rows.count * segment.tokens, prepared.centroids)) {
+        refuse("codes: one is not below the number of centroids, " + std::to_string(prepared.centroids));
+    }
+    prepared.kernels.estimates(prepared.batch, segment, codes, rows, out, scratch_of(prepared, segment));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Packs folded mentions for the lanes of an instruction set, once a batch.
 #include "prepare.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -74,42 +75,49 @@ Prepared::Prepared(const Kernels& k, const Constants& c, const MentionInputs& in
 
 void Prepared::pack_attention(const MentionInputs& in, int b, Mention& m) {
     const int width = batch.constants.width, padded = align16(width);
-    const float* keys = in.tglu_key + int64_t(b) * in.tokens * width;
-    const float* values = in.tglu_value + int64_t(b) * in.tokens * width;
-    const auto chosen = attended_tokens(in.tglu_key_mask ? in.tglu_key_mask + int64_t(b) * in.tokens : nullptr, in.tokens);
-    m.tokens = int(chosen.size());
-    const Columns layout = columns(m.tokens, kernels.lanes);
-    const int count = layout.count(kernels.lanes), full = layout.full * kernels.lanes;
-    batch.max_columns = std::max(batch.max_columns, count);
-    float* key = arena_.floats(size_t(width) * count);
-    float* live = arena_.floats(count);
+    const float* mask = in.tglu_key_mask ? in.tglu_key_mask + int64_t(b) * in.tokens : nullptr;
+    std::vector<const float*> keys, values;  // of the attended tokens
+    for (int64_t j : attended_tokens(mask, in.tokens)) {
+        keys.push_back(in.tglu_key + (int64_t(b) * in.tokens + j) * width);
+        values.push_back(in.tglu_value + (int64_t(b) * in.tokens + j) * width);
+    }
+    m.tokens = int(keys.size());
     float* value = arena_.floats(size_t(m.tokens) * padded);
-    m.padded = (layout.full * kernels.lanes + (layout.tail ? 8 : 0)) != m.tokens;
     bool finite = m.tokens > 0;
     for (int j = 0; j < m.tokens; j++) {
-        std::memcpy(value + size_t(j) * padded, values + int64_t(chosen[j]) * width, width * sizeof(float));
-        finite = finite && all_finite(values + int64_t(chosen[j]) * width, width);
-        finite = finite && all_finite(keys + int64_t(chosen[j]) * width, width);
+        std::memcpy(value + size_t(j) * padded, values[j], width * sizeof(float));
+        finite = finite && all_finite(values[j], width) && all_finite(keys[j], width);
     }
+    m.value = value;
+    pack_keys(keys, m);
+    m.cone = make_cone(arena_, value, finite ? m.tokens : 0, width, kernels.token_block);
+    if (!finite) m.cone.norm_scale = std::numeric_limits<float>::quiet_NaN();
+    batch.max_blocks = std::max(batch.max_blocks, m.cone.blocks);
+}
+
+// Keys centred over the tokens and in units of log2, transposed; see `columns` for their places.
+void Prepared::pack_keys(const std::vector<const float*>& keys, Mention& m) {
+    const int width = batch.constants.width;
+    const Columns layout = columns(m.tokens, kernels.lanes);
+    const int count = layout.count(kernels.lanes), full = layout.full * kernels.lanes;
+    float* key = arena_.floats(size_t(width) * count);
+    float* live = arena_.floats(count);
     for (int d = 0; d < width; d++) {
         double mean = 0;
-        for (int j : chosen) mean += keys[int64_t(j) * width + d];
+        for (const float* token : keys) mean += token[d];
         mean /= m.tokens;
         for (int j = 0; j < m.tokens; j++) {
-            const float k = float((keys[int64_t(chosen[j]) * width + d] - mean) * double(kLog2e));
             const int copies = j < full ? 1 : 2, column = j < full ? j : full + 2 * (j - full);
-            for (int i = 0; i < copies; i++) {
-                key[size_t(d) * count + column + i] = k;
-                live[column + i] = 1.0f;
+            for (int i = column; i < column + copies; i++) {
+                key[size_t(d) * count + i] = float((keys[j][d] - mean) * double(kLog2e));
+                live[i] = 1.0f;
             }
         }
     }
     m.key = key;
     m.live = live;
-    m.value = value;
-    m.cone = make_cone(arena_, value, finite ? m.tokens : 0, width, kernels.token_block);
-    if (!finite) m.cone.norm_scale = std::numeric_limits<float>::quiet_NaN();
-    batch.max_blocks = std::max(batch.max_blocks, m.cone.blocks);
+    m.padded = full + (layout.tail ? 8 : 0) != m.tokens;
+    batch.max_columns = std::max(batch.max_columns, count);
 }
 
 void Prepared::add_tables(const float* values, int count) {

@@ -51,6 +51,7 @@ class Prepared {
 
   private:
     void pack_attention(const MentionInputs& inputs, int b, Mention& mention);
+    void pack_keys(const std::vector<const float*>& keys, Mention& mention);
     void quantise_table(const std::vector<float>& table, int count, Mention& mention);
 
     Arena arena_;
