@@ -1,12 +1,14 @@
 // What the passes read and write: plain structs of pointers, shared by the translation units of all
-// instruction sets. No templates of the standard library here: an inline function compiled for AVX-512
-// must never be the copy that the linker keeps for everybody.
+// instruction sets. No templates of the standard library here, and functions are always inlined: one that was
+// compiled for AVX-512 must never be the copy that the linker keeps for everybody.
 //
 // Axes: B mentions, N entities, L tokens, D width of the interaction, T width of the global text vector.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#define MIMIC_INLINE inline __attribute__((always_inline))
 
 namespace mimic {
 
@@ -16,7 +18,6 @@ enum class Dtype { f32, f16, i8 };
 struct Stored {
     const void* data = nullptr;
     Dtype dtype = Dtype::f32;
-    explicit operator bool() const { return data != nullptr; }
 };
 
 // The folded entities of one segment, as they lie in memory (mimic_engine/types.py, EntityArrays).
@@ -74,7 +75,7 @@ struct Constants {
     float gate_bias[2] = {};
     float bias_norm[2] = {};
     bool tglu = false, vdlu = false, concat = false, cmfu = false;
-    int units() const { return int(tglu) + int(vdlu) + int(concat) + int(cmfu); }
+    MIMIC_INLINE int units() const { return int(tglu) + int(vdlu) + int(concat) + int(cmfu); }
 };
 
 struct Batch {
@@ -92,8 +93,8 @@ struct Rows {
     int64_t start = 0;
     const int64_t* numbers = nullptr;
     int64_t count = 0;
-    int64_t operator[](int64_t i) const { return numbers ? numbers[i] : start + i; }
-    Rows from(int64_t i) const { return {start + i, numbers ? numbers + i : nullptr, count - i}; }
+    MIMIC_INLINE int64_t operator[](int64_t i) const { return numbers ? numbers[i] : start + i; }
+    MIMIC_INLINE Rows from(int64_t i) const { return {start + i, numbers ? numbers + i : nullptr, count - i}; }
 };
 
 struct Codes {
@@ -113,7 +114,7 @@ struct Out {
 struct Scratch {
     char* next = nullptr;
     size_t left = 0;
-    float* floats(int64_t count) {
+    MIMIC_INLINE float* floats(int64_t count) {
         size_t bytes = (size_t(count) * sizeof(float) + 63) / 64 * 64;
         if (bytes > left) __builtin_trap();  // Prepared::scratch_bytes is wrong
         float* out = reinterpret_cast<float*>(next);
@@ -130,8 +131,8 @@ constexpr int kMaxTokens = 128;  // of either side
 constexpr int kTableLimit = 127;  // so that the sum of kMaxTokens table rows fits in int16
 constexpr float kLog2e = 1.44269504088896341f;
 
-inline int align16(int width) { return (width + 15) / 16 * 16; }
-inline int align32(int width) { return (width + 31) / 32 * 32; }
+MIMIC_INLINE int align16(int width) { return (width + 15) / 16 * 16; }
+MIMIC_INLINE int align32(int width) { return (width + 31) / 32 * 32; }
 
 // One instruction set: the layout it wants, and the passes.
 struct Kernels {
@@ -149,10 +150,10 @@ struct Kernels {
 struct Columns {
     int full;   // registers of their own
     bool tail;  // a shared register
-    int count(int lanes) const { return (full + int(tail)) * lanes; }
+    MIMIC_INLINE int count(int lanes) const { return (full + int(tail)) * lanes; }
 };
 
-inline Columns columns(int tokens, int lanes) {
+MIMIC_INLINE Columns columns(int tokens, int lanes) {
     int chunks = (tokens + 7) / 8;
     if (lanes == 16) return {chunks / 2, chunks % 2 == 1};
     return {chunks * (8 / lanes), false};
