@@ -28,12 +28,13 @@ from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.matcher import Matcher
 from mimic_engine.scoring.base import ScanKernels, Scorer
 from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.cpu import CpuKernels
 from mimic_engine.scoring.numpy import NumpyScorer
 from mimic_engine.scoring.onnx import OnnxScorer
 from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays
 
-BACKENDS = ("onnx", "numpy", "torch")
+BACKENDS = ("cpu", "onnx", "numpy", "torch")
 # How far two scores may lie apart and still be told the wrong way round: totals reach 40 in magnitude,
 # float32 sums differ by some 2e-5 there, half-precision vectors by some 5e-3.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
@@ -92,7 +93,7 @@ def make_kernels(
 
     Parameters
     ----------
-    backend : "onnx", "numpy" or "torch".
+    backend : "cpu", "onnx", "numpy" or "torch".
     constants : of the matcher that folded the arrays.
     mentions, entities : arrays of the shapes to be scored; their numbers do not matter.
 
@@ -103,6 +104,8 @@ def make_kernels(
     """
     scorer: Scorer
     match backend:
+        case "cpu":
+            return CpuKernels(constants)
         case "onnx":
             scorer = _export_scorer(constants, mentions, entities, folder)
         case "numpy":

@@ -77,7 +77,7 @@ class Linker:
         index : folder that ``mimic-engine index build`` wrote.
         precision : of the encoder graphs: "fp32", "fp16" or "int8".
         threads : CPU cores for encoders and scan; all that the process may use by default.
-        scorer : "onnx", "numpy", or "auto", the fastest that is installed.
+        scorer : "cpu" (compiled kernels), "onnx", "numpy", or "auto", the fastest that is installed.
         verify : check the SHA-256 of every file before it is trusted.
         image_limits : byte, pixel and format limits of mention images.
 
@@ -87,6 +87,8 @@ class Linker:
             If the model folder is missing, damaged or lacks the precision.
         IndexFormatError, IndexMismatchError
             If the index is missing, damaged, empty, or was built with another model.
+        MissingDependencyError
+            If the scorer "cpu" was asked for and is not installed.
         """
         opened = Index.open(index, verify=verify)
         featurizer = open_featurizer(

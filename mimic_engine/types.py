@@ -19,7 +19,7 @@ Array = NDArray[np.float32]
 ImageSource = bytes | str | Path  # encoded bytes, or the path of an image file
 Mode = Literal["exact", "certified", "coded"]  # how a scan answers, see mimic_engine/scoring/scan.py
 MODES: tuple[Mode, ...] = get_args(Mode)
-ScorerChoice = Literal["auto", "onnx", "numpy"]  # what scores, see mimic_engine/scoring/choose.py
+ScorerChoice = Literal["auto", "cpu", "onnx", "numpy"]  # what scores, see mimic_engine/scoring/choose.py
 SCORERS: tuple[ScorerChoice, ...] = get_args(ScorerChoice)
 
 

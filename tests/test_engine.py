@@ -262,7 +262,7 @@ def test_a_flipped_model_file_is_refused(tiny_model, tiny_index, tmp_path):
     data[len(data) // 2] ^= 1
     graph.write_bytes(data)
     with pytest.raises(ModelError, match=graph.name):
-        Linker.open(flipped, tiny_index)
+        Linker.open(flipped, tiny_index, scorer="onnx")
 
 
 def test_missing_folders_are_named(tiny_model, tiny_index, tmp_path):

@@ -1,15 +1,19 @@
-"""Which kernels score."""
+"""Which kernels score: the compiled ones where they are installed, else the exported graph."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from mimic_engine.errors import InvalidInputError
+from mimic_engine.errors import InvalidInputError, MissingDependencyError
 from mimic_engine.scoring.base import ScanKernels
 from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.cpu import CpuKernels
 from mimic_engine.scoring.numpy import NumpyScorer
 from mimic_engine.scoring.onnx import OnnxScorer
 from mimic_engine.types import SCORERS, FoldConstants, ScorerChoice
+
+logger = logging.getLogger(__name__)
 
 
 def open_kernels(
@@ -19,7 +23,8 @@ def open_kernels(
 
     Parameters
     ----------
-    choice : "onnx" (the exported scorer graph), "numpy" (slow), or "auto", the fastest that is installed.
+    choice : "cpu" (compiled), "onnx" (the exported scorer graph), "numpy" (slow, needs neither),
+        or "auto": the first of these that is installed; says so once where that is not the compiled one.
     model : the exported model folder.
     constants : of that model.
     verify : check the SHA-256 of the graph.
@@ -28,6 +33,8 @@ def open_kernels(
     ------
     InvalidInputError
         If the choice is unknown.
+    MissingDependencyError
+        If "cpu" was asked for and the compiled kernels are not installed.
     ModelError
         If the graph is missing or damaged.
     """
@@ -35,4 +42,11 @@ def open_kernels(
         raise InvalidInputError(f"scorer: {choice!r} is not one of {', '.join(SCORERS)}", field="scorer")
     if choice == "numpy":
         return BlockKernels(NumpyScorer(constants), constants)
+    if choice != "onnx":
+        try:
+            return CpuKernels(constants)
+        except MissingDependencyError as error:
+            if choice == "cpu":
+                raise
+            logger.warning("scoring with the exported graph, several times slower: %s", error)
     return BlockKernels(OnnxScorer.open(model, verify=verify), constants)

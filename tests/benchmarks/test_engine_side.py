@@ -25,7 +25,7 @@ def weights():
     return random_weights(SMALL, seed=3)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "numpy", "torch"])
+@pytest.mark.parametrize("backend", ["cpu", "onnx", "numpy", "torch"])
 def test_every_backend_scores_as_the_published_loop(weights, tmp_path, backend):
     matcher, kernels = load_matcher(weights), None
     for mentions, entities in ((1, 1), (3, 257)):
@@ -55,7 +55,7 @@ def test_unknown_backend_is_refused(weights, tmp_path):
     matcher = load_matcher(weights)
     features = random_features(1, SMALL)
     folded = fold_mentions(matcher, features), fold_entities(matcher, features)
-    with pytest.raises(InvalidInputError, match="backend: 'abacus' is not one of onnx, numpy, torch"):
+    with pytest.raises(InvalidInputError, match="backend: 'abacus' is not one of cpu, onnx, numpy, torch"):
         make_kernels("abacus", fold_constants(matcher), *folded, tmp_path)
 
 
