@@ -14,6 +14,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.server.settings import Settings
+from mimic_engine.types import Mention
 
 logger = logging.getLogger("mimic_engine.serve")
 
@@ -54,7 +55,7 @@ def _serve(settings: Settings) -> int:
     from mimic_engine.server.lifecycle import DrainingServer, bind
 
     with bind(settings.host, settings.port) as taken:
-        model, index = _sources(settings)
+        model, index, examples = _sources(settings)
         linker = Linker.open(
             model,
             index,
@@ -64,7 +65,7 @@ def _serve(settings: Settings) -> int:
         )
         try:
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
-            app = create_app(linker, settings)
+            app = create_app(linker, settings, examples=examples)
             server = DrainingServer(app, settings, on_ready=lambda: _greet(taken))
             server.run(sockets=[taken])
         finally:
@@ -75,14 +76,16 @@ def _serve(settings: Settings) -> int:
     return 0
 
 
-def _sources(settings: Settings) -> tuple[Path, Path]:
+def _sources(settings: Settings) -> tuple[Path, Path, list[Mention]]:
+    """Model, index, and mentions to try."""
     if settings.model is not None and settings.index is not None:
-        return Path(settings.model), Path(settings.index)
+        return Path(settings.model), Path(settings.index), []
+    from mimic_engine.data.demo.examples import load_examples
     from mimic_engine.demo import prepare_demo
 
     cache = None if settings.cache is None else Path(settings.cache).expanduser()
     paths = prepare_demo(cache)
-    return paths.model, paths.index
+    return paths.model, paths.index, [example.mention for example in load_examples(paths.data)]
 
 
 def _greet(taken: socket.socket) -> None:
@@ -90,7 +93,7 @@ def _greet(taken: socket.socket) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     example = json.dumps({"mention": "Jordan", "sentence": "Jordan lies east of Israel.", "top_k": 3})
     print(
-        f"\nReady: {url} (documentation: {url}/docs; Ctrl-C drains and stops)\n"
+        f"\nReady: {url} (a page to try it; documentation: {url}/docs; Ctrl-C drains and stops)\n"
         f"  curl -s {url}/v1/link -H 'content-type: application/json' -d '{example}'\n",
         flush=True,
     )

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.demo import measure
 from mimic_engine import Linker
 from mimic_engine.data.demo import read_demo
+from mimic_engine.data.demo.examples import load_examples
 from mimic_engine.demo import prepare_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,6 +47,13 @@ def test_unseen_drawing_styles_are_linked(linker, paths):
     mentions = read_demo(paths.data).mentions["test"][::8]
     result = measure(linker, mentions, {"all": ""})["all"]
     assert result["both"]["hits@1"] >= 0.9
+
+
+def test_the_examples_of_the_page_link_to_what_is_meant(linker, paths):
+    examples = load_examples(paths.data)
+    assert len({e.mention.sentence for e in examples}) < len(examples)  # some differ in their picture alone
+    results = linker.link([e.mention for e in examples], top_k=1)
+    assert [r.candidates[0].id for r in results] == [e.answer for e in examples]
 
 
 def test_a_later_start_needs_no_torch(paths, cache):

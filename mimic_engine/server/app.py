@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from mimic_engine.errors import (
     TooLargeError,
     UnknownEntityError,
 )
-from mimic_engine.server import docs, errors, schemas
+from mimic_engine.server import docs, errors, page, pictures, schemas
 from mimic_engine.server.errors import describe, error_response, json_response
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import Trace, TraceMiddleware
@@ -33,10 +33,13 @@ from mimic_engine.types import LinkResult, Mention
 T = TypeVar("T")
 
 
-def create_app(linker: LinkerLike, settings: Settings | None = None) -> FastAPI:
+def create_app(
+    linker: LinkerLike, settings: Settings | None = None, *, examples: Sequence[Mention] = ()
+) -> FastAPI:
     """Build the application around a linker and start its device thread, which warms up first.
 
-    The service is reachable as ``app.state.service``; the application's shutdown closes it.
+    ``examples`` are mentions that the page offers to try. The service is reachable as
+    ``app.state.service``; the application's shutdown closes it.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -61,6 +64,8 @@ def create_app(linker: LinkerLike, settings: Settings | None = None) -> FastAPI:
     _add_link_routes(app, service, metrics)
     _add_read_routes(app, service)
     _add_probe_routes(app, service, metrics)
+    pictures.install(app, service, examples)
+    page.install(app)
     docs.install(app)
     return app
 

@@ -27,7 +27,7 @@ PUBLIC_LIMITS = (
 )
 
 _MEANING = {
-    404: "Not in the index",
+    404: "Not in the index, or without what is asked for",
     413: "Body, image or batch over its limit",
     415: "Image format or content type not supported",
     422: "Invalid input; the message names field, limit and value",
@@ -70,6 +70,14 @@ LINK = _route(
 )
 BATCH = _route(_json("BatchResult"), 413, 415, 422, 429, 500, 503, 504, body=_json("BatchBody"))
 ENTITY = _route(_json("EntityBody"), 404, 422)
+IMAGE = _route(
+    {
+        kind: {"schema": {"type": "string", "format": "binary"}}
+        for kind in ("image/jpeg", "image/png", "image/webp")
+    },
+    404,
+)
+EXAMPLES = _route(_json("ExamplesBody"))
 INFO = _route({"application/json": {"schema": {"type": "object"}}})
 HEALTH = _route(_json("HealthBody"), 503)
 

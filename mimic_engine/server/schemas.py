@@ -58,6 +58,20 @@ class EntityBody(msgspec.Struct):
     image_count: int
 
 
+class ExampleBody(msgspec.Struct):
+    """A mention to try; ``image`` is the address of its picture, relative to the service's root."""
+
+    mention: str
+    sentence: str
+    image: str | None
+
+
+class ExamplesBody(msgspec.Struct):
+    """Answer of ``GET /v1/examples``."""
+
+    examples: list[ExampleBody]
+
+
 class HealthBody(msgspec.Struct):
     """Answer of the probes."""
 
@@ -123,7 +137,8 @@ def form_to_body(fields: Sequence[tuple[str, str]], image: bytes | None) -> Link
 
 def components() -> dict[str, Any]:
     """Schemas of everything above, for ``components.schemas`` of the OpenAPI document."""
-    types = [LinkBody, MentionBody, BatchBody, BatchResult, LinkResult, EntityBody, HealthBody, ErrorBody]
+    types = [LinkBody, MentionBody, BatchBody, BatchResult, LinkResult, EntityBody, ExamplesBody]
+    types += [HealthBody, ErrorBody]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas["BatchBody"]["properties"]["mentions"]["items"] = ref("MentionBody")
     schemas["BatchResult"]["properties"]["results"]["items"] = {

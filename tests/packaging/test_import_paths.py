@@ -93,6 +93,14 @@ def test_the_wheel_holds_every_module_once_and_nothing_else(wheel, tree):
     assert {"mimic_engine/kernels/reference.py", "mimic_engine/export/to_onnx.py"} <= set(names)
 
 
+def test_the_wheel_carries_the_page(wheel, tree):
+    static = tree / "mimic_engine" / "server" / "static"
+    with zipfile.ZipFile(wheel) as archive:
+        for file in static.iterdir():
+            assert archive.read(f"mimic_engine/server/static/{file.name}") == file.read_bytes()
+        assert "mimic_engine/data/demo/examples.json" in archive.namelist()
+
+
 def test_the_wheel_carries_licence_and_notices(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [n.rpartition("/")[2] for n in archive.namelist() if "/licenses/" in n]
