@@ -20,7 +20,7 @@ from benchmarks.workload import Scene, add_arguments
 from mimic_engine.record import write_result
 
 FIRST_SHARE = 0.25  # of the rate of one client that waits for each answer
-BEHIND = 0.95  # of the rate: less throughput is saturation
+BEHIND = 0.95  # of what is sent: fewer answers meanwhile are saturation
 BEYOND = 2  # rates after the first saturated one
 SERIAL = 12  # requests that the first rate is taken from
 
@@ -44,7 +44,8 @@ async def run_at(
 
 def saturated(row: Row) -> bool:
     """Whether the service falls behind at this rate."""
-    return row.throughput_per_s < BEHIND * row.rate_per_s or bool(row.rejected or row.expired)
+    answered = row.throughput_per_s * row.seconds
+    return answered + 1 < BEHIND * row.sent or bool(row.rejected or row.expired)
 
 
 async def sweep(

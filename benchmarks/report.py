@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import RESULTS
+from benchmarks.markdown import source, table
 from benchmarks.result_files import (
     MODALITIES,
     DemoResult,
-    Provenance,
     Ranking,
     ScanResult,
     ScanRow,
@@ -30,6 +30,14 @@ from benchmarks.result_files import (
     read_scan,
     read_timings,
     read_wikimel,
+)
+from benchmarks.service_results import (
+    SERVICE,
+    LoadResult,
+    ServiceResult,
+    draw_load,
+    read_service,
+    service_lines,
 )
 from mimic_engine.errors import DataError, MimicError, MissingDependencyError
 from mimic_engine.record import replace_file
@@ -47,12 +55,13 @@ class Results:
     wikimel: WikimelResult | None
     demo: DemoResult | None
     scan: ScanResult | None
+    service: tuple[ServiceResult, ...]
     timings: tuple[Timing, ...]
     unread: tuple[str, ...]  # names of JSON files of other kinds
 
 
 def read_results(folder: Path, only: Sequence[str] = KNOWN) -> Results:
-    """Read the result files named in ``only``, and every pytest-benchmark file of the folder.
+    """Read the result files named in ``only``, and those of the service and pytest-benchmark that are there.
 
     Raises
     ------
@@ -61,32 +70,16 @@ def read_results(folder: Path, only: Sequence[str] = KNOWN) -> Results:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of results")
-    others = sorted(f for f in folder.glob("*.json") if f.stem not in KNOWN)
+    others = sorted(f for f in folder.glob("*.json") if f.stem not in (*KNOWN, *SERVICE))
     timing_files = [f for f in others if is_timing_file(f)]
     return Results(
         wikimel=read_wikimel(folder / "wikimel.json") if "wikimel" in only else None,
         demo=read_demo(folder / "demo.json") if "demo" in only else None,
         scan=read_scan(folder / "scan_cpu.json") if "scan_cpu" in only else None,
+        service=read_service(folder),
         timings=tuple(timing for f in timing_files for timing in read_timings(f)),
         unread=tuple(f.name for f in others if f not in timing_files),
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; the first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [*lines, ""]
-
-
-def _source(provenance: Provenance) -> list[str]:
-    commit = provenance.commit[:12] if provenance.commit else "none"
-    changed = " with changes" if provenance.dirty else ""
-    return [
-        f"`{provenance.command}` (commit {commit}{changed}; {provenance.cpu}, {provenance.cores} cores; "
-        f"{provenance.date})",
-        "",
-    ]
 
 
 def _wikimel_lines(result: WikimelResult) -> list[str]:
@@ -104,7 +97,7 @@ def _wikimel_lines(result: WikimelResult) -> list[str]:
     ]
     head = ["split", *(f"H@{k}" for k in cuts), "MRR", "MR", "mentions", "candidates"]
     training = [f"Training took {result.train_seconds:,.0f} s.", ""]
-    return ["## WikiMEL", "", *_table(head, rows), *training, *_source(result.provenance)]
+    return ["## WikiMEL", "", *table(head, rows), *training, *source(result.provenance)]
 
 
 def _demo_lines(result: DemoResult) -> list[str]:
@@ -119,7 +112,7 @@ def _demo_lines(result: DemoResult) -> list[str]:
 
     rows = [row(name, m, r) for name, rankings in result.sets.items() for m, r in rankings.items()]
     head = ["mentions seen by", "H@1", "H@3", "MRR", "mentions"]
-    return ["## Demo, unseen drawing styles", "", *_table(head, rows), *_source(result.provenance)]
+    return ["## Demo, unseen drawing styles", "", *table(head, rows), *source(result.provenance)]
 
 
 def _scan_lines(result: ScanResult) -> list[str]:
@@ -141,7 +134,7 @@ def _scan_lines(result: ScanResult) -> list[str]:
     head = ["scan", "N", "B", "pairs/s", "ms", "times the baseline", "scored exactly", "same top 10"]
     head += ["coded: same best", "coded: top 10 found"]
     speed = [f"Single-precision matrix product on this machine: {result.sgemm_gflops:.0f} GFLOP/s.", ""]
-    return ["## Scan on the CPU", "", *_table(head, rows), *speed, *_source(result.provenance)]
+    return ["## Scan on the CPU", "", *table(head, rows), *speed, *source(result.provenance)]
 
 
 def _scan_label(row: ScanRow) -> str:
@@ -166,7 +159,7 @@ def _timing_lines(timings: Sequence[Timing]) -> list[str]:
         ]
         for t in timings
     ]
-    return ["## Timings", "", *_table(["benchmark", "median ms", "best ms", "rounds", "notes"], rows)]
+    return ["## Timings", "", *table(["benchmark", "median ms", "best ms", "rounds", "notes"], rows)]
 
 
 def to_markdown(results: Results, plot: str) -> str:
@@ -178,6 +171,8 @@ def to_markdown(results: Results, plot: str) -> str:
         lines += _demo_lines(results.demo)
     if results.scan:
         lines += _scan_lines(results.scan)
+    for result in results.service:
+        lines += service_lines(result)
     if results.timings:
         lines += _timing_lines(results.timings)
     if results.unread:
@@ -234,6 +229,15 @@ def _draw_timings(axes: Axes, timings: Sequence[Timing]) -> None:
     axes.set(title="Timings", xlabel="median ms", xscale="log")
 
 
+Panel = WikimelResult | DemoResult | ScanResult | LoadResult | tuple[Timing, ...]
+
+
+def _panels(results: Results) -> list[Panel]:
+    """What has a plot."""
+    loads = [result for result in results.service if isinstance(result, LoadResult)]
+    return [p for p in (results.wikimel, results.demo, results.scan, *loads, results.timings) if p]
+
+
 def to_png(results: Results) -> bytes:
     """The plot, one panel a result.
 
@@ -249,7 +253,7 @@ def to_png(results: Results) -> bytes:
         raise MissingDependencyError(
             "the plot needs matplotlib: pip install 'mimic-engine[train]'"
         ) from error
-    present = [p for p in (results.wikimel, results.demo, results.scan, results.timings) if p]
+    present = _panels(results)
     figure = Figure(figsize=(9, 4.2 * len(present)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(len(present), squeeze=False)[:, 0], present, strict=True):
@@ -260,6 +264,8 @@ def to_png(results: Results) -> bytes:
                 _draw_demo(axes, panel)
             case ScanResult():
                 _draw_scan(axes, panel)
+            case LoadResult():
+                draw_load(axes, panel)
             case _:
                 _draw_timings(axes, panel)
     buffer = io.BytesIO()
@@ -273,9 +279,9 @@ def write_report(results: Results, out: Path) -> tuple[Path, Path]:
     Raises
     ------
     DataError
-        If there is nothing to show.
+        If there is nothing to plot.
     """
-    if not (results.wikimel or results.demo or results.scan or results.timings):
+    if not _panels(results):
         raise DataError("results: none was asked for and there is no pytest-benchmark file")
     page, plot = out / "report.md", out / "report.png"
     replace_file(plot, to_png(results))

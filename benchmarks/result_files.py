@@ -99,22 +99,25 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """A JSON object inside a file, which knows where it lies."""
+class Reader:
+    """A JSON object inside a file, which knows where it lies; DataError for what is missing or wrong."""
 
     file: Path
     data: Mapping[str, Any]
     where: str = ""
 
     def fail(self, key: str, problem: str) -> DataError:
+        """The error that names file, key and problem."""
         return DataError(f"{self.file.name}: {self.where}{key}: {problem}")
 
     def value(self, key: str) -> Any:
+        """Whatever stands there."""
         if key not in self.data:
             raise self.fail(key, "missing")
         return self.data[key]
 
     def number(self, key: str, low: float = 0.0, high: float = math.inf) -> float:
+        """A finite number in [low, high]."""
         value = self.value(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, f"must be a number, got {value!r}")
@@ -123,36 +126,42 @@ class _Reader:
         return value
 
     def number_or_none(self, key: str, low: float = 0.0, high: float = math.inf) -> float | None:
+        """A number as above, or null."""
         return None if self.value(key) is None else self.number(key, low, high)
 
     def integer(self, key: str, low: int = 0) -> int:
+        """A whole number from ``low`` on."""
         value = self.number(key, low)
         if not isinstance(value, int):
             raise self.fail(key, f"must be a whole number, got {value!r}")
         return value
 
     def string(self, key: str) -> str:
+        """A text."""
         value = self.value(key)
         if not isinstance(value, str):
             raise self.fail(key, f"must be a string, got {value!r}")
         return value
 
-    def child(self, key: str) -> _Reader:
+    def child(self, key: str) -> Reader:
+        """An object."""
         return self._object(key, self.value(key))
 
-    def children(self, key: str) -> list[_Reader]:
+    def children(self, key: str) -> list[Reader]:
+        """The objects of a list."""
         value = self.value(key)
         if not isinstance(value, list):
             raise self.fail(key, f"must be a list, got {type(value).__name__}")
         return [self._object(f"{key}[{i}]", item) for i, item in enumerate(value)]
 
-    def _object(self, key: str, value: object) -> _Reader:
+    def _object(self, key: str, value: object) -> Reader:
         if not isinstance(value, dict):
             raise self.fail(key, f"must be an object, got {type(value).__name__}")
-        return _Reader(self.file, value, f"{self.where}{key}.")
+        return Reader(self.file, value, f"{self.where}{key}.")
 
 
-def _open(file: Path) -> _Reader:
+def open_result(file: Path) -> Reader:
+    """Open a result file; DataError if it is missing or no JSON object."""
     try:
         data = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -163,10 +172,11 @@ def _open(file: Path) -> _Reader:
         raise DataError(f"{file}: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise DataError(f"{file}: must hold a JSON object, got {type(data).__name__}")
-    return _Reader(file, data)
+    return Reader(file, data)
 
 
-def _provenance(reader: _Reader) -> Provenance:
+def read_provenance(reader: Reader) -> Provenance:
+    """Read the header that every result file starts with."""
     machine = reader.child("machine")
     commit, dirty = reader.value("commit"), reader.value("dirty")
     if commit is not None and not isinstance(commit, str):
@@ -183,7 +193,7 @@ def _provenance(reader: _Reader) -> Provenance:
     )
 
 
-def _ranking(reader: _Reader, hits: tuple[int, ...], *, full: bool) -> Ranking:
+def _ranking(reader: Reader, hits: tuple[int, ...], *, full: bool) -> Ranking:
     return Ranking(
         hits={k: reader.number(f"hits@{k}", high=1) for k in hits},
         mrr=reader.number("mrr", high=1),
@@ -195,9 +205,9 @@ def _ranking(reader: _Reader, hits: tuple[int, ...], *, full: bool) -> Ranking:
 
 def read_wikimel(file: Path) -> WikimelResult:
     """Read ``wikimel.json``; DataError if the file or a key is missing or wrong."""
-    reader = _open(file)
+    reader = open_result(file)
     return WikimelResult(
-        provenance=_provenance(reader),
+        provenance=read_provenance(reader),
         splits={s: _ranking(reader.child(s), (1, 3, 5, 10, 20), full=True) for s in ("test", "dev")},
         train_seconds=reader.number("train_seconds"),
     )
@@ -205,9 +215,9 @@ def read_wikimel(file: Path) -> WikimelResult:
 
 def read_demo(file: Path) -> DemoResult:
     """Read ``demo.json``; DataError if the file or a key is missing or wrong."""
-    reader = _open(file)
+    reader = open_result(file)
     return DemoResult(
-        provenance=_provenance(reader),
+        provenance=read_provenance(reader),
         sets={
             name: {m: _ranking(reader.child(name).child(m), (1, 3), full=False) for m in MODALITIES}
             for name in ("test", "challenge")
@@ -215,7 +225,7 @@ def read_demo(file: Path) -> DemoResult:
     )
 
 
-def _scan_row(reader: _Reader) -> ScanRow:
+def _scan_row(reader: Reader) -> ScanRow:
     return ScanRow(
         mode=reader.string("mode"),
         backend=reader.string("backend"),
@@ -235,17 +245,17 @@ def _scan_row(reader: _Reader) -> ScanRow:
 
 def read_scan(file: Path) -> ScanResult:
     """Read ``scan_cpu.json``; DataError if the file or a key is missing or wrong, or it has no row."""
-    reader = _open(file)
+    reader = open_result(file)
     rows = tuple(_scan_row(row) for row in reader.children("rows"))
     if not rows:
         raise reader.fail("rows", "must hold at least 1 row, got 0")
-    return ScanResult(_provenance(reader), reader.number("sgemm_gflops"), rows)
+    return ScanResult(read_provenance(reader), reader.number("sgemm_gflops"), rows)
 
 
 def read_timings(file: Path) -> tuple[Timing, ...]:
     """Read a pytest-benchmark file; DataError if an entry has no name or statistics."""
     timings = []
-    for entry in _open(file).children("benchmarks"):
+    for entry in open_result(file).children("benchmarks"):
         stats = entry.child("stats")
         timings.append(
             Timing(
@@ -261,4 +271,4 @@ def read_timings(file: Path) -> tuple[Timing, ...]:
 
 def is_timing_file(file: Path) -> bool:
     """Whether a JSON file is pytest-benchmark's output; DataError if it is no JSON object at all."""
-    return {"benchmarks", "machine_info"} <= set(_open(file).data)
+    return {"benchmarks", "machine_info"} <= set(open_result(file).data)

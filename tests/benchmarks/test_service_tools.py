@@ -25,16 +25,18 @@ TOP_K = 2
 
 @pytest.fixture(scope="module")
 def questions():
-    """Bodies with the answers of the small linker itself."""
+    """Bodies with their right answers: the small linker ranks by the share of an entity's words."""
     spec = importlib.util.spec_from_file_location("word_linker", WORD_LINKER)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    linker = module.WordLinker()
-    out = []
-    for mention in MENTIONS:
-        found = linker._rank(linker.prepare(mention), TOP_K + 1, None).candidates
-        out.append(Question(body_of(mention, TOP_K), TOP_K, tuple((c.id, c.score) for c in found)))
-    return out
+    return [Question(body_of(m, TOP_K), TOP_K, ranked(m, module.ENTITIES)) for m in MENTIONS]
+
+
+def ranked(mention, entities):
+    words = set(f"{mention.mention} {mention.sentence}".lower().split())
+    owns = {e.id: set(f"{e.name} {e.description}".lower().split()) for e in entities}
+    scores = {id_: len(words & own) / len(own) for id_, own in owns.items()}
+    return tuple(sorted(scores.items(), key=lambda pair: -pair[1])[: TOP_K + 1])
 
 
 def service(device_s, **options):
@@ -49,7 +51,7 @@ def test_a_sweep_finds_the_rate_at_which_the_service_falls_behind(questions):
             load.sweep(running.address, questions, seconds=0.6, settle_s=0.1, factor=2.0, beyond=1)
         )
     assert not load.saturated(rows[0])
-    assert [load.saturated(r) for r in rows[-2:]] == [True, True]
+    assert load.saturated(rows[-1])
     assert load.peak(rows) <= 1 / 0.02 * 1.5  # a batch of one takes so long on the device
     assert rows[-1].rejected > 0
     assert all(r.p50_ms <= r.p95_ms <= r.p99_ms for r in rows)

@@ -99,7 +99,7 @@ async function link() {
   try {
     if (info) body.top_k = Math.min(SHOWN, info.entities, info.limits.max_top_k);
     if (offers.explain) body.explain = true;
-    if (offers.nil_threshold && $("threshold").value.trim()) body.nil_threshold = Number($("threshold").value);
+    askForNil(body);
     if (picture) body.image = await base64(picture);
     const began = performance.now();
     const headers = { "content-type": "application/json" };
@@ -116,6 +116,13 @@ async function link() {
   } finally {
     if (mine === asking) $("ranking").classList.remove("stale");
   }
+}
+
+function askForNil(body) {
+  const given = $("threshold").value.trim().replace(",", ".");
+  if (!offers.nil_threshold) return;
+  if (given) body.nil_threshold = Number(given);
+  else if (info?.linker.nil_threshold) body.nil = true; // by the model's own threshold
 }
 
 function soon(waitMs = SETTLE_MS) {
@@ -170,7 +177,7 @@ function show(result, body, spentMs, header) {
   $("nil").hidden = !result.nil;
   if (result.nil) {
     const limit = result.nil_threshold ?? body.nil_threshold;
-    const below = limit === undefined ? "" : ` The best score, ${best.score.toFixed(2)}, is below ${limit}.`;
+    const below = limit === undefined ? "" : ` The best score, ${best.score.toFixed(2)}, is below ${limit.toFixed(2)}.`;
     $("nil").textContent = `None of these.${below}`;
   }
   const cut = result.text_truncated ? " The text was longer than the model reads, and was cut." : "";
@@ -246,9 +253,9 @@ function reading(candidate, result, body) {
   const attention = candidate.explanation?.attention;
   if (!attention || !result.tokens) return [];
   const words = { mention: [], sentence: [] };
-  result.tokens.forEach(({ part, start, stop }, i) => {
+  result.tokens.forEach(({ text, part, start, stop }, i) => {
     const last = words[part]?.at(-1);
-    if (last && last.stop === start) Object.assign(last, { stop, weight: last.weight + attention[i] });
+    if (last && last.stop === start && /^[\p{L}\p{N}]/u.test(text)) Object.assign(last, { stop, weight: last.weight + attention[i] });
     else words[part]?.push({ start, stop, weight: attention[i] });
   });
   const most = Math.max(1e-9, ...[...words.mention, ...words.sentence].map((word) => word.weight));
@@ -468,6 +475,8 @@ function readOffers(schema) {
   const changes = schema.paths?.["/v1/entities/{entity_id}"] ?? {};
   offers = { explain: "explain" in asked, nil_threshold: "nil_threshold" in asked, edit: "put" in changes && "delete" in changes };
   $("threshold-field").hidden = !offers.nil_threshold;
+  const own = info.linker.nil_threshold?.threshold;
+  if (own !== undefined) $("threshold").placeholder = `${own.toFixed(2)}, the model’s own`;
   $("add").hidden = !offers.edit;
 }
 
