@@ -140,28 +140,11 @@ class Page:
 
 
 @pytest.fixture
-def serve_page(chromium, linker, pictures):
-    """``with serve_page(setting=value, ...) as page``: a real server, and the page open in the browser."""
-    red, green = (str(pictures / name) for name in ("red.png", "green.png"))
-    entities = [*linker.index.entities, Entity("Q9", "Red Apple", "fruit of the east", (red,), "fruit")]
-    linker.index = type(linker.index)(entities)
-    examples = [
-        Mention("Jordan", "the river Jordan in the east", green),
-        Mention("Jordan", "the river Jordan in the east"),
-        Mention("Apple", "an American company called Apple"),
-    ]
-
-    asked, prepare = [], linker.prepare
-
-    def remember(mention, **options):
-        asked.append(mention)
-        return prepare(mention, **options)
-
-    linker.prepare = remember
+def open_page(chromium):
+    """``with open_page(app) as page``: the application on a real socket, and its page in the browser."""
 
     @contextmanager
-    def run(**options):
-        app = create_app(linker, Settings(**options), examples=examples)
+    def run(app, asked=()):
         with bind("127.0.0.1", 0) as taken:
             server = uvicorn.Server(uvicorn.Config(app, log_config=None))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
@@ -173,9 +156,38 @@ def serve_page(chromium, linker, pictures):
                 yield (page := Page(chromium, address, app.state.service, asked)).open()
                 assert page.complaints() == []
             finally:
-                linker.gate.set()
                 chromium.get("about:blank")
                 server.should_exit = True
                 thread.join(WAIT_S)
+
+    return run
+
+
+@pytest.fixture
+def serve_page(open_page, linker, pictures):
+    """``with serve_page(setting=value, ...) as page``: the page of the small linker, with examples."""
+    red, green = (str(pictures / name) for name in ("red.png", "green.png"))
+    entities = [*linker.index.entities, Entity("Q9", "Red Apple", "fruit of the east", (red,), "fruit")]
+    linker.index = type(linker.index)(entities)
+    examples = [
+        Mention("Jordan", "the river Jordan in the east", green),
+        Mention("Jordan", "the river Jordan in the east"),
+        Mention("Apple", "an American company called Apple"),
+    ]
+    asked, prepare = [], linker.prepare
+
+    def remember(mention, **options):
+        asked.append(mention)
+        return prepare(mention, **options)
+
+    linker.prepare = remember
+
+    @contextmanager
+    def run(**options):
+        with open_page(create_app(linker, Settings(**options), examples=examples), asked) as page:
+            try:
+                yield page
+            finally:
+                linker.gate.set()
 
     return run

@@ -1,0 +1,146 @@
+"""What the page shows only where the service offers it: attended words, the nil verdict, changes of entities."""
+
+import json
+
+import pytest
+from fastapi import HTTPException, Request
+from selenium.webdriver.common.keys import Keys
+
+from mimic_engine import Linker
+from mimic_engine.server.app import create_app
+from mimic_engine.server.schemas import LinkBody
+from mimic_engine.server.settings import Settings
+from mimic_engine.types import Entity, Mention
+
+pytestmark = pytest.mark.slow
+KEY = "a-key-for-the-admin"
+
+
+@pytest.fixture
+def tiny_page(open_page, tiny_model, tiny_index):
+    """The page of a real linker, with one example."""
+    linker = Linker.open(tiny_model, tiny_index, threads=1)
+    with open_page(create_app(linker, Settings(), examples=[Mention("a b", "c d a b ej e")])) as page:
+        page.wait(page.names)
+        yield page
+    linker.close()
+
+
+def offers(option):
+    return pytest.mark.skipif(option not in LinkBody.__struct_fields__, reason=f"the service has no {option}")
+
+
+@offers("explain")
+def test_the_words_that_were_attended_to_are_shaded(tiny_page):
+    words = tiny_page.all(".open .read span[title]")
+    assert [w.text for w in words] == ["a", "b", "c", "d", "a", "b", "ej", "e"]
+    shades = [w.value_of_css_property("background-color") for w in words]
+    assert len(set(shades)) > 2
+    assert all(w.get_attribute("title").endswith("% of the attention") for w in words)
+
+
+@offers("nil_threshold")
+def test_none_of_these_is_said_below_the_threshold(tiny_page):
+    assert not tiny_page.shown("nil")
+    tiny_page.at("threshold").send_keys("1e6", Keys.ENTER)
+    tiny_page.wait(lambda: tiny_page.shown("nil"))
+    assert tiny_page.text("nil").startswith("None of these. The best score, ")
+    assert tiny_page.names()  # what came closest is still there to be seen
+    tiny_page.at("threshold").clear()
+    tiny_page.at("threshold").send_keys(Keys.ENTER)
+    tiny_page.wait(lambda: not tiny_page.shown("nil"))
+
+
+def test_nothing_is_offered_that_the_service_has_not(serve_page):
+    with serve_page() as page:
+        page.wait_for("Jordan River")
+        paths = page.driver.execute_async_script(
+            "const done = arguments[0]; fetch('openapi.json').then(r => r.json()).then(s => done(s.paths))"
+        )
+        can_change = {"put", "delete"} <= set(paths["/v1/entities/{entity_id}"])
+        assert page.shown("add") == can_change
+        assert bool(page.all(".actions")) == can_change
+        assert page.shown("threshold-field") == ("nil_threshold" in LinkBody.__struct_fields__)
+
+
+@pytest.fixture
+def editable(open_page, linker):
+    """A page whose service takes changes: PUT and DELETE of an entity, for who has the admin key."""
+    app = create_app(linker, Settings(), examples=[Mention("Apple", "the fruit called Apple")])
+
+    def check(request):
+        if request.headers.get("x-api-key") != KEY:
+            raise HTTPException(403, "this needs the admin key")
+
+    @app.put("/v1/entities/{entity_id:path}")
+    async def put(entity_id: str, request: Request):
+        check(request)
+        body = json.loads(await request.body())
+        others = [e for e in linker.index.entities if e.id != entity_id]
+        entity = Entity(entity_id, body["name"], body["description"], (), body["type"])
+        linker.index = type(linker.index)([*others, entity])
+
+    @app.delete("/v1/entities/{entity_id:path}")
+    async def delete(entity_id: str, request: Request):
+        check(request)
+        linker.index = type(linker.index)([e for e in linker.index.entities if e.id != entity_id])
+
+    with open_page(app) as page:
+        page.wait_for("Apple")
+        yield page
+
+
+def fill(page, **fields):
+    for name, text in fields.items():
+        page.at(name.replace("_", "-")).clear()
+        page.at(name.replace("_", "-")).send_keys(text)
+    page.at("save").click()
+
+
+def closed(page):
+    return not page.shown("editor")
+
+
+def test_an_entity_is_added_and_linked_at_once(editable):
+    editable.at("add").click()
+    fill(
+        editable,
+        entity_id="Q1/2",
+        entity_name="Apple",
+        entity_type="fruit",
+        entity_description="the fruit",
+        key=KEY,
+    )
+    editable.wait(lambda: closed(editable))
+    editable.wait(lambda: editable.all("#ranking .entity")[0].get_attribute("data-id") == "Q1/2")
+    assert "5 entities" in editable.text("facts")
+
+
+def test_an_entity_is_edited_and_removed(editable):
+    editable.wait(lambda: editable.all(".open .actions"))
+    editable.all(".open .actions button")[0].click()
+    assert editable.value("entity-id") == "Q312"
+    assert editable.value("entity-description") == "American company"
+    fill(editable, entity_name="Apple Inc", key=KEY)
+    editable.wait(lambda: closed(editable))
+    editable.wait(lambda: "Apple Inc" in editable.names())
+    opened = editable.all("[data-id=Q312] .name")[0]
+    if opened.get_attribute("aria-expanded") == "false":
+        opened.click()
+    editable.wait(lambda: editable.all("[data-id=Q312] .actions button"))
+    editable.all("[data-id=Q312] .actions button")[1].click()
+    assert editable.text("editor-title") == "Remove Apple Inc"
+    editable.at("save").click()
+    editable.wait(lambda: closed(editable))
+    editable.wait(lambda: editable.names() and "Apple Inc" not in editable.names())
+
+
+def test_a_change_that_is_refused_is_told_in_the_dialog_and_nothing_is_lost(editable):
+    editable.at("add").click()
+    fill(editable, entity_id="Q1", entity_name="Apple", key="wrong")
+    editable.wait(lambda: editable.shown("entity-problem"))
+    assert "this needs the admin key" in editable.text("entity-problem")
+    assert editable.value("entity-name") == "Apple"
+    editable.at("cancel").click()
+    assert closed(editable)
+    assert "4 entities" in editable.text("facts")
