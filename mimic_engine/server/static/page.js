@@ -140,7 +140,7 @@ function tell(error, again = null, box = $("problem")) {
   box.hidden = error === null;
   if (error === null) return;
   const full = error.code === "queue_full";
-  const detail = full ? `As much is waiting as it takes on. Try again in ${seconds(error.waitS)}.` : error.message;
+  const detail = full ? `As much is waiting as it takes on. It asks for ${seconds(error.waitS)} before the next try.` : error.message;
   box.replaceChildren(h("strong", {}, PLAIN[error.code] ?? "The service cannot answer this."), detail);
   if (again === null) return;
   say("");
@@ -216,7 +216,7 @@ function bar(candidate, scale) {
 function row(candidate, open, scale, result, body) {
   const about = h("p", { class: "about" });
   const face = h("span", { class: "face", "aria-hidden": "true" }, candidate.name.slice(0, 1));
-  const more = h("div", { class: "more", hidden: !open }, numbers(candidate), ...reading(candidate, result, body));
+  const more = h("div", { class: "more", hidden: !open }, ...numbers(candidate), ...reading(candidate, result, body));
   const name = h("button", { type: "button", class: "name", "aria-expanded": String(open) }, candidate.name);
   const score = h("span", { class: "score", title: "Total score: the mean of the units" }, candidate.score.toFixed(2));
   const item = h("li", { class: open ? "entity open" : "entity" }, face, name, score, about, bar(candidate, scale), more);
@@ -244,8 +244,8 @@ function numbers(candidate) {
   const units = Object.entries(candidate.units);
   const each = ([unit, score]) =>
     h("div", { class: unitClass(unit) }, h("dt", {}, unitName(unit)), h("dd", {}, score.toFixed(2)));
-  const mean = h("div", {}, h("dd", {}, units.length > 1 ? "their mean is the score" : ""));
-  return h("dl", { class: "units" }, ...units.map(each), mean);
+  const mean = units.length > 1 ? h("p", { class: "units mean" }, "The score is their mean.") : null;
+  return [h("dl", { class: "units" }, ...units.map(each)), mean];
 }
 
 // The words of the text that the unit for text attended to, the more the darker.
@@ -435,6 +435,7 @@ function openEditor(entity, remove = false) {
   $("save").textContent = remove ? "Remove" : "Save";
   $("entity-problem").hidden = true;
   $("editor").showModal();
+  $(remove ? "key" : entity ? "entity-name" : "entity-id").focus();
 }
 
 async function save() {
