@@ -32,6 +32,7 @@ let picture = null; // Blob
 let chosen = null; // the button of the example that is shown
 let edited = null; // the entity in the dialog; null while one is added
 let asking = null; // AbortController of the request under way
+let changes = 0; // made here: a picture may be another one since
 let timer = 0;
 const known = new Map(); // id -> promise of the entity
 
@@ -235,8 +236,7 @@ function row(candidate, open, scale, result, body) {
 }
 
 function showFace(face, entity) {
-  const version = entity.version ?? 0;
-  const image = h("img", { src: `v1/images/${addressOf(entity.id)}?v=${version}`, alt: "" });
+  const image = h("img", { src: `v1/images/${addressOf(entity.id)}?change=${changes}`, alt: "" });
   image.addEventListener("load", () => face.replaceChildren(image));
 }
 
@@ -448,6 +448,7 @@ async function save() {
     if (!edited.remove) options.body = JSON.stringify(await entityBody());
     await call(`v1/entities/${addressOf(id)}`, options);
     known.delete(id);
+    changes++;
     $("editor").close();
     info = await json("v1/info");
     showFacts();
