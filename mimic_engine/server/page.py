@@ -1,6 +1,6 @@
 """``GET /``: a page to try the service, from the files in ``static/``, which are read once at the start.
 
-The page's address always asks again; it names its style and script under a hash of their contents, so that
+The page's address always asks again; it names its style and scripts under a hash of their contents, so that
 those may be kept for ever.
 """
 
@@ -17,6 +17,7 @@ MEDIA_TYPES = {
     PAGE: "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "answer.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 POLICY = "; ".join(

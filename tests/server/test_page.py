@@ -40,7 +40,7 @@ def test_scripts_come_from_here_alone(client):
     )
     assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
     assert "unsafe" not in policy
-    for name in ("page.js", "page.css"):
+    for name in ("page.js", "answer.js", "page.css"):
         text = STATIC.joinpath(name).read_text("utf-8")
         assert not re.search(r"https?:|//\w+\.\w|@import|innerHTML|insertAdjacentHTML|eval\(", text), name
 

@@ -30,6 +30,18 @@ def offers(option):
     return pytest.mark.skipif(option not in LinkBody.__struct_fields__, reason=f"the service has no {option}")
 
 
+def test_bars_of_scores_below_zero_stay_within_their_frame(tiny_page):
+    bars = tiny_page.driver.execute_script(
+        "return [...document.querySelectorAll('.bar')].map(bar => [...bar.children].map("
+        "part => [parseFloat(part.style.left), parseFloat(part.style.width)]))"
+    )
+    labels = [bar.get_attribute("aria-label") for bar in tiny_page.all(".bar")]
+    assert any("-" in label.partition(":")[2] for label in labels)
+    for parts in bars:
+        assert len(parts) == 3
+        assert all(left >= -0.01 and left + width <= 100.01 for left, width in parts)
+
+
 @offers("explain")
 def test_the_words_that_were_attended_to_are_shaded(tiny_page):
     words = tiny_page.all(".open .read span[title]")
