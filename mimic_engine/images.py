@@ -54,6 +54,19 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
+def read_encoded(
+    source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, field: str = "image"
+) -> tuple[bytes, str]:
+    """Encoded bytes of a picture and their media type; the header is checked, no pixel is decoded.
+
+    Parameters and errors as in :func:`decode_image`, but for damage behind the header, which is not seen.
+    """
+    data = _read(source, limits, field)
+    with _open(data, limits, field) as image:
+        _check_size(image, limits, field)
+        return data, Image.MIME[str(image.format)]
+
+
 def decode_image(
     source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, field: str = "image"
 ) -> Image.Image:
@@ -84,19 +97,6 @@ def decode_image(
         raise
     except Exception as error:  # decoders raise nearly anything (OSError, SyntaxError, struct.error, ...)
         raise ImageError(f"{field}: damaged {image.format} image ({error})", field=field) from error
-
-
-def read_encoded(
-    source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, field: str = "image"
-) -> tuple[bytes, str]:
-    """Encoded bytes of a picture and their media type; the header is checked, no pixel is decoded.
-
-    Parameters and errors as in :func:`decode_image`, but for damage behind the header, which is not seen.
-    """
-    data = _read(source, limits, field)
-    with _open(data, limits, field) as image:
-        _check_size(image, limits, field)
-        return data, Image.MIME[str(image.format)]
 
 
 class ImagePreprocessor:
