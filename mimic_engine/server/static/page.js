@@ -12,6 +12,7 @@ const PLAIN = {
   forbidden: "This key does not allow that.",
   internal: "Something went wrong inside the service.",
   offline: "The service cannot be reached.",
+  picture: "The entity has a picture.",
 };
 const SHOWN = matchMedia("(max-width: 520px)").matches ? 5 : 8; // entities
 const SETTLE_MS = 350; // a selection that has not changed for so long is asked
@@ -312,9 +313,19 @@ async function save() {
 }
 
 async function entityBody() {
-  const [file] = $("entity-picture").files;
   const body = Object.fromEntries(["name", "type", "description"].map((name) => [name, $(`entity-${name}`).value.trim()]));
-  return file ? { ...body, image: await base64(file) } : body;
+  const image = $("entity-picture").files[0] ?? (await presentPicture());
+  return image ? { ...body, images: [await base64(image)] } : body;
+}
+
+// The picture that the entity has: what is saved replaces all of it.
+async function presentPicture() {
+  if (!edited.entity?.image_count) return null;
+  try {
+    return await (await call(entities.picture(edited.entity))).blob();
+  } catch {
+    throw new Refused("picture", "This service cannot read it back. Choose it again, or it would be lost.");
+  }
 }
 
 // ---- start ----

@@ -1,6 +1,8 @@
 """What the page shows only where the service offers it: attended words, the nil verdict, changes of entities."""
 
+import base64
 import json
+from dataclasses import replace
 
 import pytest
 from fastapi import HTTPException, Request
@@ -91,7 +93,8 @@ def editable(open_page, linker, tmp_path):
         check(request)
         body = json.loads(await request.body())
         others = [e for e in linker.index.entities if e.id != entity_id]
-        entity = Entity(entity_id, body["name"], body["description"], (), body["type"])
+        images = tuple(base64.b64decode(image) for image in body.get("images", ()))
+        entity = Entity(entity_id, body["name"], body["description"], images, body["type"])
         linker.index = type(linker.index)([*others, entity])
 
     @app.delete("/v1/entities/{entity_id:path}")
@@ -147,6 +150,32 @@ def test_an_entity_is_edited_and_removed(editable):
     editable.at("save").click()
     editable.wait(lambda: closed(editable))
     editable.wait(lambda: editable.names() and "Apple Inc" not in editable.names())
+
+
+def test_a_picture_is_kept_where_it_can_be_read_back_and_asked_for_where_not(editable, linker, pictures):
+    def edit(id_):
+        name = editable.all(f"[data-id={id_}] .name")[0]
+        if name.get_attribute("aria-expanded") == "false":
+            name.click()
+        editable.wait(lambda: editable.all(f"[data-id={id_}] .actions button"))
+        editable.all(f"[data-id={id_}] .actions button")[0].click()
+        fill(editable, entity_type="edited", key=KEY)
+
+    red = (pictures / "red.png").read_bytes()
+    jordan, apple = linker.index.entities[0], linker.index.entities[3]
+    linker.index = type(linker.index)([jordan, replace(apple, images=(str(pictures / "red.png"),))])
+    editable.open().wait_for("Apple")
+    edit("Q312")
+    editable.wait(lambda: closed(editable))
+    assert linker.index.entity(linker.index.rows(["Q312"])[0]).images == (red,)
+    editable.wait_for("Apple")
+    edit("Q810")  # its pictures are no pictures
+    editable.wait(lambda: editable.shown("entity-problem"))
+    assert "cannot read it back" in editable.text("entity-problem")
+    editable.at("entity-picture").send_keys(str(pictures / "red.png"))
+    editable.at("save").click()
+    editable.wait(lambda: closed(editable))
+    assert linker.index.entity(linker.index.rows(["Q810"])[0]).images == (red,)
 
 
 def test_a_change_that_is_refused_is_told_in_the_dialog_and_nothing_is_lost(editable):
