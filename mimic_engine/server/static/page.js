@@ -337,7 +337,8 @@ function showFacts() {
 function readOffers(schema) {
   const asked = schema.components?.schemas?.LinkBody?.properties ?? {};
   const changes = schema.paths?.["/v1/entities/{entity_id}"] ?? {};
-  offers = { explain: "explain" in asked, nil_threshold: "nil_threshold" in asked, edit: "put" in changes && "delete" in changes };
+  const edit = "put" in changes && "delete" in changes && info.changes !== false; // false: nobody has the admin key
+  offers = { explain: "explain" in asked, nil_threshold: "nil_threshold" in asked, edit };
   $("threshold-field").hidden = !offers.nil_threshold;
   const own = info.linker.nil_threshold?.threshold;
   if (own !== undefined) $("threshold").placeholder = `${own.toFixed(2)}, the model’s own`;

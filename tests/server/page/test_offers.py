@@ -78,8 +78,11 @@ def test_nothing_is_offered_that_the_service_has_not(serve_page):
 
 
 @pytest.fixture
-def editable(open_page, linker, tmp_path):
+def editable(open_page, linker, pictures, tmp_path):
     """A page whose service takes changes: PUT and DELETE of an entity, for who has the admin key."""
+    jordan, *others, apple = linker.index.entities
+    apple = replace(apple, images=(str(pictures / "red.png"),))
+    linker.index = type(linker.index)([jordan, *others, apple])
     (tmp_path / "key").write_text(KEY)
     guarded = {"admin_key_file": str(tmp_path / "key")} if "admin_key_file" in Settings.model_fields else {}
     app = create_app(linker, Settings(**guarded), examples=[Mention("Apple", "the fruit called Apple")])
@@ -152,7 +155,7 @@ def test_an_entity_is_edited_and_removed(editable):
     editable.wait(lambda: editable.names() and "Apple Inc" not in editable.names())
 
 
-def test_a_picture_is_kept_where_it_can_be_read_back_and_asked_for_where_not(editable, linker, pictures):
+def test_a_picture_is_kept_where_it_can_be_read_back_and_asked_for_where_not(editable, pictures):
     def edit(id_):
         name = editable.all(f"[data-id={id_}] .name")[0]
         if name.get_attribute("aria-expanded") == "false":
@@ -161,13 +164,14 @@ def test_a_picture_is_kept_where_it_can_be_read_back_and_asked_for_where_not(edi
         editable.all(f"[data-id={id_}] .actions button")[0].click()
         fill(editable, entity_type="edited", key=KEY)
 
+    def images(id_):
+        index = editable.service.linker.index
+        return index.entity(index.rows([id_])[0]).images
+
     red = (pictures / "red.png").read_bytes()
-    jordan, apple = linker.index.entities[0], linker.index.entities[3]
-    linker.index = type(linker.index)([jordan, replace(apple, images=(str(pictures / "red.png"),))])
-    editable.open().wait_for("Apple")
     edit("Q312")
     editable.wait(lambda: closed(editable))
-    assert linker.index.entity(linker.index.rows(["Q312"])[0]).images == (red,)
+    assert images("Q312") == (red,)
     editable.wait_for("Apple")
     edit("Q810")  # its pictures are no pictures
     editable.wait(lambda: editable.shown("entity-problem"))
@@ -175,7 +179,7 @@ def test_a_picture_is_kept_where_it_can_be_read_back_and_asked_for_where_not(edi
     editable.at("entity-picture").send_keys(str(pictures / "red.png"))
     editable.at("save").click()
     editable.wait(lambda: closed(editable))
-    assert linker.index.entity(linker.index.rows(["Q810"])[0]).images == (red,)
+    assert images("Q810") == (red,)
 
 
 def test_a_change_that_is_refused_is_told_in_the_dialog_and_nothing_is_lost(editable):
