@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimic_engine.encoding.graph import OnnxGraph
-from mimic_engine.encoding.manifest import GRAPHS, GraphEntry, ModelManifest
-from mimic_engine.export.graphs import BATCH, ENTITY, FEATURES, MENTION, Graph, model_graphs
+from mimic_engine.encoding.manifest import CPU_PRECISIONS, GRAPHS, GraphEntry, ModelManifest
+from mimic_engine.encoding.session import RunnableGraph
+from mimic_engine.export.emulated import EmulatedGraph
+from mimic_engine.export.graphs import ENTITY, FEATURES, MENTION, Graph, model_graphs
 from mimic_engine.export.profiles import USUAL
 from mimic_engine.export.samples import Arrays, Sample, Side
 from mimic_engine.model.mimic import Mimic
@@ -32,7 +34,7 @@ from mimic_engine.model.mimic import Mimic
 ATOL = 2e-6  # of the largest value: 16 units in the last place of float32
 WHOLE = "all graphs"
 # Least share of a mention's top-k entities that must be the same ones.
-AGREEMENT = {"fp32": 1.0, "fp16": 0.97, "int8": 0.80}
+AGREEMENT = {"fp32": 1.0, "fp16": 0.97, "bf16": 0.90, "int8": 0.80}
 TIE = 1e-5  # scores closer than this (of the largest) may change places in fp32
 
 T = TypeVar("T")
@@ -50,13 +52,24 @@ class Row:
     allowed: float | None  # bound on max_abs (fp32)
     agreement: float  # mean share of the top-k that is the same
     size_bytes: int
-    cpu_ms: float  # least of a few runs at the usual shape; for all graphs, over the whole sample
+    ms: (
+        float | None
+    )  # least of a few runs at the usual shape; for all graphs, over the whole sample; None: emulated
 
     @property
     def ok(self) -> bool:
         """Whether the row is within tolerance."""
         numbers = self.allowed is None or self.max_abs <= self.allowed
         return bool(np.isfinite(self.max_abs)) and numbers and self.agreement >= AGREEMENT[self.precision]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A graph to judge, on any backend."""
+
+    graph: RunnableGraph
+    size_bytes: int
+    timed: bool = True  # whether its speed says anything
 
 
 class Comparison:
@@ -86,22 +99,34 @@ class Comparison:
         self._memo: dict[tuple[str, int], Arrays] = {}
         self._expected = self._scores(self._reference)  # fills _inputs
 
-    def rows(self, precision: str) -> list[Row]:
-        """One row for each graph that was exported in the precision, and one for all of them together."""
-        opened = {
-            name: OnnxGraph.open(
-                self._folder, self._manifest, name, precision, threads=self._threads, verify=True
-            )
-            for name in GRAPHS
-            if precision in self._manifest.graphs[name]
-        }
+    def rows(self, precision: str, graphs: Mapping[str, Opened] | None = None) -> list[Row]:
+        """One row for each graph that there is in the precision, and one for all of them together.
+
+        Parameters
+        ----------
+        precision : decides what is tolerated.
+        graphs : what to judge; by default the exported graphs on the CPU.
+        """
+        opened = graphs or self.exported(precision)
         rows = [self._row(name, precision, graph) for name, graph in opened.items()]
         return [*rows, self._whole(precision, opened)]
 
-    def _row(self, name: str, precision: str, graph: OnnxGraph) -> Row:
-        inputs = self._inputs[name]
+    def exported(self, precision: str) -> dict[str, Opened]:
+        """The exported graphs of a precision, on the CPU; emulated where it has no kernels for it."""
+        names = [name for name in GRAPHS if precision in self._manifest.graphs[name]]
+        return {name: self._open(name, precision) for name in names}
+
+    def _open(self, name: str, precision: str) -> Opened:
+        size = _size(self._manifest.entry(name, precision))
+        where = (self._folder, self._manifest, name, precision)
+        if precision not in CPU_PRECISIONS:
+            return Opened(EmulatedGraph.open(*where, threads=self._threads), size, timed=False)
+        return Opened(OnnxGraph.open(*where, threads=self._threads, verify=True), size)
+
+    def _row(self, name: str, precision: str, opened: Opened) -> Row:
+        inputs, graph = self._inputs[name], opened.graph
         usual = _usual(self._graphs[name], inputs)
-        seconds, _ = _timed(lambda: graph.run(usual))
+        seconds = _timed(lambda: graph.run(usual))[0] if opened.timed else None
         found = graph.run(inputs)
         exact, own = self._exact_and_own(name)
         # The output that is nearest to its bound speaks for the graph.
@@ -117,8 +142,8 @@ class Comparison:
             max_abs / scale,
             allowed if precision == "fp32" else None,
             self._agreement(scores),
-            _size(self._manifest.entry(name, precision)),
-            seconds * 1e3,
+            opened.size_bytes,
+            None if seconds is None else seconds * 1e3,
         )
 
     def _exact_and_own(self, name: str) -> tuple[Arrays, Arrays]:
@@ -128,18 +153,22 @@ class Comparison:
             self._outputs[name] = _torch(self._exact[name], inputs), _torch(self._graphs[name], inputs)
         return self._outputs[name]
 
-    def _whole(self, precision: str, opened: Mapping[str, OnnxGraph]) -> Row:
+    def _whole(self, precision: str, opened: Mapping[str, Opened]) -> Row:
         """All graphs together; where the precision has none, that of fp32 stands in, as in the runtime."""
-        graphs = {
-            name: opened.get(name)
-            or OnnxGraph.open(self._folder, self._manifest, name, "fp32", threads=self._threads, verify=True)
-            for name in GRAPHS
-        }
-        seconds, scores = _timed(lambda: self._scores(lambda n, x: graphs[n].run(x)), runs=1)
+        graphs = {name: opened.get(name) or self._open(name, "fp32") for name in GRAPHS}
+        seconds, scores = _timed(lambda: self._scores(lambda n, x: graphs[n].graph.run(x)), runs=1)
         max_abs = float(np.abs(scores - self._expected).max())
-        size = sum(_size(self._manifest.entry(name, precision)) for name in opened)
-        relative = max_abs / float(np.abs(self._expected).max())
-        return Row(WHOLE, precision, max_abs, relative, None, self._agreement(scores), size, seconds * 1e3)
+        max_abs = max_abs if np.isfinite(max_abs) else float("inf")
+        return Row(
+            WHOLE,
+            precision,
+            max_abs,
+            max_abs / float(np.abs(self._expected).max()),
+            None,
+            self._agreement(scores),
+            sum(graph.size_bytes for graph in opened.values()),
+            seconds * 1e3 if all(graph.timed for graph in graphs.values()) else None,
+        )
 
     def _scores(self, run: Run) -> NDArray[np.floating]:
         """Total scores (B, N) of the sample, through ``run`` for every graph."""
@@ -184,8 +213,7 @@ def _torch(graph: Graph, inputs: Arrays) -> Arrays:
 
 def _usual(graph: Graph, inputs: Arrays) -> Arrays:
     """As many rows of the inputs as a usual run has, or all if there are fewer."""
-    lengths = {axis: (USUAL.batch if axis == BATCH else USUAL.rows)[1] for axis in graph.axes.values()}
-    return {name: array[: lengths[graph.axes[name]]] for name, array in inputs.items()}
+    return {name: array[: USUAL[graph.axes[name]]] for name, array in inputs.items()}
 
 
 def _as(tensor: Tensor, floats: torch.dtype) -> Tensor:

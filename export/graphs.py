@@ -9,6 +9,7 @@ axis of every array is of any length. Precision is
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from mimic_engine.encoding.buckets import LENGTH
 from mimic_engine.model.encoders import Encoder
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
 from mimic_engine.model.folded_scorer import FoldedScorer
@@ -26,20 +28,21 @@ from mimic_engine.model.mimic import Mimic
 from mimic_engine.types import FoldConstants
 
 OPSET = 20  # from 23 on attention becomes one operator, which TensorRT refuses in fp32
-BATCH, ROWS = "batch", "rows"  # names of the free axes: mentions, entities
+BATCH, ROWS = "batch", "rows"  # names of the free first axes: mentions, entities
 MENTION, ENTITY = "mention_", "entity_"
 FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A module whose positional inputs and outputs have names and a free first axis."""
+    """A module whose inputs and outputs have names and a free first axis, those of texts perhaps a second."""
 
     name: str
     module: nn.Module
     inputs: Mapping[str, Tensor]  # examples, more than one row each
     outputs: tuple[str, ...]
     axes: Mapping[str, str]  # input -> name of its first axis
+    longest: int | None = None  # tokens; where given, the second axis of every input is free up to it
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the PyTorch module gives, by name."""
@@ -138,7 +141,18 @@ def _text_graph(model: Mimic, rows: int) -> Graph:
     mask[:, length // 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     module = TextGraph(model.encoder).eval()
-    return Graph("text_encoder", module, inputs, ("cls", "tokens"), dict.fromkeys(inputs, BATCH))
+    longest = length if ignores_padding(model) else None
+    return Graph("text_encoder", module, inputs, ("cls", "tokens"), dict.fromkeys(inputs, BATCH), longest)
+
+
+def ignores_padding(model: Mimic) -> bool:
+    """Whether no score depends on the states of padding tokens, so that texts may be cut to their length.
+
+    The encoders mask padding themselves, and pool over real tokens; only TGLU reads the states of all
+    tokens, unless it masks padding, too. The published weights were trained with all of them.
+    """
+    matcher = model.config.matcher
+    return matcher.mask_padding or not matcher.tglu
 
 
 def _image_graph(model: Mimic, rows: int) -> Graph:
@@ -177,6 +191,9 @@ def export_fp32(graph: Graph) -> onnx.ModelProto:
     """Trace a graph once for every number of rows and translate it to ONNX, float32."""
     free = {axis: torch.export.Dim(axis, min=1, max=2**20) for axis in set(graph.axes.values())}
     shapes: Any = tuple({0: free[graph.axes[name]]} for name in graph.inputs)
+    if graph.longest is not None:
+        length = torch.export.Dim(LENGTH, min=2, max=graph.longest)
+        shapes = tuple(shape | {1: length} for shape in shapes)
     if graph.name == "scorer":
         shapes = (shapes,)  # its inputs arrive as *arrays
     # The exporter logs every operator of torchvision, which none of the graphs uses, as skipped.
@@ -203,8 +220,15 @@ def export_fp32(graph: Graph) -> onnx.ModelProto:
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the exporter's notes: stack traces with this machine's paths, larger than a small graph."""
+    """Drop the exporter's notes: stack traces with this machine's paths, larger than a small graph.
+
+    Of them only the place in the model stays, in front of a node's name ("encoder.text...layer.0/MatMul_3").
+    """
     g = model.graph
+    for node in g.node:
+        scopes = {p.key: p.value for p in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        path = [s for s in ast.literal_eval(scopes)[:-1] if s and not s.startswith("_")]
+        node.name = "/".join((*path[-1:], node.name.removeprefix("node_")))
     for part in (model, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")

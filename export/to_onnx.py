@@ -1,6 +1,6 @@
 """Export a checkpoint to the folder that the runtime needs: ONNX graphs, tokenizer, manifest.
 
-    python export/to_onnx.py MODEL OUT [--precisions fp32,fp16,int8]
+    python export/to_onnx.py MODEL OUT [--precisions fp32,fp16,bf16,int8]
 
 The folder appears under its name when it is complete, by a rename. Its layout
 is described in :mod:`mimic_engine.encoding.manifest`.
@@ -21,7 +21,8 @@ import onnx
 from mimic_engine.encoding.manifest import PRECISIONS, GraphEntry, ModelManifest, Shape, StoredFile
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.graphs import Graph, export_fp32, model_graphs
-from mimic_engine.export.precision import ENCODERS, to_fp16, to_int8
+from mimic_engine.export.precision import to_int8
+from mimic_engine.export.typed import ENCODERS, TYPES, to_typed
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.hashing import model_hash
@@ -78,7 +79,7 @@ def export_model(
         model.config.text,
         model.config.image,
         fold_constants(model.matcher),
-        _widths(graphs),
+        _widths(graphs, model.config.text.max_length),
         StoredFile.of(partial, "tokenizer.json"),
         graphs,
     )
@@ -91,9 +92,9 @@ def _write_graph(graph: Graph, folder: Path, options: ExportOptions) -> dict[str
     """Write one graph in every precision that it is exported in."""
     fp32 = export_fp32(graph)
     entries = {"fp32": _save(fp32, folder, f"graphs/{graph.name}.fp32.onnx", options)}
-    if "fp16" in options.precisions:
-        half = to_fp16(graph.name, fp32)
-        entries["fp16"] = _save(half, folder, f"graphs/{graph.name}.fp16.onnx", options)
+    for precision in [p for p in TYPES if p in options.precisions]:
+        typed = to_typed(graph.name, fp32, precision)
+        entries[precision] = _save(typed, folder, f"graphs/{graph.name}.{precision}.onnx", options)
     if "int8" in options.precisions and graph.name in ENCODERS:
         file = f"graphs/{graph.name}.int8.onnx"
         to_int8(folder / entries["fp32"].onnx.file, folder / file)
@@ -108,7 +109,7 @@ def _save(proto: onnx.ModelProto, folder: Path, file: str, options: ExportOption
         {v.name: _shape(v) for v in values} for values in (proto.graph.input, proto.graph.output)
     )
     onnx.save_model(proto, path, save_as_external_data=external, location=Path(data).name)
-    onnx.checker.check_model(path)
+    onnx.checker.check_model(path, full_check=True)
     stored = StoredFile.of(folder, data) if (folder / data).exists() else None
     return GraphEntry(StoredFile.of(folder, file), inputs, outputs, stored)
 
@@ -117,13 +118,13 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
     return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
 
 
-def _widths(graphs: dict[str, dict[str, GraphEntry]]) -> dict[str, int]:
-    """Widths T, token width, D, and the lengths L and P, read off the graphs."""
+def _widths(graphs: dict[str, dict[str, GraphEntry]], length: int) -> dict[str, int]:
+    """Widths T, token width, D, and the length P, read off the graphs; and the text length L."""
     text, image = (graphs[name]["fp32"].outputs for name in ENCODERS)
     values = {
         "text": text["cls"][1],
         "text_tokens": text["tokens"][2],
-        "length": text["tokens"][1],
+        "length": length,
         "hidden": image["cls"][1],
         "patches": image["tokens"][1],
     }

@@ -24,7 +24,7 @@ from mimic_engine.export.comparison import AGREEMENT, ATOL, Comparison, Row
 from mimic_engine.export.samples import own_records, prepare, read_records
 from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint
 
-HEADER = ("graph", "precision", "max abs", "relative", "allowed", "top-k", "MB", "CPU ms", "")
+HEADER = ("graph", "precision", "max abs", "relative", "allowed", "top-k", "MB", "ms", "")
 
 
 def verify(out: Path, checkpoint: Checkpoint, comparison: Comparison, precisions: Sequence[str]) -> list[Row]:
@@ -72,7 +72,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.allowed is None else f"{row.allowed:.1e}",
         f"{row.agreement:.3f}",
         f"{row.size_bytes / 1e6:.2f}",
-        f"{row.cpu_ms:.2f}",
+        "" if row.ms is None else f"{row.ms:.2f}",
         "ok" if row.ok else "BEYOND TOLERANCE",
     )
 

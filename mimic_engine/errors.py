@@ -61,6 +61,10 @@ class MissingDependencyError(MimicError, ImportError):
     """A feature was asked for by name and needs a package that is not installed."""
 
 
+class BackendError(MimicError):
+    """A backend that was asked for does not work here: no device, driver too old, provider missing."""
+
+
 class QueueFullError(MimicError):
     """The batcher's queue is full; try again after ``retry_after_s`` (HTTP 429)."""
 

@@ -1,4 +1,4 @@
-"""One exported graph on ONNX Runtime's CPU provider: checked, opened, run.
+"""One exported graph on ONNX Runtime: checked, opened, and run on its CPU provider.
 
 No model knowledge here: names and shapes come from the manifest.
 """
@@ -6,23 +6,22 @@ No model knowledge here: names and shapes come from the manifest.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape
-from mimic_engine.errors import EngineError, InvalidInputError, ModelError
+from mimic_engine.encoding.manifest import GraphEntry, ModelManifest
+from mimic_engine.encoding.session import Arrays, RunnableGraph
+from mimic_engine.errors import BackendError, InvalidInputError, ModelError
 from mimic_engine.types import Array
 
-PROVIDERS = ["CPUExecutionProvider"]
+CPU = "CPUExecutionProvider"
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
-class OnnxGraph:
+class OnnxGraph(RunnableGraph):
     """A graph that is ready to run; safe to call from several threads.
 
     Parameters
@@ -33,11 +32,9 @@ class OnnxGraph:
     """
 
     def __init__(self, path: Path, entry: GraphEntry, threads: int) -> None:
-        self.inputs = entry.inputs
-        self.outputs = entry.outputs
-        self._path = path
-        self._session = _open_session(path, threads)
-        self._check_names()
+        super().__init__(path.name, entry)
+        self._session = open_session(path, cpu_options(threads), [(CPU, {})])
+        check_names(path, self._session, entry)
 
     @classmethod
     def open(
@@ -55,45 +52,20 @@ class OnnxGraph:
             entry.data.check(folder, verify=verify)
         return cls(entry.onnx.check(folder, verify=verify), entry, threads)
 
-    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, Array]:
-        """Outputs by name; inputs that the graph does not have are left out.
+    def execute(self, feeds: Arrays) -> dict[str, Array]:
+        """Run on checked inputs."""
+        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
 
-        Raises
-        ------
-        InvalidInputError
-            If an array is missing or has another shape than the graph takes.
-        EngineError
-            If ONNX Runtime fails.
-        """
-        given = {name: self._checked(name, feeds) for name in self.inputs}
-        try:
-            values = self._session.run(None, given)
-        except Exception as error:
-            raise EngineError(f"{self._path.name}: ONNX Runtime failed: {error}") from error
-        return dict(zip(self.outputs, values, strict=True))
 
-    def empty(self) -> dict[str, Array]:
-        """The outputs for no rows at all: every named axis has length 0."""
-        shapes = {name: [0 if isinstance(n, str) else n for n in s] for name, s in self.outputs.items()}
-        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-
-    def _checked(self, name: str, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.generic]:
-        if name not in feeds:
-            raise InvalidInputError(f"{self._path.name}: input {name!r} is missing", field=name)
-        array = feeds[name]
-        if not _fits(array.shape, self.inputs[name]):
-            found = f"{self._path.name}: input {name!r} has shape {array.shape}"
-            raise InvalidInputError(f"{found}, the graph takes {self.inputs[name]}", field=name)
-        return array
-
-    def _check_names(self) -> None:
-        inputs = [i.name for i in self._session.get_inputs()]
-        outputs = [o.name for o in self._session.get_outputs()]
-        if inputs != list(self.inputs) or outputs != list(self.outputs):
-            raise ModelError(
-                f"{self._path}: takes {inputs} and gives {outputs}, "
-                f"the manifest says {list(self.inputs)} and {list(self.outputs)}"
-            )
+def check_names(path: Path, session: onnxruntime.InferenceSession, entry: GraphEntry) -> None:
+    """Raise ModelError if the graph's inputs and outputs are not those of the manifest."""
+    inputs = [i.name for i in session.get_inputs()]
+    outputs = [o.name for o in session.get_outputs()]
+    if inputs != list(entry.inputs) or outputs != list(entry.outputs):
+        raise ModelError(
+            f"{path}: takes {inputs} and gives {outputs}, "
+            f"the manifest says {list(entry.inputs)} and {list(entry.outputs)}"
+        )
 
 
 def available_threads() -> int:
@@ -101,7 +73,14 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def cpu_options(threads: int) -> onnxruntime.SessionOptions:
+    """Session options for the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``threads`` is below 1.
+    """
     if threads < 1:
         raise InvalidInputError(f"threads: {threads} is below 1", field="threads")
     options = onnxruntime.SessionOptions()
@@ -110,16 +89,28 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.log_severity_level = ERRORS_ONLY
     # Its threads would spin after a call and take the cores from the scan: twice the time of a whole request.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_session(
+    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[tuple[str, Mapping[str, str]]]
+) -> onnxruntime.InferenceSession:
+    """Open a graph with these providers, the first one preferred.
+
+    Raises
+    ------
+    ModelError
+        If the graph cannot be loaded.
+    BackendError
+        If a provider that was asked for did not come up: ONNX Runtime falls back with a log line only.
+    """
+    wanted = [name for name, _ in providers]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:
         raise ModelError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-    if session.get_providers() != PROVIDERS:
-        raise ModelError(f"{path}: runs on {session.get_providers()}, asked for {PROVIDERS}")
+    found = session.get_providers()
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise BackendError(f"{path}: ONNX Runtime runs it on {found}, without {missing}, asked for {wanted}")
     return session
-
-
-def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
-    return len(shape) == len(expected) and all(
-        isinstance(e, str) or n == e for n, e in zip(shape, expected, strict=True)
-    )

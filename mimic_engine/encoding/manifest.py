@@ -26,7 +26,8 @@ from mimic_engine.types import FoldConstants
 FORMAT = "mimic-model"
 VERSION = 1
 GRAPHS = ("text_encoder", "image_encoder", "mention_fold", "entity_fold", "scorer")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+CPU_PRECISIONS = ("fp32", "fp16", "int8")  # no CPU kernels for bf16
 
 Shape = tuple[str | int, ...]  # a name stands for an axis of any length ("batch", "rows")
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from mimic_engine.encoding.buckets import ROWS_PER_RUN
 from mimic_engine.encoding.manifest import ModelManifest
-from mimic_engine.encoding.onnx import ROWS_PER_RUN, OnnxSession
+from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.model.checkpoint import load_checkpoint

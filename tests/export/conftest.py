@@ -52,5 +52,6 @@ def masked_clip_folder(
     masked_clip: Mimic, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("masked_clip") / "model"
-    export_model(masked_clip, tiny_checkpoint / "tokenizer.json", out, ExportOptions(("fp32",)))
+    options = ExportOptions(("fp32", "fp16", "bf16"))
+    export_model(masked_clip, tiny_checkpoint / "tokenizer.json", out, options)
     return out

@@ -15,7 +15,6 @@ from mimic_engine.encoding.manifest import GRAPHS, ModelManifest, file_sha256
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.export import to_onnx
 from mimic_engine.export.graphs import Graph, model_graphs
-from mimic_engine.export.profiles import BATCH_BUCKETS, USUAL, profiles
 from mimic_engine.export.to_onnx import ExportOptions, export_model
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.hashing import model_hash
@@ -34,7 +33,7 @@ def test_manifest_describes_the_folder(bert_vit, bert_vit_folder, tiny_checkpoin
     ).read_text()
     listed = {"manifest.json", "tokenizer.json"}
     for name, by_precision in manifest.graphs.items():
-        wanted = {"fp32", "fp16", "int8"} if name.endswith("encoder") else {"fp32", "fp16"}
+        wanted = {"fp32", "fp16", "bf16"} | ({"int8"} if name.endswith("encoder") else set())
         assert set(by_precision) == wanted
         for entry in by_precision.values():
             assert entry.onnx.sha256 == file_sha256(bert_vit_folder / entry.onnx.file)
@@ -110,7 +109,7 @@ def test_an_interrupted_export_leaves_the_old_folder_alone(bert_vit, tiny_checkp
         return {"mention_fold": doubler()}
 
     out, tokenizer = tmp_path / "model", tiny_checkpoint / "tokenizer.json"
-    monkeypatch.setattr(to_onnx, "_widths", lambda _graphs: {})
+    monkeypatch.setattr(to_onnx, "_widths", lambda _graphs, _length: {})
     monkeypatch.setattr(to_onnx, "model_graphs", one_graph)
     export_model(bert_vit, tokenizer, out, ExportOptions(("fp32",)))
     before = (out / "manifest.json").read_bytes()
@@ -147,10 +146,3 @@ def test_runs_as_a_script(tiny_checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "scorer: fp32" in done.stdout
     assert ModelManifest.read(tmp_path / "out").graphs["scorer"].keys() == {"fp32"}
-
-
-def test_profiles_take_every_batch_once():
-    taken = [n for p in profiles() for n in range(p.batch[0], p.batch[2] + 1)]
-    assert taken == list(range(1, BATCH_BUCKETS[-1] + 1))
-    assert all(p.rows[0] <= p.rows[1] <= p.rows[2] for p in profiles())
-    assert USUAL.batch[1] * USUAL.rows[1] == 128

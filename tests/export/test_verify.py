@@ -17,13 +17,15 @@ def run(folder, checkpoint, *options):
 
 def test_a_true_export_passes(bert_vit_folder, tiny_checkpoint, tmp_path, capsys):
     file = tmp_path / "v.json"
-    assert run(bert_vit_folder, tiny_checkpoint, "--precisions", "fp32,fp16", "--json", str(file)) == 0
+    assert run(bert_vit_folder, tiny_checkpoint, "--precisions", "fp32,fp16,bf16", "--json", str(file)) == 0
     result = json.loads(file.read_text())
     assert result["ok"] is True
     assert {(r["graph"], r["precision"]) for r in result["rows"]} == {
-        (g, p) for g in (*GRAPHS, "all graphs") for p in ("fp32", "fp16")
+        (g, p) for g in (*GRAPHS, "all graphs") for p in ("fp32", "fp16", "bf16")
     }
-    assert all(r["size_bytes"] > 0 and r["cpu_ms"] > 0 for r in result["rows"])
+    assert all(
+        r["size_bytes"] > 0 and (r["ms"] is None) == (r["precision"] == "bf16") for r in result["rows"]
+    )
     assert "mention_fold" in capsys.readouterr().out
 
 

@@ -1,0 +1,191 @@
+"""A model as a set of runnable graphs: what the ONNX Runtime and TensorRT sessions share.
+
+A backend gives one :class:`RunnableGraph` for each encoder and fold; cutting
+batches into runs, cutting and padding of texts, and the names of inputs and
+outputs are here. No torch, and nothing of any backend.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.encoding.buckets import LENGTH, ROWS_PER_RUN, cut, pad_length
+from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape
+from mimic_engine.errors import EngineError, InvalidInputError, MimicError
+from mimic_engine.types import Array, EntityArrays, ImageFeatures, MentionArrays, TextFeatures, TokenBatch
+
+ENCODERS = ("text_encoder", "image_encoder")
+FOLDS = ("mention_fold", "entity_fold")
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class RunnableGraph(ABC):
+    """A graph on some backend, ready to run: float32 out; what it is given is checked first.
+
+    Parameters
+    ----------
+    title : names it in messages.
+    entry : names and shapes of its inputs and outputs.
+    """
+
+    def __init__(self, title: str, entry: GraphEntry) -> None:
+        self.title = title
+        self.entry = entry
+        self.inputs = entry.inputs
+        self.outputs = entry.outputs
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Outputs by name; inputs that the graph does not have are left out.
+
+        Raises
+        ------
+        InvalidInputError
+            If an array is missing or has another shape than the graph takes.
+        EngineError
+            If the backend fails.
+        """
+        given = {name: self._checked(name, feeds) for name in self.inputs}
+        try:
+            return self.execute(given)
+        except MimicError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.title}: failed: {error}") from error
+
+    @abstractmethod
+    def execute(self, feeds: Arrays) -> dict[str, Array]:
+        """Run on checked inputs."""
+
+    def empty(self) -> dict[str, Array]:
+        """The outputs for no rows at all: every named axis has length 0."""
+        shapes = {name: [0 if isinstance(n, str) else n for n in s] for name, s in self.outputs.items()}
+        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+
+    def _checked(self, name: str, feeds: Arrays) -> NDArray[np.generic]:
+        if name not in feeds:
+            raise InvalidInputError(f"{self.title}: input {name!r} is missing", field=name)
+        array = feeds[name]
+        if not _fits(array.shape, self.inputs[name]):
+            found = f"{self.title}: input {name!r} has shape {array.shape}"
+            raise InvalidInputError(f"{found}, the graph takes {self.inputs[name]}", field=name)
+        return array
+
+
+def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
+    return len(shape) == len(expected) and all(
+        isinstance(e, str) or n == e for n, e in zip(shape, expected, strict=True)
+    )
+
+
+class ShortenedTexts(RunnableGraph):
+    """A text encoder of free length L' as one of the model's length L: cuts padding, gives zeros for it.
+
+    For models that mask padding, whose scores do not depend on what a padding token's state is.
+    """
+
+    def __init__(self, graph: RunnableGraph, length: int) -> None:
+        inputs, outputs = (_fixed(shapes, length) for shapes in (graph.inputs, graph.outputs))
+        super().__init__(graph.title, replace(graph.entry, inputs=inputs, outputs=outputs))
+        self._graph = graph
+        self._length = length
+
+    def execute(self, feeds: Arrays) -> dict[str, Array]:
+        """Token ids (B, L) -> cls (B, T), tokens (B, L, W)."""
+        out = self._graph.run(cut(feeds, feeds["attention_mask"], self._length))
+        return out | {"tokens": pad_length(out["tokens"], self._length)}
+
+
+def _fixed(shapes: Mapping[str, Shape], length: int) -> dict[str, Shape]:
+    """Shapes with the free length replaced by a number."""
+    return {name: tuple(length if n == LENGTH else n for n in shape) for name, shape in shapes.items()}
+
+
+class GraphSession:
+    """Encoders and folds of an exported model, float32 in and out; an ``EncoderSession``.
+
+    Parameters
+    ----------
+    manifest : of the exported model.
+    graphs : one for each of :data:`ENCODERS` and :data:`FOLDS`.
+    tokenizer_json : the checked tokenizer file.
+    backend : short name for logs and reports.
+    """
+
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        graphs: Mapping[str, RunnableGraph],
+        tokenizer_json: Path,
+        backend: str,
+    ) -> None:
+        self.constants = manifest.constants
+        self.model_hash = manifest.model_hash
+        self.text_config = manifest.text
+        self.image_config = manifest.image
+        self.tokenizer_json = tokenizer_json
+        self.backend = backend
+        text = graphs["text_encoder"]
+        if LENGTH in text.inputs["input_ids"]:
+            text = ShortenedTexts(text, manifest.widths["length"])
+        self._graphs = {**graphs, "text_encoder": text}
+
+    def encode_text(self, tokens: TokenBatch) -> TextFeatures:
+        """Token ids (B, L) int64 to global (B, T) and local (B, L, token width) text features.
+
+        Where the model masks padding, the states of padding tokens may be zeros.
+        """
+        out = self._run(
+            "text_encoder",
+            {
+                "input_ids": tokens.input_ids,
+                "attention_mask": tokens.attention_mask,
+                "token_type_ids": tokens.token_type_ids,
+            },
+        )
+        return TextFeatures(out["cls"], out["tokens"], tokens.attention_mask.astype(np.float32))
+
+    def encode_image(self, pixels: Array) -> ImageFeatures:
+        """Pixels (B, 3, S, S) float32 to global (B, D) and local (B, P, D) image features."""
+        out = self._run("image_encoder", {"pixels": pixels})
+        return ImageFeatures(out["cls"], out["tokens"])
+
+    def fold_mentions(self, text: TextFeatures, image: ImageFeatures) -> MentionArrays:
+        """Features of B mentions to folded arrays."""
+        return MentionArrays(**self._fold("mention_", text, image))
+
+    def fold_entities(self, text: TextFeatures, image: ImageFeatures) -> EntityArrays:
+        """Features of N entities to folded arrays."""
+        return EntityArrays(**self._fold("entity_", text, image))
+
+    def _fold(self, prefix: str, text: TextFeatures, image: ImageFeatures) -> dict[str, Array]:
+        feeds = {
+            "text_cls": text.cls,
+            "text_tokens": text.tokens,
+            "text_mask": text.mask,
+            "image_cls": image.cls,
+            "image_tokens": image.tokens,
+        }
+        out = self._run(f"{prefix}fold", feeds)
+        return {name.removeprefix(prefix): array for name, array in out.items()}
+
+    def _run(self, name: str, feeds: Arrays) -> dict[str, Array]:
+        """Run a graph over any number of rows, a bounded number at a time."""
+        graph = self._graphs[name]
+        rows = len(next(iter(feeds.values())))
+        parts = [
+            graph.run({key: array[i : i + ROWS_PER_RUN] for key, array in feeds.items()})
+            for i in range(0, rows, ROWS_PER_RUN)
+        ]
+        return _joined(parts) if parts else graph.empty()
+
+
+def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    if len(parts) == 1:
+        return parts[0]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
