@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine import __version__
+from mimic_engine.cli_backend import add_backend, backend_options, open_model
 from mimic_engine.cli_codes import (
     DEFAULT_CENTROIDS,
     add_agreement,
@@ -29,7 +30,6 @@ from mimic_engine.cli_codes import (
     check_agreement_options,
     codes_line,
     measures,
-    open_model,
     verify_agreement,
 )
 from mimic_engine.cli_index import add_commands
@@ -94,9 +94,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     add("--images", type=Path, help="folder that picture paths are relative to")
     add("--broken-images", choices=("error", "as-missing"), default="error")
-    add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
+    add_backend(parser)
     add("--batch-size", type=int, default=32, help="entities encoded together")
-    add("--threads", type=int, help="CPU cores to use; all by default")
     add("--overwrite", action="store_true", help="replace an index that is already there")
     add("--quiet", action="store_true", help="no progress bar")
     add("--centroids", type=int, default=DEFAULT_CENTROIDS, help="for the coded mode; 0 = none")
@@ -118,7 +117,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--mode", choices=MODES, default="certified", help="how entities are found (%(default)s)")
     add("--rerank", type=int, metavar="R", help="entities that mode coded scores exactly")
     add("--scorer", choices=SCORERS, default="auto", help="what scores (%(default)s)")
-    add("--threads", type=int, help="CPU cores to use; all by default")
+    add_backend(parser)
     parser.set_defaults(run=_link)
 
 
@@ -191,7 +190,7 @@ def _link(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--{alone[0]}: goes with --mention, not with --input")
     if args.mention is not None and args.sentence is None:
         raise InvalidInputError("--sentence: missing; it is the text around the mention")
-    linker = Linker.open(args.model, args.index, threads=args.threads, scorer=args.scorer)
+    linker = Linker.open(args.model, args.index, scorer=args.scorer, **backend_options(args))
     candidates = None if args.candidates is None else [c for c in args.candidates.split(",") if c]
     counts = ReadCounts()
     mentions = _mentions(args, counts)

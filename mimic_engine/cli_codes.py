@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimic_engine.cli_backend import add_backend, open_model
 from mimic_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def add_recode(parser: argparse.ArgumentParser) -> None:
     add("index", type=Path)
     add("--centroids", type=int, default=DEFAULT_CENTROIDS, help="clusters of the token queries")
     add("--model", type=Path, help="exported model folder: measures what the new codes promise")
-    add("--precision", default="fp32", help="of the encoder graphs: fp32, fp16 or int8")
-    add("--threads", type=int, help="CPU cores to use; all by default")
+    add_backend(parser)
     add("--quiet", action="store_true", help="no progress bar")
     add_mentions(parser)
     parser.set_defaults(run=_index_recode)
@@ -51,16 +51,8 @@ def add_agreement(parser: argparse.ArgumentParser) -> None:
         help="measure the storage and the coded mode and compare with the manifest",
     )
     add("--model", type=Path, help="exported model folder, for --agreement")
-    add("--precision", help="of the encoder graphs; by default that of the index")
-    add("--threads", type=int, help="CPU cores to use; all by default")
+    add_backend(parser, precision=None)
     add_mentions(parser)
-
-
-def open_model(args: argparse.Namespace) -> Featurizer:
-    """The model that ``--model``, ``--precision`` and ``--threads`` describe."""
-    from mimic_engine.encoding.open import open_featurizer
-
-    return open_featurizer(args.model, precision=args.precision, threads=args.threads)
 
 
 def calibration(args: argparse.Namespace, featurizer: Featurizer, *, progress: bool) -> Calibration:

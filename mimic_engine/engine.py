@@ -63,11 +63,14 @@ class Linker:
         model: str | Path,
         index: str | Path,
         *,
+        backend: str = "auto",
         precision: str = "fp32",
         threads: int | None = None,
         scorer: ScorerChoice = "auto",
         verify: bool = True,
         image_limits: ImageLimits | None = None,
+        engines: str | Path | None = None,
+        checkpoint: str | Path | None = None,
     ) -> Self:
         """Open an exported model and an index built with it.
 
@@ -75,16 +78,22 @@ class Linker:
         ----------
         model : folder that ``export/to_onnx.py`` wrote.
         index : folder that ``mimic-engine index build`` wrote.
-        precision : of the encoder graphs: "fp32", "fp16" or "int8".
+        backend : what runs the encoders: "onnx" (ONNX Runtime on the CPU), "cuda" (ONNX Runtime),
+            "tensorrt", "torch", or "auto": the fastest that gives the CPU's answers on this machine.
+        precision : of the encoder graphs: "fp32", "fp16", "int8", and "bf16" on a GPU.
         threads : CPU cores for encoders and scan; all that the process may use by default.
         scorer : "cpu" (compiled kernels), "onnx", "numpy", or "auto", the fastest that is installed.
         verify : check the SHA-256 of every file before it is trusted.
         image_limits : byte, pixel and format limits of mention images.
+        engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
+        checkpoint : folder that ``model`` was exported from, which the torch backend reads.
 
         Raises
         ------
         ModelError
             If the model folder is missing, damaged or lacks the precision.
+        BackendError, MissingDependencyError
+            If the backend that was asked for does not work here.
         IndexFormatError, IndexMismatchError
             If the index is missing, damaged, empty, or was built with another model.
         MissingDependencyError
@@ -92,7 +101,14 @@ class Linker:
         """
         opened = Index.open(index, verify=verify)
         featurizer = open_featurizer(
-            model, precision=precision, threads=threads, verify=verify, image_limits=image_limits
+            model,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            verify=verify,
+            image_limits=image_limits,
+            engines=engines,
+            checkpoint=checkpoint,
         )
         opened.check_model(featurizer.model_hash)
         kernels = open_kernels(scorer, model, featurizer.constants, verify=verify)
@@ -194,6 +210,7 @@ class Linker:
             "index_dtype": self.index.manifest.dtype,
             "modes": list(self._scan.modes),
             "agreement": dict(self.index.manifest.agreement),
+            "backend": self.featurizer.backend,
             "scorer": self._scan.scorer_name,
             "threads": self._scan.threads,
         }

@@ -59,7 +59,10 @@ def _serve(settings: Settings) -> int:
         linker = Linker.open(
             model,
             index,
+            backend=settings.backend,
             precision=settings.precision,
+            engines=settings.engines,
+            checkpoint=settings.checkpoint,
             threads=settings.threads,
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )

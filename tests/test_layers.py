@@ -17,7 +17,10 @@ PACKAGE = ROOT / "mimic_engine"
 TRAINING = ("mimic_engine.model", "mimic_engine.train", "mimic_engine.export")
 TORCH_SESSIONS = ("mimic_engine.encoding.torch", "mimic_engine.scoring.torch")  # evaluation while training
 # These import the torch layer inside functions, when it is asked for.
-TRAINING_COMMANDS = ("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo")
+TRAINING_COMMANDS = (
+    *("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo"),
+    "mimic_engine.encoding.backends",
+)
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
 
@@ -145,7 +148,7 @@ def test_a_layer_imports_none_above_it(layer):
 
 @pytest.mark.parametrize("name", runtime_modules())
 def test_the_runtime_never_imports_the_training_layer(name):
-    """Not even inside functions, but for the commands that train, evaluate or prepare the demo."""
+    """Not even inside functions, but for what trains, evaluates, prepares the demo, or is asked for torch."""
     wrong = {
         m
         for m in imports(sources()[name], lazy=not inside(name, TRAINING_COMMANDS))

@@ -36,6 +36,7 @@ class EncoderSession(Protocol):
     model_hash: str
     text_config: TextConfig
     image_config: ImageConfig
+    backend: str  # short name for logs and reports
 
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:
         """Token ids (B, L) to text features."""
@@ -86,6 +87,11 @@ class Featurizer:
     def model_hash(self) -> str:
         """Identity of the model."""
         return self._session.model_hash
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs encoders and folds."""
+        return self._session.backend
 
     @property
     def max_text_tokens(self) -> int:

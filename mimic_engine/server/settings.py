@@ -38,7 +38,18 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
-    precision: Literal["fp32", "fp16", "int8"] = Field(default="fp32", description="Of the encoder graphs")
+    backend: Literal["auto", "onnx", "cuda", "tensorrt", "torch"] = Field(
+        default="auto", description="What runs the encoders; auto: the fastest that gives the CPU's answers"
+    )
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = Field(
+        default="fp32", description="Of the encoder graphs; bf16 needs a GPU"
+    )
+    engines: str | None = Field(
+        default=None, description="Folder of TensorRT engines, by default MODEL/engines"
+    )
+    checkpoint: str | None = Field(
+        default=None, description="Folder that the model was exported from, for --backend torch"
+    )
     threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
     prepare_threads: int = Field(
         default=2, ge=1, le=256, description="Threads that decode images and tokenise"
