@@ -1,6 +1,6 @@
 """Export a checkpoint to the folder that the runtime needs: ONNX graphs, tokenizer, manifest.
 
-    python export/to_onnx.py MODEL OUT [--precisions fp32,fp16,bf16,int8]
+    python export/to_onnx.py MODEL OUT [--precisions fp32,fp16,bf16]
 
 The folder appears under its name when it is complete, by a rename. Its layout
 is described in :mod:`mimic_engine.encoding.manifest`.
@@ -28,6 +28,7 @@ from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.hashing import model_hash
 from mimic_engine.model.mimic import Mimic
 
+DEFAULT = ("fp32", "fp16", "bf16")  # int8 comes from export/quantise.py, which measures what it costs
 EXTERNAL_OVER_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB
 
 
@@ -35,7 +36,7 @@ EXTERNAL_OVER_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB
 class ExportOptions:
     """What to write: precisions, and the size above which weights go to a file beside the graph."""
 
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = DEFAULT
     external_over_bytes: int = EXTERNAL_OVER_BYTES
 
     def __post_init__(self) -> None:
@@ -160,7 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="to_onnx.py", description="Export a checkpoint to ONNX graphs.")
     parser.add_argument("model", type=Path, help="checkpoint folder")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="default: %(default)s")
+    parser.add_argument(
+        "--precisions", default=",".join(DEFAULT), help=f"of {', '.join(PRECISIONS)} (%(default)s)"
+    )
     parser.add_argument("--text-source", help="text encoder of a checkpoint that holds none")
     parser.add_argument("--image-source", help="image encoder of a checkpoint that holds none")
     args = parser.parse_args(argv)

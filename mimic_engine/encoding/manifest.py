@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from mimic_engine.config import ImageConfig, TextConfig
 from mimic_engine.errors import ModelError
+from mimic_engine.record import replace_file
 from mimic_engine.types import FoldConstants
 
 FORMAT = "mimic-model"
@@ -156,7 +157,7 @@ class ModelManifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json`` into ``folder``."""
+        """Write ``manifest.json`` into ``folder``, whole or not at all."""
         data = {
             "format": FORMAT,
             "version": VERSION,
@@ -171,7 +172,7 @@ class ModelManifest:
                 for name, by_precision in self.graphs.items()
             },
         }
-        (folder / "manifest.json").write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+        replace_file(folder / "manifest.json", (json.dumps(data, indent=2) + "\n").encode())
 
     def entry(self, graph: str, precision: str) -> GraphEntry:
         """The entry of one graph.

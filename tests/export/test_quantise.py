@@ -1,0 +1,121 @@
+"""Quantisation is measured before it is shipped: what is tried, what is refused, what is left alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimic_engine.encoding.manifest import ModelManifest
+from mimic_engine.encoding.onnx import OnnxSession
+from mimic_engine.export import quantise
+from mimic_engine.export.quantise import WAYS, Outcome
+
+NAMES = ("a b", "c d", "e f", "g h", "i j", "b a")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six entities, and mentions by their names with pictures of one colour each."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for i in range(len(NAMES)):
+        colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((40, 30)).save(folder / f"{i}.png")
+    entities = [
+        {"id": str(i), "name": n, "description": n, "images": [f"{i}.png"]} for i, n in enumerate(NAMES)
+    ]
+    mentions = [
+        {"mention": n, "sentence": f"{n} c", "answer": str(i), "image": f"{i}.png"}
+        for i, n in enumerate(NAMES)
+    ]
+    mentions.append({"mention": "a", "sentence": "a b", "answer": "0"})
+    for name, records in (("kb", entities), ("train", mentions), ("test", mentions)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def run(model, data, *options):
+    return quantise.main([str(model), "--data", str(data), "--threads", "1", "--calibration", "7", *options])
+
+
+def test_what_holds_is_shipped_and_runs(model, data, tmp_path, capsys):
+    out = tmp_path / "int8.json"
+    assert run(model, data, "--points", "100", "--json", str(out)) == 0
+    report = json.loads(out.read_text())
+    assert report["shipped"] == {"text": "calibrated", "image": "calibrated"}
+    assert [t["mentions"] for t in report["tried"]] == [7]
+    manifest = ModelManifest.read(model)
+    fp32, int8 = (manifest.entry("text_encoder", p).onnx for p in ("fp32", "int8"))
+    assert int8.bytes != fp32.bytes
+    session = OnnxSession.open(model, precision="int8", threads=1)
+    pixels = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    exact = OnnxSession.open(model, threads=1).encode_image(pixels)
+    error = np.abs(session.encode_image(pixels).cls - exact.cls).max() / np.abs(exact.cls).max()
+    assert 1e-6 < error < 0.3
+
+
+def test_a_dry_run_changes_nothing(model, data):
+    before = {p: p.read_bytes() for p in model.rglob("*") if p.is_file()}
+    assert run(model, data, "--points", "100", "--dry-run") == 0
+    assert {p: p.read_bytes() for p in model.rglob("*") if p.is_file()} == before
+
+
+def test_what_loses_too_much_is_not_shipped(model, data, monkeypatch, capsys):
+    """Every way is tried, and the folder stays as it was."""
+    lost = iter((0.9, 0.5, 0.6, 0.7, 0.8))  # float32 first
+    monkeypatch.setattr(quantise.Judge, "hits_at_1", lambda self, ways, graphs: next(lost))
+    before = (model / "manifest.json").read_bytes()
+    assert run(model, data) == 1
+    assert capsys.readouterr().out.count("Hits@1") == len(WAYS)
+    assert (model / "manifest.json").read_bytes() == before
+
+
+def test_the_first_way_that_holds_is_taken(model, data, monkeypatch):
+    lost = iter((0.9, 0.5, 0.8981, 0.9, 0.9))
+    monkeypatch.setattr(quantise.Judge, "hits_at_1", lambda self, ways, graphs: next(lost))
+    assert run(model, data) == 0
+    manifest = ModelManifest.read(model)
+    assert {n: "int8" in e for n, e in manifest.graphs.items()} == {
+        **dict.fromkeys(manifest.graphs, False), "text_encoder": True, "image_encoder": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("hits", "lost"), [(0.9, 0.0), (0.898, 0.2), (0.91, -1.0)])
+def test_points_are_percentage_points(hits, lost):
+    assert Outcome("dynamic", None, hits, 0.9, 1000, 1).lost_points == pytest.approx(lost)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--points", "-1"), "--points: -1.0"), (("--calibration", "0"), "--calibration: 0")],
+)
+def test_wrong_options_are_named(model, data, capsys, options, message):
+    assert run(model, data, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_judge_counts_what_the_linker_answers(model, data):
+    """Hits@1 in float32 is the share of mentions that linking gets right."""
+    from mimic_engine.data.source import open_dataset
+    from mimic_engine.encoding.open import open_featurizer
+    from mimic_engine.evaluate import BrokenImages, KnowledgeBaseFeaturizer, fold_in_memory
+    from mimic_engine.scoring.numpy import NumpyScorer
+
+    dataset = open_dataset(data, splits=("train", "test"))
+    judge = quantise.Judge(model, ModelManifest.read(model), dataset, 0, 1)
+    featurizer = open_featurizer(model, threads=1)
+    [entities] = fold_in_memory(
+        KnowledgeBaseFeaturizer(featurizer, BrokenImages("error")), dataset.entities, progress=False
+    )
+    mentions = featurizer.mentions([m.mention for m in dataset.splits["test"]])
+    best = NumpyScorer(featurizer.constants).score(mentions, entities).total.argmax(1)
+    right = [dataset.entities[b].id == m.answer for b, m in zip(best, dataset.splits["test"], strict=True)]
+    assert judge.hits_at_1((None, None), {}) == pytest.approx(np.mean(right))
