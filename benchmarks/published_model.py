@@ -73,11 +73,11 @@ def build_model(folder: Path, weights: Mapping[str, Tensor], towers: Towers) -> 
     return model
 
 
-def export(model: Mimic, folder: Path) -> Path:
-    """Export the model in fp32 with a tokenizer of letters; the folder that ``Linker.open`` reads."""
+def export(model: Mimic, folder: Path, precisions: tuple[str, ...] = ("fp32",)) -> Path:
+    """Export the model with a tokenizer of letters; the folder that ``Linker.open`` reads."""
     tokenizer = folder / "tokenizer.json"
     _save_tokenizer(tokenizer)
-    export_model(model, tokenizer, folder / "model", ExportOptions(("fp32",)))
+    export_model(model, tokenizer, folder / "model", ExportOptions(precisions))
     return folder / "model"
 
 
