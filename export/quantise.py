@@ -282,7 +282,10 @@ def _run(args: argparse.Namespace) -> int:
         "shipped": None if chosen is None else {"text": chosen.text, "image": chosen.image},
     }
     if args.json:
-        write_result(args.json, report)
+        command = (
+            "python export/quantise.py MODEL_DIR --data DATA --json FILE"  # without this machine's paths
+        )
+        write_result(args.json, report, command_line=command)
     if chosen is None:
         print(f"not shipped: every way loses more than {args.points} points: {json.dumps(report['tried'])}")
         return 1

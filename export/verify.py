@@ -1,6 +1,7 @@
 """Compare an exported model with its checkpoint on real inputs, graph by graph.
 
     python export/verify.py OUT --model CHECKPOINT [--mentions FILE --entities FILE] [--json FILE]
+    python export/verify.py OUT --model CHECKPOINT --engines OUT/engines   (needs the device)
 
 Prints a table and exits with 1 if a graph is beyond its tolerance (see
 :mod:`mimic_engine.export.comparison`), with 2 if nothing could be compared.
@@ -18,9 +19,11 @@ from pathlib import Path
 import onnxruntime
 import torch
 
+from mimic_engine.device import open_device
 from mimic_engine.encoding.manifest import PRECISIONS, ModelManifest
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.comparison import AGREEMENT, ATOL, Comparison, Row
+from mimic_engine.export.engine_check import engines_of, verify_engines
 from mimic_engine.export.samples import own_records, prepare, read_records
 from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint
 
@@ -35,11 +38,15 @@ def verify(out: Path, checkpoint: Checkpoint, comparison: Comparison, precisions
     ModelError
         If the folder was exported from another model, or lacks a precision.
     """
-    manifest = ModelManifest.read(out)
+    check_model(out, ModelManifest.read(out), checkpoint)
+    return [row for precision in precisions for row in comparison.rows(precision)]
+
+
+def check_model(out: Path, manifest: ModelManifest, checkpoint: Checkpoint) -> None:
+    """Raise ModelError if the folder was exported from another model than the checkpoint's."""
     if manifest.model_hash != checkpoint.model_hash:
         exported, given = manifest.model_hash[:12], checkpoint.model_hash[:12]
         raise ModelError(f"{out}: exported from model {exported}, the checkpoint is model {given}")
-    return [row for precision in precisions for row in comparison.rows(precision)]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -89,6 +96,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precisions", help="comma-separated; all that were exported by default")
     parser.add_argument("--top-k", type=int, default=10, help="default: 10")
     parser.add_argument("--threads", type=int, default=1, help="cores of one run (default: 1)")
+    parser.add_argument("--engines", type=Path, help="check these TensorRT engines instead; marks each")
     parser.add_argument("--json", type=Path, help="write the table here, too")
     return parser.parse_args(argv)
 
@@ -109,7 +117,21 @@ def _run(args: argparse.Namespace) -> int:
     records = read_records(args.mentions, args.entities, args.limit) if args.mentions else own_records()
     sample = prepare(args.out, manifest, *records)
     comparison = Comparison(checkpoint.model, args.out, manifest, sample, k=args.top_k, threads=args.threads)
-    rows = verify(args.out, checkpoint, comparison, precisions)
+    if args.engines is None:
+        rows = verify(args.out, checkpoint, comparison, precisions)
+    else:
+        check_model(args.out, manifest, checkpoint)
+        device = open_device()
+        found = [p for p in precisions if engines_of(args.engines, p, device.architecture)]
+        if not found:
+            raise ModelError(
+                f"{args.engines}: no engine for {device.architecture} in {', '.join(precisions)}"
+            )
+        rows = [
+            row
+            for p in found
+            for row in verify_engines(comparison, args.out, args.engines, manifest, p, device)
+        ]
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(report(rows, manifest, args.top_k), indent=2) + "\n", "utf-8")

@@ -83,18 +83,21 @@ class EngineGraph(RunnableGraph):
 
     def execute(self, feeds: Arrays) -> dict[str, Array]:
         """Run on checked inputs, padded to their bucket by repeating the last row."""
-        rows = len(next(iter(feeds.values())))
-        bound = self._bind(feeds)
+        sizes = self._sizes(feeds)
+        bound = self._bind(sizes)
         for name, array in feeds.items():
             view = self._tensors[name].view(bound.inputs[name])
-            view[:rows] = array
-            view[rows:] = array[-1]
+            view[: len(array)] = array
+            view[len(array) :] = array[-1]
         if bound.graph is not None:
             self._device.replay(bound.graph, self._stream)
         else:
             self._queue(bound)
         self._device.synchronize(self._stream)
-        out = {name: self._tensors[name].view(shape)[:rows].copy() for name, shape in bound.outputs.items()}
+        out = {
+            name: self._tensors[name].view(shape)[_without_padding(self.outputs[name], sizes)].copy()
+            for name, shape in bound.outputs.items()
+        }
         if bound.graph is None:  # an engine must have run once before it is captured
             bound.graph = self._device.capture(self._stream, lambda: self._queue(bound))
         return out
@@ -110,14 +113,17 @@ class EngineGraph(RunnableGraph):
             tensor = self._tensors[name]
             self._device.download(tensor.buffer, tensor.view(shape), self._stream)
 
-    def _bind(self, feeds: Arrays) -> _Bound:
-        """The bucket's context with shapes and addresses set; made on its first use."""
-        sizes = {
+    def _sizes(self, feeds: Arrays) -> dict[str, int]:
+        """Length of every free axis."""
+        return {
             axis: array.shape[i]
             for name, array in feeds.items()
             for i, axis in enumerate(self.inputs[name])
             if isinstance(axis, str)
         }
+
+    def _bind(self, sizes: Mapping[str, int]) -> _Bound:
+        """The bucket's context with shapes and addresses set; made on its first use."""
         profile = self._profile(sizes)
         spans = self._profiles[profile]
         sizes = {axis: size if axis == LENGTH else spans[axis][2] for axis, size in sizes.items()}
@@ -269,6 +275,10 @@ def refit(library: Library, engine: Any, graph: Path, path: Path) -> None:
     parser = library.trt.OnnxParserRefitter(refitter, library.logger)
     if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
         raise ModelError(f"{path}: the weights of {graph.name} do not fit: {library.logger.take()}")
+
+
+def _without_padding(shape: Shape, sizes: Mapping[str, int]) -> tuple[slice, ...]:
+    return tuple(slice(sizes[n] if isinstance(n, str) else n) for n in shape)
 
 
 def _numbers(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
