@@ -23,7 +23,10 @@ def test_a_row_for_every_graph_and_precision(tiny_checkpoint, tmp_path):
     assert [(r["graph"], r["precision"]) for r in rows] == [
         (g, p) for p in engines.PRECISIONS for g in GRAPHS
     ]
-    assert all(r["bytes"] > 100_000 and r["seconds"] > 0 and r["target"] == "sm_86" for r in rows)
+    assert all(
+        r["bytes"] > 100_000 and r["seconds"] > 0 and r["cpu_seconds"] > 0 and r["target"] == "sm_86"
+        for r in rows
+    )
     assert len(lines) == len(rows)
 
 
