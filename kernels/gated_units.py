@@ -37,8 +37,8 @@ from mimic_engine.types import FoldConstants
 TERMS = {torch.float16: 2, torch.bfloat16: 3, torch.float32: 1}  # of a float32 number, in the storage type
 PARTS = ("g2g", "vision", "cmfu")  # order of the unit scores; vision is VDLU or the concatenation unit
 FEW = Tile(rows=64, mentions=16, warps=4, stages=3)
-MANY = Tile(rows=64, mentions=32, warps=4, stages=3)
-CANDIDATES = (FEW, MANY, Tile(128, 16, 4, 2), Tile(128, 32, 8, 2))
+MANY = Tile(rows=64, mentions=32, warps=8, stages=3)
+CANDIDATES = (FEW, MANY, Tile(32, 16, 4, 3))
 
 
 @dataclass(frozen=True, slots=True)
