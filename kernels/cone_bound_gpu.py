@@ -193,22 +193,22 @@ def cone_bound_kernel(
     towards = tl.load(along + mention * SIDE + j)
     norm = tl.sqrt(squared)
     reach = tl.sum(x, axis=1)  # at least the length of any part of sum x_j zh_j
-    lost = SLACK * (norm + reach)
+    lost = (norm + reach) * SLACK
     over = tl.max((t - gx) / (towards - SLACK)[None, :], axis=1)
-    kappa = tl.maximum(over, 0.0) * (1.0 + SLACK) + lost * inverse_margin
-    square = tl.sum(x * gx, axis=1) + SLACK * reach * reach
-    leaning = tl.sum(x * towards[None, :], axis=1) + SLACK * reach
+    kappa = tl.maximum(over, 0.0) * (1.0 + 2e-5) + lost * inverse_margin
+    square = tl.sum(x * gx, axis=1) + reach * reach * SLACK
+    leaning = tl.sum(x * towards[None, :], axis=1) + reach * SLACK
     cone = square + 2.0 * kappa * leaning + kappa * kappa
-    plain = norm * (1.0 + SLACK)
+    plain = norm * (1.0 + 2e-5)
     bound = tl.where(cone < float("inf"), tl.minimum(tl.sqrt(tl.maximum(cone, 0.0)), plain), plain)
     amplified = tl.where(inverse_margin < float("inf"), inverse_margin, 1.0)
-    bound = bound + SLACK * amplified * norm
+    bound = bound + amplified * norm * SLACK
     upper = tl.sqrt(float(D)) * bound + tl.load(bias + entity, mask=alive, other=0.0)
     result = factor * upper
     to = mention.to(tl.int64) * stride + i
     if HAS_BASE:
         cheap = tl.load(base + to, mask=alive, other=0.0)
-        result = cheap + result + SLACK * (1.0 + tl.abs(cheap))
+        result = cheap + result + (1.0 + tl.abs(cheap)) * SLACK
     result = result + 2e-6 * tl.abs(result)
     sane = (squared < float("inf")) & (tl.sum(t * t, axis=1) < float("inf")) & (square < float("inf"))
     sane = sane & (result < float("inf")) & (result > float("-inf"))

@@ -195,7 +195,7 @@ def gated_units_kernel(
     count = entities
     if LISTED:  # the other columns of the tile are idle
         live = j == 0
-        count = tl.load(counts + first_mention)
+        count = tl.minimum(tl.load(counts + first_mention), entities)
         if first >= count:
             return
     alive = i < count

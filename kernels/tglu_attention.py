@@ -149,7 +149,7 @@ def tglu_attention_kernel(
     first = (tl.program_id(0) // blocks) * ENTITIES
     count = entities
     if LISTED:
-        count = tl.load(counts + first_mention)
+        count = tl.minimum(tl.load(counts + first_mention), entities)
         if first >= count:
             return
     work = key.dtype.element_ty  # of the products
