@@ -16,8 +16,9 @@ With t_j = u.zh_j and G = Zh Zh', the bound is sqrt(x'Gx + 2 kappa x'(Zh a) + ka
 A processor core finds x by a sweep over the columns; here x comes from a few
 steps of accelerated projected gradient, x <- max(0, y + (t - G y) / lambda),
 each one small tensor-core product for a whole tile of entities. Four steps
-bound about as well as two sweeps. The last product G x, which decides, is
-taken near float32; the steps before it may be as rough as they like.
+bound about as well as two sweeps. u is scaled to length 1 first, so that half
+precision holds all there is: the steps may be as rough as they like, and the
+last product G x, which decides, is the sum of three half-precision ones.
 
 ``cone_axes_kernel`` prepares a mention: unit directions, their Gram matrix, the
 axis a = the point of their hull nearest to the origin, scaled to length 1
@@ -26,7 +27,7 @@ the margin min_j a.zh_j is below MARGIN the cone counts as not pointed and the
 bound is sqrt(D) |u| (Cauchy and Schwarz), which is also its limit elsewhere.
 
 Rounding is paid for: residuals, products and lengths are moved up by more than
-float32 and three-part tf32 can have lost (``SLACK``), and by what the context of
+the split products can have lost (``SLACK``), and by what the context of
 ``tglu_attention`` loses, which a pointed cone amplifies by at most 1 / margin.
 Non-finite input gives a bound of +infinity: such an entity is always scored.
 """
@@ -46,10 +47,10 @@ from mimic_engine.kernels.tglu_attention import TextMentions
 from mimic_engine.kernels.tiles import Tile, check_shape, cover, power_of_two
 
 MARGIN = tl.constexpr(0.01)  # cosine of the widest cone that counts as pointed
-SLACK = tl.constexpr(2e-5)  # relative; 2**-24 times 128 terms, and the lost parts of tf32, with room
+SLACK = tl.constexpr(2e-5)  # relative; 128 float32 sums and what split products leave out, with room
 HULL_STEPS = 64
 STEPS = 4  # of projected gradient
-ENTITIES = Tile(rows=64, warps=4, stages=2)
+ENTITIES = Tile(rows=64, warps=8, stages=2)
 CANDIDATES = (ENTITIES, Tile(128, 1, 8, 2), Tile(32, 1, 4, 2))
 
 
@@ -58,7 +59,7 @@ class Cones:
     """The cones of B mentions, L padded to the power of two S with zero directions."""
 
     directions: Tensor  # (TERMS, B, S, W) terms of zh_j, in the entity vectors' dtype
-    gram: Tensor  # (B, S, S) float32
+    gram: Tensor  # (2, B, S, S) float16 terms of G
     along: Tensor  # (B, S) float32: zh_j . a; 1 for zero directions
     numbers: Tensor  # (B, 2) float32: 1 / margin (inf = not pointed), 1 / lambda
 
@@ -69,19 +70,19 @@ class Cones:
         side, new = power_of_two(columns), mentions.value.new_empty
         return cls(
             new((TERMS[dtype], batch, side, width), dtype=dtype),
-            new((batch, side, side)),
+            new((2, batch, side, side), dtype=torch.float16),
             new((batch, side)),
             new((batch, 2)),
         )
 
 
 @triton.jit
-def _store_terms(directions, values, at, step, TERMS: tl.constexpr):
+def _store_terms(pointer, values, at, step, TERMS: tl.constexpr):
     """``values`` as a sum of TERMS numbers of the stored type; ``step`` values from one term to the next."""
     rest = values
     for t in tl.static_range(TERMS):
-        term = rest.to(directions.dtype.element_ty)
-        tl.store(directions + t * step + at, term)
+        term = rest.to(pointer.dtype.element_ty)
+        tl.store(pointer + t * step + at, term)
         rest = rest - term.to(tl.float32)
 
 
@@ -110,12 +111,13 @@ def cone_axes_kernel(
     step = mentions * SIDE * WIDTH
     to = (mention * SIDE + j[:, None]) * WIDTH
     _store_terms(directions, z0, to + k0[None, :], step, TERMS)
-    g = tl.dot(z0, tl.trans(z0), input_precision="tf32x3")  # (SIDE, SIDE)
+    g = tl.dot(z0, tl.trans(z0), input_precision="ieee")  # (SIDE, SIDE)
     if W1 > 0:
         z1 = z1 * inverse[:, None]
         _store_terms(directions, z1, to + k1[None, :], step, TERMS)
-        g = tl.dot(z1, tl.trans(z1), g, input_precision="tf32x3")
-    tl.store(gram + (mention * SIDE + j[:, None]) * SIDE + j[None, :], g)
+        g = tl.dot(z1, tl.trans(z1), g, input_precision="ieee")
+    to = (mention * SIDE + j[:, None]) * SIDE + j[None, :]
+    _store_terms(gram, g, to, mentions * SIDE * SIDE, 2)
 
     count = tl.maximum(tl.sum(some.to(tl.float32), axis=0), 1.0)
     c = tl.where(some, 1.0 / count, 0.0)  # the point of the hull, by its weights
@@ -171,11 +173,14 @@ def cone_bound_kernel(
         for term in tl.static_range(TERMS):
             rows = directions + ((term * mentions + mention) * SIDE + j[None, :]) * WIDTH
             t = tl.dot(u, tl.load(rows + k1[:, None]), t, input_precision=PRECISION)
-    g = tl.load(gram + (mention * SIDE + j[:, None]) * SIDE + j[None, :])
+    # All of it for a vector of length 1: nothing below depends on the scale of u.
+    norm = tl.sqrt(squared)
+    t = t * tl.where(norm > 0.0, 1.0 / tl.where(norm > 0.0, norm, 1.0), 1.0)[:, None]
+    at = gram + (mention * SIDE + j[:, None]) * SIDE + j[None, :]
     rate = tl.load(numbers + 2 * mention + 1)
 
     x = tl.maximum(t, 0.0)
-    gx = tl.dot(x, g, input_precision="tf32")  # (ROWS, SIDE)
+    gx = tl.dot(x.to(tl.float16), tl.load(at))  # (ROWS, SIDE)
     spread = tl.sum(x * gx, axis=1)
     best = tl.where(spread > 0.0, tl.sum(x * t, axis=1) / tl.maximum(spread, 1e-30), 0.0)
     x = x * best[:, None]
@@ -186,23 +191,24 @@ def cone_bound_kernel(
         y = new + (new - x) * (s / (s + 3.0))
         x = new
         if s + 1 < STEPS:
-            gy = tl.dot(y, g, input_precision="tf32")
+            gy = tl.dot(y.to(tl.float16), tl.load(at))
 
-    gx = tl.dot(x, g, input_precision="tf32x3")
+    high = x.to(tl.float16)
+    low = (x - high.to(tl.float32)).to(tl.float16)
+    gx = tl.dot(high, tl.load(at + mentions * SIDE * SIDE))
+    gx = tl.dot(low, tl.load(at), gx)
+    gx = tl.dot(high, tl.load(at), gx)
     inverse_margin = tl.load(numbers + 2 * mention)
     towards = tl.load(along + mention * SIDE + j)
-    norm = tl.sqrt(squared)
     reach = tl.sum(x, axis=1)  # at least the length of any part of sum x_j zh_j
-    lost = (norm + reach) * SLACK
     over = tl.max((t - gx) / (towards - SLACK)[None, :], axis=1)
-    kappa = tl.maximum(over, 0.0) * (1.0 + 2e-5) + lost * inverse_margin
+    kappa = tl.maximum(over, 0.0) * (1.0 + 2e-5) + (reach + 1.0) * SLACK * inverse_margin
     square = tl.sum(x * gx, axis=1) + reach * reach * SLACK
     leaning = tl.sum(x * towards[None, :], axis=1) + reach * SLACK
     cone = square + 2.0 * kappa * leaning + kappa * kappa
-    plain = norm * (1.0 + 2e-5)
-    bound = tl.where(cone < float("inf"), tl.minimum(tl.sqrt(tl.maximum(cone, 0.0)), plain), plain)
+    bound = tl.where(cone < 1.0, tl.sqrt(tl.maximum(cone, 0.0)), 1.0)  # 1 also where the cone is not pointed
     amplified = tl.where(inverse_margin < float("inf"), inverse_margin, 1.0)
-    bound = bound + amplified * norm * SLACK
+    bound = norm * (bound + (amplified + 1.0) * SLACK)
     upper = tl.sqrt(float(D)) * bound + tl.load(bias + entity, mask=alive, other=0.0)
     result = factor * upper
     to = mention.to(tl.int64) * stride + i
@@ -229,8 +235,8 @@ def axes_arguments(mentions: TextMentions, cones: Cones) -> tuple[dict[str, Any]
         "gram": cones.gram, "along": cones.along, "numbers": cones.numbers, "mentions": mentions.value.shape[0],
     }  # fmt: skip
     constants = {
-        "COLUMNS": mentions.value.shape[1], "SIDE": cones.gram.shape[1], "W0": w0, "W1": w1,
-        "TERMS": cones.directions.shape[0], "HULL_STEPS": HULL_STEPS, "num_warps": 8, "num_stages": 1,
+        "COLUMNS": mentions.value.shape[1], "SIDE": cones.along.shape[1], "W0": w0, "W1": w1,
+        "TERMS": cones.directions.shape[0], "HULL_STEPS": HULL_STEPS, "num_warps": 16, "num_stages": 1,
     }  # fmt: skip
     return runtime, constants
 
@@ -283,7 +289,7 @@ def arguments(
         "entities": out.shape[1], "mentions": out.shape[0], "stride": out.stride(0), "factor": factor,
     }  # fmt: skip
     constants = {
-        "D": width, "SIDE": cones.gram.shape[1], "W0": w0, "W1": w1, "TERMS": cones.directions.shape[0],
+        "D": width, "SIDE": cones.along.shape[1], "W0": w0, "W1": w1, "TERMS": cones.directions.shape[0],
         "ROWS": tile.rows, "STEPS": steps, "HAS_BASE": base is not None,
         "PRECISION": "tf32x3" if cls.dtype == torch.float32 else "tf32",
         "num_warps": tile.warps, "num_stages": tile.stages,

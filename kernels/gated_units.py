@@ -36,9 +36,8 @@ from mimic_engine.types import FoldConstants
 
 TERMS = {torch.float16: 2, torch.bfloat16: 3, torch.float32: 1}  # of a float32 number, in the storage type
 PARTS = ("g2g", "vision", "cmfu")  # order of the unit scores; vision is VDLU or the concatenation unit
-FEW = Tile(rows=64, mentions=16, warps=4, stages=3)
-MANY = Tile(rows=64, mentions=32, warps=8, stages=3)
-CANDIDATES = (FEW, MANY, Tile(32, 16, 4, 3))
+TILE = Tile(rows=64, mentions=16, warps=4, stages=3)  # 32 mentions would spill: five sums a pair at once
+CANDIDATES = (TILE, Tile(32, 16, 4, 3), Tile(64, 16, 4, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +275,7 @@ def gated_units(
     rows: Tensor | None = None,
     counts: Tensor | None = None,
     units: bool = False,
-    tile: Tile | None = None,
+    tile: Tile = TILE,
 ) -> None:
     """Write the totals without TGLU's global-local part, (B, n), or the parts one by one, (3, B, n), to ``out``.
 
@@ -306,11 +305,9 @@ def arguments(
     rows: Tensor | None,
     counts: Tensor | None,
     units: bool,
-    tile: Tile | None,
+    tile: Tile,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The kernel's run-time arguments and its constants with the launch options."""
-    if tile is None:
-        tile = FEW if rows is not None or mentions.batch <= FEW.mentions else MANY
     names = ("text", "query", "query_scalars", "key", "key_scalars", "concat", "cmfu")
     pairs = {name: (getattr(entities, name), getattr(mentions, name)) for name in names}
     off = {name for name, (e, m) in pairs.items() if e is None or m is None}
@@ -331,7 +328,7 @@ def arguments(
     stored = next(e.dtype for name, (e, _) in pairs.items() if name not in off and "scalars" not in name)
     fixed = {
         "T": width("text"), "D": width("query"), "CONCAT": width("concat"), "CMFU": width("cmfu"),
-        "STEP": 32, "TERMS": TERMS[stored], "ROWS": tile.rows, "MENTIONS": tile.mentions,
+        "STEP": 16 if stored == torch.float32 else 32, "TERMS": TERMS[stored], "ROWS": tile.rows, "MENTIONS": tile.mentions,
         "PRECISION": "tf32x3" if stored == torch.float32 else "tf32", "UNITS": units,
         "LISTED": rows is not None, "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip

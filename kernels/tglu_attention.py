@@ -139,7 +139,7 @@ def tglu_attention_kernel(
     C0: tl.constexpr, C1: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
     ENTITIES: tl.constexpr, ROWS: tl.constexpr, MENTIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KEY_BIAS: tl.constexpr,
-    HAS_BASE: tl.constexpr, LISTED: tl.constexpr, PRECISION: tl.constexpr, CONTEXT: tl.constexpr,
+    HAS_BASE: tl.constexpr, LISTED: tl.constexpr, PRECISION: tl.constexpr, CONTEXT: tl.constexpr, FRESH_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Program (mention block, entity block); mentions vary fastest, so that queries stay in the L2 cache."""
     COLUMNS: tl.constexpr = C0 + C1
@@ -155,13 +155,14 @@ def tglu_attention_kernel(
     work = key.dtype.element_ty  # of the products
     half = tl.float32 if work == tl.float32 else tl.float16  # of the attention weights
 
-    key00 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, 0, W0)
-    if W1 > 0:
-        key01 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, W0, W1)
-    if C1 > 0:
-        key10 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, 0, W0)
+    if not FRESH_KEYS:
+        key00 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, 0, W0)
         if W1 > 0:
-            key11 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1)
+            key01 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, W0, W1)
+        if C1 > 0:
+            key10 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, 0, W0)
+            if W1 > 0:
+                key11 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1)
     if HAS_KEY_BIAS:
         bias0 = _tile_of_bias(key_bias, first_mention, mentions, 0, C0, MENTIONS, COLUMNS)
         if C1 > 0:
@@ -172,7 +173,7 @@ def tglu_attention_kernel(
         mean1 = tl.zeros((ENTITIES, MENTIONS * C1), tl.float32)
     k0 = tl.arange(0, W0)
     k1 = W0 + tl.arange(0, W1 if W1 > 0 else 16)
-    for start in range(0, ENTITIES * TOKENS, ROWS):
+    for start in tl.range(0, ENTITIES * TOKENS, ROWS, disable_licm=FRESH_KEYS):
         r = start + tl.arange(0, ROWS)  # token rows of this block of entities
         local = r // TOKENS
         inside = (local < ENTITIES) & (first + local < count)
@@ -181,6 +182,14 @@ def tglu_attention_kernel(
             token = entity.to(tl.int64) * TOKENS + r % TOKENS
         else:
             token = first.to(tl.int64) * TOKENS + r
+        if FRESH_KEYS:
+            key00 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, 0, W0)
+            if W1 > 0:
+                key01 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, W0, W1)
+            if C1 > 0:
+                key10 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, 0, W0)
+                if W1 > 0:
+                    key11 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1)
         at = query + token[:, None] * D
         q0 = tl.load(at + k0[None, :], mask=inside[:, None] & (k0[None, :] < D), other=0).to(work)
         s0 = tl.dot(q0, key00, input_precision=PRECISION)  # (ROWS, MENTIONS * C0)
@@ -333,7 +342,7 @@ def arguments(
         "ROWS": tile.rows, "MENTIONS": 1 if rows is not None else tile.mentions,
         "HAS_SCALE": scale is not None, "HAS_WEIGHT": weight is not None, "HAS_KEY_BIAS": mentions.masked,
         "HAS_BASE": base is not None, "LISTED": rows is not None,
-        "PRECISION": "tf32x3" if exact else "tf32", "CONTEXT": "tf32x3",
+        "PRECISION": "tf32x3" if exact else "tf32", "CONTEXT": "tf32x3", "FRESH_KEYS": exact,
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     return runtime, constants
