@@ -50,8 +50,8 @@ MARGIN = tl.constexpr(0.01)  # cosine of the widest cone that counts as pointed
 SLACK = tl.constexpr(2e-5)  # relative; 128 float32 sums and what split products leave out, with room
 HULL_STEPS = 64
 STEPS = 4  # of projected gradient
-ENTITIES = Tile(rows=64, warps=8, stages=2)
-CANDIDATES = (ENTITIES, Tile(128, 1, 8, 2), Tile(32, 1, 4, 2))
+ENTITIES = Tile(rows=32, warps=4, stages=2)
+CANDIDATES = (ENTITIES, Tile(32, 1, 8, 2), Tile(64, 1, 8, 2))  # the last spills on sm_80
 
 
 @dataclass(frozen=True, slots=True)

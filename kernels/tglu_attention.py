@@ -40,6 +40,7 @@ ENTITIES = 16  # a program: 16 x 40 token rows are 5 tiles of 128
 DENSE = Tile(rows=128, mentions=4, warps=8, stages=2)
 DENSE_ONE = Tile(rows=128, mentions=1, warps=4, stages=3)
 LISTED = Tile(rows=128, mentions=1, warps=4, stages=3)
+PRECISE = Tile(rows=64, mentions=1, warps=4, stages=2)  # float32 storage: three times the operands
 # Choices for tuning. A tile's registers grow with mentions x columns; the rest is left out on purpose.
 CANDIDATES = (DENSE_ONE, DENSE, Tile(64, 1, 4, 4), Tile(64, 2, 4, 3), Tile(128, 2, 8, 2), Tile(128, 2, 4, 2))
 
@@ -131,17 +132,20 @@ def _of_mention(means, m, COUNT: tl.constexpr, MENTIONS: tl.constexpr):
     return tl.sum(tl.where(mine, apart, 0.0), axis=1)
 
 
-@triton.jit(do_not_specialize=["entities", "mentions", "stride", "row_stride"])
+@triton.jit(do_not_specialize=["entities", "mentions", "stride", "row_stride", "nought"])
 def tglu_attention_kernel(
     query, scale, weight, cls, bias, key, value, key_bias, rows, counts, base, out,
-    entities, mentions, stride, row_stride, eps, factor,
+    entities, mentions, stride, row_stride, nought, eps, factor,
     TOKENS: tl.constexpr, D: tl.constexpr,
     C0: tl.constexpr, C1: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
     ENTITIES: tl.constexpr, ROWS: tl.constexpr, MENTIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KEY_BIAS: tl.constexpr,
     HAS_BASE: tl.constexpr, LISTED: tl.constexpr, PRECISION: tl.constexpr, CONTEXT: tl.constexpr, FRESH_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Program (mention block, entity block); mentions vary fastest, so that queries stay in the L2 cache."""
+    """Program (mention block, entity block); mentions vary fastest, so that queries stay in the L2 cache.
+
+    ``nought`` is 0, which the compiler does not know.
+    """
     COLUMNS: tl.constexpr = C0 + C1
     WIDTH: tl.constexpr = W0 + W1
     blocks = tl.cdiv(mentions, MENTIONS)
@@ -173,7 +177,7 @@ def tglu_attention_kernel(
         mean1 = tl.zeros((ENTITIES, MENTIONS * C1), tl.float32)
     k0 = tl.arange(0, W0)
     k1 = W0 + tl.arange(0, W1 if W1 > 0 else 16)
-    for start in tl.range(0, ENTITIES * TOKENS, ROWS, disable_licm=FRESH_KEYS):
+    for start in range(0, ENTITIES * TOKENS, ROWS):
         r = start + tl.arange(0, ROWS)  # token rows of this block of entities
         local = r // TOKENS
         inside = (local < ENTITIES) & (first + local < count)
@@ -182,14 +186,15 @@ def tglu_attention_kernel(
             token = entity.to(tl.int64) * TOKENS + r % TOKENS
         else:
             token = first.to(tl.int64) * TOKENS + r
-        if FRESH_KEYS:
-            key00 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, 0, W0)
+        if FRESH_KEYS:  # hoisted, their parts would fill the registers
+            fresh = key + start * nought
+            key00 = _tile_of_keys(fresh, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, 0, W0)
             if W1 > 0:
-                key01 = _tile_of_keys(key, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, W0, W1)
+                key01 = _tile_of_keys(fresh, first_mention, mentions, 0, C0, MENTIONS, COLUMNS, WIDTH, W0, W1)
             if C1 > 0:
-                key10 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, 0, W0)
+                key10 = _tile_of_keys(fresh, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, 0, W0)
                 if W1 > 0:
-                    key11 = _tile_of_keys(key, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1)
+                    key11 = _tile_of_keys(fresh, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1)
         at = query + token[:, None] * D
         q0 = tl.load(at + k0[None, :], mask=inside[:, None] & (k0[None, :] < D), other=0).to(work)
         s0 = tl.dot(q0, key00, input_precision=PRECISION)  # (ROWS, MENTIONS * C0)
@@ -324,18 +329,19 @@ def arguments(
     """The kernel's run-time arguments and its constants with the launch options."""
     batch, (_, tokens, width) = mentions.key.shape[0], query.shape
     check_shape((tokens,), width)
+    exact = mentions.key.dtype == torch.float32
     if tile is None:
-        tile = LISTED if rows is not None else DENSE if batch > 1 else DENSE_ONE
+        dense = DENSE if batch > 1 else DENSE_ONE
+        tile = PRECISE if exact else LISTED if rows is not None else dense
     c0, c1 = cover(mentions.tokens)
     w0, w1 = cover(width, 16)
-    exact = mentions.key.dtype == torch.float32
     runtime = {
         "query": query, "scale": bias if scale is None else scale, "weight": bias if weight is None else weight,
         "cls": cls, "bias": bias, "key": mentions.key, "value": mentions.value,
         "key_bias": mentions.key_bias, "rows": bias if rows is None else rows,
         "counts": bias if counts is None else counts, "base": out if base is None else base, "out": out,
         "entities": out.shape[1], "mentions": batch, "stride": out.stride(0),
-        "row_stride": 0 if rows is None else rows.stride(0), "eps": eps, "factor": factor,
+        "row_stride": 0 if rows is None else rows.stride(0), "nought": 0, "eps": eps, "factor": factor,
     }  # fmt: skip
     constants = {
         "TOKENS": tokens, "D": width, "C0": c0, "C1": c1, "W0": w0, "W1": w1, "ENTITIES": ENTITIES,
