@@ -13,7 +13,8 @@ which is TGLU with every query replaced by its centroid; no exponential a pair.
 The table of probabilities rather than of contexts P_b V_b is gathered: a row is
 40 halves, one cache line, and V_b is a small product at the end. Codes lie
 token by token, (L, N), so that the entities of a tile read them side by side.
-An estimate: the scan re-scores the best exactly.
+An estimate: the scan re-scores the best exactly. The readable twins are
+``tables_ref`` and ``estimates_ref`` in ``kernels/coded_ref.py``.
 """
 
 from __future__ import annotations
@@ -223,27 +224,3 @@ def arguments(
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     return runtime, constants
-
-
-def coded_tglu_ref(
-    mentions: TextMentions,
-    centroids: Tensor,
-    codes: Tensor,
-    cls: Tensor,
-    bias: Tensor,
-    weight: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """The readable twin, (B, N) float64: attention of the centroids, gathered and averaged."""
-    width = cls.shape[1]
-    keys = mentions.key[:, :, :width].double()  # (B, C, D), in units of log2(e)
-    logits = torch.einsum("cd,bjd->bcj", centroids.double(), keys) * 0.6931471805599453  # (B, C, L)
-    table = (logits + mentions.key_bias[:, None].double()).softmax(-1)  # (B, C, L)
-    bags = table[:, codes.long()]  # (B, tokens, N, L)
-    if weight is None:
-        a = bags.mean(1)  # (B, N, L)
-    else:
-        a = (bags * weight.double()[None, :, :, None]).sum(1)  # (B, N, L)
-    z = a @ mentions.value[:, :, :width].double()  # (B, N, D)
-    projected = (z * cls.double()).sum(-1)  # (B, N)
-    return projected / ((z * z).mean(-1) + eps).sqrt() + bias.double()

@@ -187,7 +187,7 @@ def top_variants(k: int) -> Iterator[Variant]:
     yield Variant("merge_keys", case, stream_topk.merge_keys_kernel, runtime, constants)
     runtime, constants = stream_topk.unpack_arguments(best, rows, scores, counts, offset=0)
     yield Variant("unpack_keys", case, stream_topk.unpack_keys_kernel, runtime, constants)
-    runtime, constants = stream_topk.survivor_arguments(scores, best, k, best, rows, counts, allowed=allowed)
+    runtime, constants = stream_topk.survivor_arguments(scores, best, k, best, rows, counts, offset=0, rounding=0.0, allowed=allowed)
     yield Variant("survivors", case, stream_topk.survivors_kernel, runtime, constants)
 
 

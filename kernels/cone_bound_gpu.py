@@ -1,35 +1,29 @@
-"""Certified upper bound of TGLU's global-local score on the GPU, without an exponential; (B, N) out.
+"""The cone bound on the GPU: certified upper bounds of TGLU's global-local score without an exponential; (B, N).
 
-With z_j the centred value rows of a mention, every context is z = sum_j a_j z_j
-with a >= 0: it lies in their cone. For an entity's centred u, and zh_j = z_j / |z_j|:
+The theorem, its proof and the readable twin are in ``kernels/cone_bound.py``:
+with unit value rows z_j of a mention, G = Z Z', an entity's u and t = Z u, any
+x >= 0 and any axis a with Z a > 0 give a bound,
 
-    g2l = u.z / sqrt(|z|^2 / D + eps) + bias <= sqrt(D) max(0, u.z / |z|) + bias.
+    sqrt(x'Gx + 2 kappa x'Za + kappa^2),    kappa = max(0, max_j (t - G x)_j / (Z a)_j).
 
-**Theorem.** Let x >= 0, r = u - sum_j x_j zh_j, a a unit vector with
-a.zh_j > 0 for all j, and kappa >= max(0, max_j (zh_j.r) / (zh_j.a)). Then for
-every z in the cone, u.z <= |sum_j x_j zh_j + kappa a| |z|.
-*Proof.* zh_j.(r - kappa a) <= 0 for all j, so (r - kappa a).z <= 0, and
-u.z = (sum x_j zh_j + kappa a).z + (r - kappa a).z <= |sum x_j zh_j + kappa a| |z|.
+What differs here is how x is found. A processor core sweeps over the columns,
+one after the other; a tile of entities takes a few steps of accelerated
+projected gradient instead, x <- max(0, y + (t - G y) / lambda), each one a small
+tensor-core product. Four steps bound about as well as two sweeps. u is scaled
+to length 1 first, so that half precision holds all there is: the steps may be
+as rough as they like, and the last product G x, which decides, is the sum of
+three half-precision ones.
 
-So any x >= 0 will do, and a good one is near the projection of u on the cone.
-With t_j = u.zh_j and G = Zh Zh', the bound is sqrt(x'Gx + 2 kappa x'(Zh a) + kappa^2).
-A processor core finds x by a sweep over the columns; here x comes from a few
-steps of accelerated projected gradient, x <- max(0, y + (t - G y) / lambda),
-each one small tensor-core product for a whole tile of entities. Four steps
-bound about as well as two sweeps. u is scaled to length 1 first, so that half
-precision holds all there is: the steps may be as rough as they like, and the
-last product G x, which decides, is the sum of three half-precision ones.
-
-``cone_axes_kernel`` prepares a mention: unit directions, their Gram matrix, the
-axis a = the point of their hull nearest to the origin, scaled to length 1
-(Gilbert's algorithm on the Gram matrix), and lambda by power iteration. Where
-the margin min_j a.zh_j is below MARGIN the cone counts as not pointed and the
-bound is sqrt(D) |u| (Cauchy and Schwarz), which is also its limit elsewhere.
+``cone_axes_kernel`` prepares a mention on the device: unit rows, Gram matrix,
+the axis (Gilbert's algorithm for the shortest vector in the hull of the rows)
+and lambda (power iteration). Where the margin min_j a.z_j is below MARGIN the
+cone counts as not pointed and the bound is |u|.
 
 Rounding is paid for: residuals, products and lengths are moved up by more than
 the split products can have lost (``SLACK``), and by what the context of
 ``tglu_attention`` loses, which a pointed cone amplifies by at most 1 / margin.
-Non-finite input gives a bound of +infinity: such an entity is always scored.
+That the attention weights there are rounded does not matter: any weights >= 0
+stay below the bound. Non-finite input gives +infinity: always scored.
 """
 
 from __future__ import annotations
@@ -142,8 +136,8 @@ def cone_axes_kernel(
         largest = tl.max(tl.abs(v), axis=0)
         v = v / tl.maximum(largest, 1e-30)
     tl.store(along + mention * SIDE + j, cosine)
-    tl.store(numbers + 2 * mention, tl.where(margin > MARGIN, 1.0 / margin, float("inf")))
-    tl.store(numbers + 2 * mention + 1, tl.where(largest > 0.0, 1.0 / (1.02 * largest), 0.0))
+    tl.store(numbers + 2 * mention, tl.where(margin > MARGIN, 1.0 / tl.maximum(margin, 1e-30), float("inf")))
+    tl.store(numbers + 2 * mention + 1, tl.where(largest > 0.0, 1.0 / tl.maximum(1.02 * largest, 1e-30), 0.0))
 
 
 @triton.jit(do_not_specialize=["entities", "mentions", "stride"])
@@ -201,7 +195,8 @@ def cone_bound_kernel(
     inverse_margin = tl.load(numbers + 2 * mention)
     towards = tl.load(along + mention * SIDE + j)
     reach = tl.sum(x, axis=1)  # at least the length of any part of sum x_j zh_j
-    over = tl.max((t - gx) / (towards - SLACK)[None, :], axis=1)
+    divisor = tl.maximum(towards - SLACK, 0.005)  # less only where the cone is not pointed
+    over = tl.max((t - gx) / divisor[None, :], axis=1)
     kappa = tl.maximum(over, 0.0) * (1.0 + 2e-5) + (reach + 1.0) * SLACK * inverse_margin
     square = tl.sum(x * gx, axis=1) + reach * reach * SLACK
     leaning = tl.sum(x * towards[None, :], axis=1) + reach * SLACK
@@ -295,23 +290,3 @@ def arguments(
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     return runtime, constants
-
-
-def cone_bound_ref(value: Tensor, mask: Tensor | None, cls: Tensor, bias: Tensor) -> Tensor:
-    """The tightest bound of this kind, (B, N) float64: u projected on the cone, by many plain steps.
-
-    Parameters
-    ----------
-    value, mask : (B, L, D) and (B, L) or None.
-    cls, bias : (N, D) and (N,).
-    """
-    z = value.double() if mask is None else value.double() * mask[:, :, None].double()  # (B, L, D)
-    z = torch.nn.functional.normalize(z, dim=-1)  # (B, L, D); zero rows stay zero
-    gram = z @ z.mT  # (B, L, L)
-    t = torch.einsum("nd,bjd->bnj", cls.double(), z)  # (B, N, L)
-    rate = 1 / torch.linalg.eigvalsh(gram)[:, -1].clamp(min=1e-12)[:, None, None]  # (B, 1, 1)
-    x = torch.zeros_like(t)
-    for _ in range(2000):
-        x = (x + rate * (t - x @ gram)).clamp(min=0)
-    projection = ((x @ gram) * x).sum(-1).clamp(min=0).sqrt()  # (B, N)
-    return cls.shape[1] ** 0.5 * projection + bias.double()

@@ -103,10 +103,10 @@ def unpack_keys_kernel(
     tl.store(counts + mention, tl.sum(some.to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["entities", "stride", "row_stride", "place", "best_stride", "first_stride", "last"])
+@triton.jit(do_not_specialize=["entities", "offset", "stride", "row_stride", "place", "best_stride", "first_stride", "last"])
 def survivors_kernel(
     bounds, allowed, best, first, rows, counts,
-    entities, stride, row_stride, place, best_stride, first_stride, last,
+    entities, offset, stride, row_stride, place, best_stride, first_stride, last, rounding,
     BLOCK: tl.constexpr, HAS_ALLOWED: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of bounds, mention): rows whose bound reaches the score in ``place`` of the best.
@@ -120,15 +120,16 @@ def survivors_kernel(
         real = real & (tl.load(allowed + row, mask=real, other=0) != 0)
     bound = tl.load(bounds + mention * stride + row, mask=real, other=0.0)
     least = _score(tl.load(best + mention * best_stride + place))
+    least = tl.where(least > float("-inf"), least - rounding * (1.0 + tl.abs(least)), least)
     scored = tl.load(first + mention * first_stride + last)
-    wanted = real & (bound >= least) & (_pack(bound, row, False) < scored)
+    wanted = real & (bound >= least) & (_pack(bound, row + offset, False) < scored)
     number = wanted.to(tl.int32)
     total = tl.sum(number, axis=0)
     if total == 0:
         return
     start = tl.atomic_add(counts + mention, total)
     at = start + tl.cumsum(number, axis=0) - 1
-    tl.store(rows + mention * row_stride + at, row, mask=wanted & (at < row_stride))
+    tl.store(rows + mention * row_stride + at, row + offset, mask=wanted & (at < row_stride))
 
 
 def key_room(entities: int, k: int) -> int:
@@ -260,6 +261,8 @@ def survivors(
     rows: Tensor,
     counts: Tensor,
     *,
+    offset: int = 0,
+    rounding: float = 0.0,
     allowed: Tensor | None = None,
 ) -> None:
     """List the rows whose bound reaches the k-th best score and that have not been scored yet.
@@ -269,13 +272,15 @@ def survivors(
     bounds : (B, n) float32.
     best : (B, K) int64 keys of exact scores, sorted.
     k : the place in ``best`` to reach, from 1.
-    first : (B, M) int64 keys of the M highest bounds, sorted, of the same rows without offset: scored already.
+    first : (B, M) int64 keys of the M highest bounds, sorted, of the same block: scored already.
     rows : (B, room) int32; what does not fit is counted and not listed.
     counts : (B,) int32, set to 0 and then to the number of survivors.
+    offset : of the block's rows.
+    rounding : two computations of one score differ by at most this times 1 + |score|.
     allowed : (n,) uint8, 0 = not a candidate, or None.
     """
     counts.zero_()
-    runtime, constants = survivor_arguments(bounds, best, k, first, rows, counts, allowed=allowed)
+    runtime, constants = survivor_arguments(bounds, best, k, first, rows, counts, offset=offset, rounding=rounding, allowed=allowed)
     grid = (triton.cdiv(bounds.shape[1], constants["BLOCK"]), bounds.shape[0])
     survivors_kernel[grid](**runtime, **constants)
 
@@ -288,12 +293,14 @@ def survivor_arguments(
     rows: Tensor,
     counts: Tensor,
     *,
+    offset: int,
+    rounding: float,
     allowed: Tensor | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The survivors kernel's run-time arguments and its constants with the launch options."""
     runtime = {
         "bounds": bounds, "allowed": counts if allowed is None else allowed, "best": best, "first": first,
-        "rows": rows, "counts": counts, "entities": bounds.shape[1], "stride": bounds.stride(0),
+        "rows": rows, "counts": counts, "entities": bounds.shape[1], "offset": offset, "rounding": rounding, "stride": bounds.stride(0),
         "row_stride": rows.stride(0), "place": k - 1, "best_stride": best.stride(0),
         "first_stride": first.stride(0), "last": first.shape[1] - 1,
     }  # fmt: skip

@@ -1,0 +1,47 @@
+"""GPU kernels on the CPU: these tests need Triton's interpreter, which must be chosen before Triton is imported.
+
+``tests/kernels/test_interpreted.py`` runs them in a process of their own.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
+from mimic_engine.types import EntityArrays, MentionArrays
+from tests.kernels.interpreted.folded import SMALL, Folded
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+
+
+@pytest.fixture
+def make_folded(make_matcher, make_features):
+    def make(mentions, entities, config=SMALL, *, tokens=7, entity_tokens=None, seed=0) -> Folded:
+        matcher = make_matcher(config, seed, dtype=torch.float32)
+        men = make_features(config, mentions, tokens=tokens, seed=seed, dtype=torch.float32)
+        ent = make_features(
+            config, entities, tokens=entity_tokens or tokens, seed=seed + 1, dtype=torch.float32
+        )
+        with torch.no_grad():
+            folded = [fold(matcher)(*f) for fold, f in ((FoldMention, men), (FoldEntity, ent))]
+        arrays = [{k: v.numpy() for k, v in f.items()} for f in folded]
+        return Folded(MentionArrays(**arrays[0]), EntityArrays(**arrays[1]), fold_constants(matcher))
+
+    return make
+
+
+@pytest.fixture
+def sorted_topk(monkeypatch):
+    """``tl.topk`` by NumPy: the interpreter runs the library's own a thousand times slower."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def topk(x, k, dim=None):
+        count = getattr(k, "value", k)
+        best = np.sort(x.handle.data, axis=-1)[..., ::-1][..., :count].copy()
+        return tl.core.tensor(TensorHandle(best, x.dtype.scalar), tl.block_type(x.dtype.scalar, list(best.shape)))
+
+    monkeypatch.setattr(tl, "topk", topk)

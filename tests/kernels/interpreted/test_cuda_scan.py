@@ -1,0 +1,223 @@
+"""The GPU scan's logic, on the CPU: the same answers as the scan over NumPy kernels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from mimic_engine.config import MatcherConfig
+from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
+from mimic_engine.scoring import cuda_passes
+from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda_memory import DeviceIndex
+from mimic_engine.scoring.numpy import NumpyScorer
+from mimic_engine.scoring.scan import Scan
+from mimic_engine.types import EntityArrays, MentionArrays
+
+MASKED = MatcherConfig(text_width=11, text_token_width=13, hidden=8, mask_padding=True)
+pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """Fewer idle programs for the interpreter to walk through."""
+    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 96)
+    monkeypatch.setattr(cuda_passes, "FIRST", 16)
+
+
+@dataclass(frozen=True)
+class Book:
+    centroids: np.ndarray
+    segments: tuple
+
+
+def names(rows):
+    return [f"entity-{(7 * r) % 101:03d}-{r}" for r in rows.tolist()]
+
+
+def cut(entities, *sizes):
+    edges = np.cumsum([0, *sizes])
+    return tuple(entities.block(a, b) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def book(segments, count=6):
+    generator = np.random.default_rng(0)
+    query = segments[0].tglu_query
+    centroids = generator.normal(size=(count, query.shape[2])).astype(np.float32) / 2
+    codes = tuple(generator.integers(0, count, s.tglu_query.shape[:2]).astype(np.uint8) for s in segments)
+    return Book(centroids, codes)
+
+
+def both(folded, sizes, dtype="float32", **options):
+    """The scan under test and the one over NumPy, on the same segments."""
+    segments = cut(folded.stored(dtype), *sizes)
+    codes = book(segments)
+    chunk = options.pop("chunk_rows", 64)
+    ours = CudaScan(
+        segments, folded.constants, device="cpu", tie_key=names, codes=codes, chunk_rows=chunk, **options
+    )
+    kernels = BlockKernels(NumpyScorer(folded.constants), folded.constants)
+    return ours, Scan(segments, kernels, threads=1, tie_key=names, codes=codes)
+
+
+def same(found, expected, tolerance=1e-4):
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=tolerance)
+    assert list(found.units) == list(expected.units)
+    for name, score in expected.units.items():
+        np.testing.assert_allclose(found.units[name], score, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
+@pytest.mark.parametrize("config", [None, MASKED])
+def test_answers_as_the_numpy_scan(make_folded, mode, config):
+    folded = make_folded(3, 101, **({} if config is None else {"config": config}))
+    ours, theirs = both(folded, (70, 1, 30))
+    found = ours.search(folded.mentions, 5, mode=mode, rerank=16)
+    same(found, theirs.search(folded.mentions, 5, mode=mode, rerank=16))
+    if mode != "certified":
+        assert found.modes == (mode,) * 3
+    assert ((found.scored >= 5) & (found.scored <= 101)).all()
+    assert ours.modes == theirs.modes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_every_storage_type_answers(make_folded, dtype):
+    folded = make_folded(2, 60)
+    ours, theirs = both(folded, (60,), dtype)
+    np.testing.assert_allclose(ours.totals(folded.mentions), theirs.totals(folded.mentions), rtol=0, atol=2e-2)
+    exact, certified = (ours.search(folded.mentions, 4, mode=m) for m in ("exact", "certified"))
+    same(certified, exact, 1e-6)
+
+
+def test_token_queries_may_lie_on_the_host(make_folded, monkeypatch):
+    monkeypatch.setattr("mimic_engine.scoring.cuda_memory.STREAM_BYTES", 20 * 7 * 8 * 4)
+    folded = make_folded(2, 70)
+    there, theirs = both(folded, (70,), placement="host")
+    assert there.index.placement == "host"
+    for mode in ("exact", "certified"):
+        same(there.search(folded.mentions, 3, mode=mode), theirs.search(folded.mentions, 3, mode=mode))
+
+
+def test_bounds_are_above_totals_and_estimates_are_the_twins(make_folded):
+    folded = make_folded(3, 80)
+    ours, theirs = both(folded, (50, 30))
+    totals = ours.totals(folded.mentions)
+    np.testing.assert_allclose(totals, theirs.totals(folded.mentions), rtol=0, atol=1e-4)
+    assert (ours.bounds(folded.mentions) >= totals).all()
+    estimates = ours.estimates(folded.mentions)
+    np.testing.assert_allclose(estimates, theirs.estimates(folded.mentions), rtol=0, atol=5e-3)
+    gold = np.array([3, 79, 0])
+    np.testing.assert_array_equal(ours.ranks(folded.mentions, gold), theirs.ranks(folded.mentions, gold))
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
+def test_only_allowed_rows_are_answered(make_folded, mode):
+    folded = make_folded(2, 90)
+    ours, theirs = both(folded, (90,))
+    allowed = np.random.default_rng(0).random(90) < 0.4
+    same(
+        ours.search(folded.mentions, 4, mode=mode, allowed=allowed),
+        theirs.search(folded.mentions, 4, mode=mode, allowed=allowed),
+    )
+    few = np.zeros(90, bool)
+    few[[2, 77]] = True
+    assert set(ours.search(folded.mentions, 2, mode=mode, allowed=few).rows.ravel()) == {2, 77}
+
+
+def test_given_rows_are_all_scored(make_folded):
+    folded = make_folded(2, 90)
+    ours, theirs = both(folded, (90,), chunk_rows=16)
+    rows = np.random.default_rng(0).permutation(90)[:37]
+    found = ours.search(folded.mentions, 6, rows=rows)
+    same(found, theirs.search(folded.mentions, 6, rows=rows))
+    assert found.modes == ("exact", "exact")
+    assert (found.scored == 37).all()
+
+
+def test_a_mention_has_the_same_answer_in_any_batch(make_folded):
+    folded = make_folded(3, 50)
+    ours, _ = both(folded, (50,))
+    together = ours.search(folded.mentions, 3)
+    for b in (0, 2):
+        alone = ours.search(MentionArrays(**{n: a[b : b + 1] for n, a in folded.mentions.items()}), 3)
+        np.testing.assert_array_equal(alone.rows[0], together.rows[b])
+        np.testing.assert_allclose(alone.scores[0], together.scores[b], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified"])
+def test_ties_are_broken_by_id_however_many(make_folded, mode):
+    folded = make_folded(2, 1)
+    everywhere = EntityArrays(**{n: np.repeat(a, 60, axis=0) for n, a in folded.entities.items()})
+    ours = CudaScan((everywhere,), folded.constants, device="cpu", tie_key=names, chunk_rows=25)
+    found = ours.search(folded.mentions, 4, mode=mode)
+    expected = sorted(range(60), key=lambda r: names(np.array([r]))[0])[:4]
+    np.testing.assert_array_equal(found.rows, [expected, expected])
+
+
+def test_too_many_survivors_are_answered_by_scoring_all(make_folded, monkeypatch):
+    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 1)
+    folded = make_folded(3, 150)
+    ours, theirs = both(folded, (150,), chunk_rows=150)
+    found = ours.search(folded.mentions, 3)
+    same(found, theirs.search(folded.mentions, 3, mode="exact"))
+    assert "exact" in found.modes
+    assert all(s == 150 for s, m in zip(found.scored, found.modes, strict=True) if m == "exact")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
+def test_scores_that_are_not_finite_are_refused(make_folded, mode):
+    folded = make_folded(2, 40)
+    folded.entities.tglu_cls[11] = np.nan
+    ours, _ = both(folded, (40,))
+    with pytest.raises(EngineError, match="not all finite"):
+        ours.search(folded.mentions, 3, mode=mode)
+
+
+def test_units_that_are_off_are_left_out(make_folded):
+    config = MatcherConfig(text_width=11, text_token_width=13, hidden=8, tglu=False)
+    folded = make_folded(2, 50, config)
+    ours = CudaScan((folded.entities,), folded.constants, device="cpu")
+    kernels = BlockKernels(NumpyScorer(folded.constants), folded.constants)
+    theirs = Scan((folded.entities,), kernels, threads=1)
+    for mode in ("exact", "certified"):
+        same(ours.search(folded.mentions, 3, mode=mode), theirs.search(folded.mentions, 3, mode=mode))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"k": 0}, "top_k: 0"), ({"k": 41}, "top_k: 41"), ({"k": 1, "mode": "fast"}, "mode: 'fast'")],
+)
+def test_wrong_options_are_named(make_folded, options, message):
+    folded = make_folded(1, 40)
+    ours, _ = both(folded, (40,))
+    with pytest.raises(InvalidInputError, match=message):
+        ours.search(folded.mentions, **options)
+
+
+def test_coded_needs_codes_and_a_device_must_be_there(make_folded):
+    folded = make_folded(1, 40)
+    bare = CudaScan((folded.entities,), folded.constants, device="cpu")
+    with pytest.raises(InvalidInputError, match="codes"):
+        bare.search(folded.mentions, 1, mode="coded")
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingDependencyError, match="CUDA"):
+            CudaScan((folded.entities,), folded.constants)
+
+
+def test_what_does_not_fit_says_what_would(make_folded):
+    entities = make_folded(1, 40).entities
+    query = entities.tglu_query.nbytes
+    rest = sum(a.nbytes for _, a in entities.items()) - query
+    device = torch.device("cpu")
+    assert DeviceIndex((entities,), device, free_bytes=query + rest).placement == "device"
+    assert DeviceIndex((entities,), device, free_bytes=rest).placement == "host"
+    with pytest.raises(EngineError, match="placement 'host'"):
+        DeviceIndex((entities,), device, free_bytes=rest, placement="device")
+    with pytest.raises(EngineError, match="20 entities would fit"):
+        DeviceIndex((entities,), device, free_bytes=rest // 2)
+    with pytest.raises(InvalidInputError, match="no entity"):
+        DeviceIndex((), device)
