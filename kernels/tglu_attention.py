@@ -41,6 +41,7 @@ DENSE = Tile(rows=128, mentions=4, warps=8, stages=2)
 DENSE_ONE = Tile(rows=128, mentions=1, warps=4, stages=3)
 LISTED = Tile(rows=128, mentions=1, warps=4, stages=3)
 PRECISE = Tile(rows=64, mentions=1, warps=4, stages=2)  # float32 storage: three times the operands
+PRECISE_LISTED = Tile(rows=32, mentions=1, warps=4, stages=2)
 # Choices for tuning. A tile's registers grow with mentions x columns; the rest is left out on purpose.
 CANDIDATES = (DENSE_ONE, DENSE, Tile(64, 1, 4, 4), Tile(64, 2, 4, 3), Tile(128, 2, 8, 2), Tile(128, 2, 4, 2))
 
@@ -331,8 +332,8 @@ def arguments(
     check_shape((tokens,), width)
     exact = mentions.key.dtype == torch.float32
     if tile is None:
-        dense = DENSE if batch > 1 else DENSE_ONE
-        tile = PRECISE if exact else LISTED if rows is not None else dense
+        dense = PRECISE if exact else DENSE if batch > 1 else DENSE_ONE
+        tile = dense if rows is None else PRECISE_LISTED if exact else LISTED
     c0, c1 = cover(mentions.tokens)
     w0, w1 = cover(width, 16)
     runtime = {

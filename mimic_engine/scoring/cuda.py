@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
+from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scoring.cuda_memory import DeviceIndex, Placement
-from mimic_engine.scoring.cuda_passes import DeviceMentions, DevicePasses, Found, Tiles
+from mimic_engine.scoring.cuda_passes import DeviceMentions, DevicePasses, Found
 from mimic_engine.scoring.scan import DEFAULT_RERANK, MENTIONS_PER_PASS, CodeBook, TopK
 from mimic_engine.scoring.topk import TieKey, contenders, order, pessimistic_ranks
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode

@@ -18,20 +18,13 @@ from mimic_engine.kernels.cone_bound_gpu import STEPS, Cones, cone_axes, cone_bo
 from mimic_engine.kernels.gated_units import GlobalMentions, gated_units, global_entities, pack_globals
 from mimic_engine.kernels.stream_topk import NOTHING, key_room, survivors, top_keys, unpack_keys
 from mimic_engine.kernels.tglu_attention import TextMentions, pack_text, tglu_attention
-from mimic_engine.kernels.tiles import Tile
+from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scoring.cuda_memory import QUERY, Chunk, DeviceIndex
 from mimic_engine.types import FoldConstants, MentionArrays
 
 FIRST = 64  # entities with the highest bounds, scored before a threshold is known
 SURVIVOR_SHARE = 32  # a 32nd of the entities of a chunk may survive; more are scored densely
 LEAST_SURVIVORS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Launch options that tuning has chosen; None means the kernels' own choice."""
-
-    attention: Tile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +122,7 @@ class DevicePasses:
             tglu_attention(
                 mentions.text, arrays[QUERY], arrays["tglu_cls"], arrays["tglu_bias"], out,
                 scale=arrays.get("tglu_query_scale"), weight=arrays.get("tglu_token_weight"), base=out,
-                eps=self._eps, factor=self._factor, tile=self.tiles.attention,
+                eps=self._eps, factor=self._factor, tile=self.tiles.attention(mentions.batch),
             )  # fmt: skip
         return out
 
@@ -139,7 +132,7 @@ class DevicePasses:
         if mentions.cones is not None:
             cone_bound(
                 mentions.cones, chunk.arrays["tglu_cls"], chunk.arrays["tglu_bias"], out,
-                base=out, factor=self._factor, steps=STEPS,
+                base=out, factor=self._factor, steps=STEPS, tile=self.tiles.cone,
             )  # fmt: skip
         return out
 
@@ -150,7 +143,7 @@ class DevicePasses:
             assert mentions.table is not None and chunk.codes is not None
             coded_tglu(
                 mentions.text, mentions.table, chunk.codes, chunk.arrays["tglu_cls"], chunk.arrays["tglu_bias"],
-                out, weight=chunk.weight, base=out, eps=self._eps, factor=self._factor,
+                out, weight=chunk.weight, base=out, eps=self._eps, factor=self._factor, tile=self.tiles.coded,
             )  # fmt: skip
         return out
 
@@ -230,7 +223,9 @@ class DevicePasses:
 
     def _cheap(self, mentions: DeviceMentions, chunk: Chunk) -> Tensor:
         out = self._scores[: mentions.batch, : chunk.rows]
-        gated_units(mentions.globals, global_entities(chunk.arrays), self.constants, out)
+        gated_units(
+            mentions.globals, global_entities(chunk.arrays), self.constants, out, tile=self.tiles.gated
+        )
         return out
 
     def _listed_attention(

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_gpu_kernels_pass_in_the_interpreter():
     """The interpreter is chosen when Triton is imported, so it cannot be turned on and off in one process."""
