@@ -95,14 +95,18 @@ def run_checks(world: World, sizes: tuple[tuple[int, int], ...], seed: int) -> I
                 try:
                     yield from check(case)
                 except Exception as error:  # the others still run
-                    yield EngineError(f"{check.__name__} {dtype} n={n} b={b}: {type(error).__name__}: {error}")
+                    yield EngineError(
+                        f"{check.__name__} {dtype} n={n} b={b}: {type(error).__name__}: {error}"
+                    )
 
 
 def _attention(case: Case) -> Iterator[Check]:
     reference = g2l_ref(_wide(case.mentions), _wide(case.entities), case.world.constants)
     entity, out = case.entity, case.poison()
     arguments: dict[str, Any] = {"scale": entity.get("tglu_query_scale")}
-    tglu_attention(case.text(), entity["tglu_query"], entity["tglu_cls"], entity["tglu_bias"], out, **arguments)
+    tglu_attention(
+        case.text(), entity["tglu_query"], entity["tglu_cls"], entity["tglu_bias"], out, **arguments
+    )
     yield _compared("tglu_attention", case, out, reference, LIMITS[case.dtype])
     rows, counts = _lists(case)
     listed = case.poison(*rows.shape)
@@ -145,7 +149,7 @@ def _coded(case: Case) -> Iterator[Check]:
 
 
 def _bounds(case: Case) -> Iterator[Check]:
-    """Two errors: how far a score exceeds its bound (never), and how far a bound falls below the theorem's best."""
+    """How far a score exceeds its bound (never), and how far a bound falls below the theorem's best."""
     entity, out, above = case.entity, case.poison(), case.poison()
     tglu_attention(
         case.text(), entity["tglu_query"], entity["tglu_cls"], entity["tglu_bias"], out,
@@ -176,7 +180,10 @@ def _top(case: Case) -> Iterator[Check]:
         room = torch.empty((b, key_room(n, side)), dtype=torch.int64, device=device)
         top_keys(scores, best, room)
         rows = torch.empty((b, side), dtype=torch.int32, device=device)
-        found, counts = torch.empty((b, side), device=device), torch.empty(b, dtype=torch.int32, device=device)
+        found, counts = (
+            torch.empty((b, side), device=device),
+            torch.empty(b, dtype=torch.int32, device=device),
+        )
         unpack_keys(best, rows, found, counts)
         expected, _ = top_keys_ref(scores, k)
         wrong = float((rows[:, :k].long() != expected).float().mean())
@@ -209,7 +216,9 @@ def _compared_lists(
         worst = max(worst, _known(np.abs(found[b, :count] - own).max(initial=0.0)))
         if not np.isnan(found[b, count:]).all():
             worst = float("inf")  # written where nothing counts
-    return Check(kernel, case.dtype, case.shape[1], case.shape[0], worst / max(1.0, np.abs(reference).max()), limit)
+    return Check(
+        kernel, case.dtype, case.shape[1], case.shape[0], worst / max(1.0, np.abs(reference).max()), limit
+    )
 
 
 def _known(error: float) -> float:

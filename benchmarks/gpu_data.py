@@ -88,7 +88,9 @@ class World:
         tokens = self.words[ids] + 0.3 * normal(n, TEXT_LENGTH, self.words.shape[1])  # (n, L, T)
         picture = normal(n, 1, 96)
         image = picture + normal(n, CLIP_PATCHES, 96)
-        return Features(tokens.mean(1) * 3 + 0.3 * normal(n, 512), tokens, picture[:, 0] + 0.3 * normal(n, 96), image)
+        return Features(
+            tokens.mean(1) * 3 + 0.3 * normal(n, 512), tokens, picture[:, 0] + 0.3 * normal(n, 96), image
+        )
 
 
 _FIELDS = ("text_cls", "text_tokens", "image_cls", "image_tokens")
@@ -119,7 +121,9 @@ def fold_mentions(world: World, gold: Tensor, seed: int) -> MentionArrays:
 
 
 def _inputs(features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mask = torch.ones(features.text_tokens.shape[:2], device=features.text_tokens.device)  # nothing is padding
+    mask = torch.ones(
+        features.text_tokens.shape[:2], device=features.text_tokens.device
+    )  # nothing is padding
     return features.text_cls, features.text_tokens, mask, features.image_cls, features.image_tokens
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -67,7 +66,7 @@ def coded_table_kernel(
 @triton.jit
 def _values(a, value, mention, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
             AT: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
-    """a (ROWS, PITCH) times values AT:AT+SIZE of a mention, (ROWS, SIZE)."""
+    """A (ROWS, PITCH) times values AT:AT+SIZE of a mention, (ROWS, SIZE)."""
     column = tl.arange(0, PITCH)
     k = AT + tl.arange(0, SIZE)
     v = tl.load(value + (mention * COLUMNS + column[:, None]) * WIDTH + k[None, :],
@@ -75,10 +74,10 @@ def _values(a, value, mention, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PITCH
     return tl.dot(a, v, input_precision="tf32")
 
 
-@triton.jit(do_not_specialize=["entities", "mentions", "stride", "code_stride", "centroids"])
+@triton.jit(do_not_specialize=["entities", "stride", "code_stride", "centroids"])
 def coded_tglu_kernel(
     codes, weight, table, value, cls, bias, base, out,
-    entities, mentions, stride, code_stride, centroids, eps, factor,
+    entities, stride, code_stride, centroids, eps, factor,
     TOKENS: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
     W0: tl.constexpr, W1: tl.constexpr, ROWS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BASE: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +213,7 @@ def arguments(
     runtime = {
         "codes": codes, "weight": bias if weight is None else weight, "table": table, "value": mentions.value,
         "cls": cls, "bias": bias, "base": out if base is None else base, "out": out,
-        "entities": out.shape[1], "mentions": mentions.key.shape[0], "stride": out.stride(0),
+        "entities": out.shape[1], "stride": out.stride(0),
         "code_stride": codes.stride(0), "centroids": table.shape[1], "eps": eps, "factor": factor,
     }  # fmt: skip
     constants = {

@@ -1,4 +1,4 @@
-"""Compile every shipped GPU kernel ahead of time, without a GPU, and report registers, spills and instructions.
+"""Compile every shipped GPU kernel without a GPU, and report registers, spills and instructions.
 
 For each variant (kernel, storage type, batch, tile) and each architecture:
 registers a thread, bytes of stack frame, spill instructions, shared memory,
@@ -116,7 +116,9 @@ def attention_variant(
     return Variant("tglu_attention", case, tglu_attention.tglu_attention_kernel, runtime, constants)
 
 
-def gated_variant(dtype: torch.dtype, batch: int, *, listed: bool = False, tile: Tile = gated_units.TILE) -> Variant:
+def gated_variant(
+    dtype: torch.dtype, batch: int, *, listed: bool = False, tile: Tile = gated_units.TILE
+) -> Variant:
     """The gated-units kernel for vectors of ``dtype``."""
     terms = gated_units.TERMS[dtype]
     mentions = GlobalMentions(
@@ -137,7 +139,9 @@ def gated_variant(dtype: torch.dtype, batch: int, *, listed: bool = False, tile:
     return Variant("gated_units", case, gated_units.gated_units_kernel, runtime, constants)
 
 
-def coded_variants(dtype: torch.dtype, codes: torch.dtype, *, tile: Tile = coded_tglu.BAG) -> Iterator[Variant]:
+def coded_variants(
+    dtype: torch.dtype, codes: torch.dtype, *, tile: Tile = coded_tglu.BAG
+) -> Iterator[Variant]:
     """The table kernel and the coded kernel for global vectors of ``dtype`` and codes of ``codes``."""
     batch, mentions = 8, text_mentions(8, dtype)
     table = _meta(*coded_tglu.table_shape(mentions, CENTROIDS), dtype=torch.float16)
@@ -150,7 +154,9 @@ def coded_variants(dtype: torch.dtype, codes: torch.dtype, *, tile: Tile = coded
         _meta(ENTITIES), _meta(batch, ENTITIES), weight=None, base=_meta(batch, ENTITIES),
         eps=1e-5, factor=1.0, tile=tile,
     )  # fmt: skip
-    yield Variant("coded_tglu", f"{_name(dtype)} {_name(codes)}", coded_tglu.coded_tglu_kernel, runtime, constants)
+    yield Variant(
+        "coded_tglu", f"{_name(dtype)} {_name(codes)}", coded_tglu.coded_tglu_kernel, runtime, constants
+    )
 
 
 def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound_gpu.ENTITIES) -> Iterator[Variant]:
@@ -182,12 +188,16 @@ def top_variants(k: int) -> Iterator[Variant]:
             scores, best, room, offset=0, allowed=None if listed else allowed,
             rows=rows if listed else None, counts=counts if listed else None, finite=True,
         )  # fmt: skip
-        yield Variant("top_keys", f"{case}{' listed' * listed}", stream_topk.top_keys_kernel, runtime, constants)
+        yield Variant(
+            "top_keys", f"{case}{' listed' * listed}", stream_topk.top_keys_kernel, runtime, constants
+        )
     runtime, constants = stream_topk.merge_arguments(room, best, room.shape[1], k)
     yield Variant("merge_keys", case, stream_topk.merge_keys_kernel, runtime, constants)
     runtime, constants = stream_topk.unpack_arguments(best, rows, scores, counts, offset=0)
     yield Variant("unpack_keys", case, stream_topk.unpack_keys_kernel, runtime, constants)
-    runtime, constants = stream_topk.survivor_arguments(scores, best, k, best, rows, counts, offset=0, rounding=0.0, allowed=allowed)
+    runtime, constants = stream_topk.survivor_arguments(
+        scores, best, k, best, rows, counts, offset=0, rounding=0.0, allowed=allowed
+    )
     yield Variant("survivors", case, stream_topk.survivors_kernel, runtime, constants)
 
 
@@ -237,7 +247,9 @@ def compile_variant(variant: Variant, sm: int) -> Usage:
     )
 
 
-def _signature(variant: Variant, fixed: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+def _signature(
+    variant: Variant, fixed: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """Types by argument name, constants, and the alignment of pointers, as the launcher would find them."""
     signature: dict[str, str] = {}
     aligned: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""The cone bound on the GPU: certified upper bounds of TGLU's global-local score without an exponential; (B, N).
+"""The cone bound on the GPU: upper bounds of TGLU's global-local score without an exponential; (B, N).
 
 The theorem, its proof and the readable twin are in ``kernels/cone_bound.py``:
 with unit value rows z_j of a mention, G = Z Z', an entity's u and t = Z u, any
@@ -162,7 +162,9 @@ def cone_bound_kernel(
         t = tl.dot(u, tl.load(rows + k0[:, None]), t, input_precision=PRECISION)
     if W1 > 0:
         k1 = W0 + tl.arange(0, W1)
-        u = tl.load(cls + entity[:, None] * D + k1[None, :], mask=alive[:, None] & (k1[None, :] < D), other=0.0)
+        u = tl.load(
+            cls + entity[:, None] * D + k1[None, :], mask=alive[:, None] & (k1[None, :] < D), other=0.0
+        )
         squared += tl.sum(u.to(tl.float32) * u.to(tl.float32), axis=1)
         for term in tl.static_range(TERMS):
             rows = directions + ((term * mentions + mention) * SIDE + j[None, :]) * WIDTH
@@ -227,7 +229,8 @@ def axes_arguments(mentions: TextMentions, cones: Cones) -> tuple[dict[str, Any]
     w0, w1 = cover(mentions.width, 16)
     runtime = {
         "value": mentions.value, "key_bias": mentions.key_bias, "directions": cones.directions,
-        "gram": cones.gram, "along": cones.along, "numbers": cones.numbers, "mentions": mentions.value.shape[0],
+        "gram": cones.gram, "along": cones.along, "numbers": cones.numbers,
+        "mentions": mentions.value.shape[0],
     }  # fmt: skip
     constants = {
         "COLUMNS": mentions.value.shape[1], "SIDE": cones.along.shape[1], "W0": w0, "W1": w1,

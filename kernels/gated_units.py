@@ -42,7 +42,7 @@ CANDIDATES = (TILE, Tile(32, 16, 4, 3), Tile(64, 16, 4, 2))
 
 @dataclass(frozen=True, slots=True)
 class GlobalMentions:
-    """Vectors of B mentions in TERMS terms each, and their scalars; absent parts belong to units that are off."""
+    """Vectors of B mentions in TERMS terms each, and their scalars; None where a unit is off."""
 
     batch: int
     text: Tensor | None  # (TERMS, B, T)
@@ -91,8 +91,9 @@ def _mention_tile(vectors, mention, live, k, STRIDE: tl.constexpr, OFFSET: tl.co
 
 
 @triton.jit
-def _inner(entities, mentions, entity, alive, mention, live, batch, ROWS: tl.constexpr, MENTIONS: tl.constexpr,
-           WIDTH: tl.constexpr, STEP: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _inner(entities, mentions, entity, alive, mention, live, batch,
+           ROWS: tl.constexpr, MENTIONS: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
+           TERMS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Inner products of one vector a side, (ROWS, MENTIONS)."""
     total = tl.zeros((ROWS, MENTIONS), tl.float32)
     for start in range(0, WIDTH, STEP):
@@ -180,8 +181,9 @@ def gated_units_kernel(
     m_text, m_query, m_query_scalars, m_key, m_key_scalars, m_concat, m_cmfu,
     rows, counts, out, entities, mentions, stride, row_stride, part_stride,
     gate_bias_0, gate_bias_1, bias_norm_0, bias_norm_1, eps, scale,
-    T: tl.constexpr, D: tl.constexpr, CONCAT: tl.constexpr, CMFU: tl.constexpr, STEP: tl.constexpr, TERMS: tl.constexpr,
-    ROWS: tl.constexpr, MENTIONS: tl.constexpr, PRECISION: tl.constexpr, UNITS: tl.constexpr, LISTED: tl.constexpr,
+    T: tl.constexpr, D: tl.constexpr, CONCAT: tl.constexpr, CMFU: tl.constexpr, STEP: tl.constexpr,
+    TERMS: tl.constexpr, ROWS: tl.constexpr, MENTIONS: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """Program (mention block, entity block), mentions fastest; widths of 0 mean that a unit is off."""
     blocks = mentions if LISTED else tl.cdiv(mentions, MENTIONS)
@@ -206,15 +208,19 @@ def gated_units_kernel(
     write = alive[:, None] & live[None, :]
     total = tl.zeros((ROWS, MENTIONS), tl.float32)
     if T > 0:
-        g2g = _inner(e_text, m_text, entity, alive, mention, live, mentions, ROWS, MENTIONS, T, 64, TERMS, PRECISION)
+        g2g = _inner(
+            e_text, m_text, entity, alive, mention, live, mentions, ROWS, MENTIONS, T, 64, TERMS, PRECISION
+        )
         total += 0.5 * g2g
         if UNITS:
             tl.store(out + to, g2g, mask=write)
     if D > 0:
         forth = _dual(e_query, e_query_scalars, m_key, m_key_scalars, entity, alive, mention, live, mentions,
-                      gate_bias_0, bias_norm_0, eps, ROWS, MENTIONS, D, STEP, TERMS, PRECISION, True)  # fmt: skip
+                      gate_bias_0, bias_norm_0, eps,
+                      ROWS, MENTIONS, D, STEP, TERMS, PRECISION, True)  # fmt: skip
         back = _dual(e_key, e_key_scalars, m_query, m_query_scalars, entity, alive, mention, live, mentions,
-                     gate_bias_1, bias_norm_1, eps, ROWS, MENTIONS, D, STEP, TERMS, PRECISION, False)  # fmt: skip
+                     gate_bias_1, bias_norm_1, eps,
+                     ROWS, MENTIONS, D, STEP, TERMS, PRECISION, False)  # fmt: skip
         vdlu = 0.5 * (forth + back)
         total += vdlu
         if UNITS:
@@ -277,7 +283,7 @@ def gated_units(
     units: bool = False,
     tile: Tile = TILE,
 ) -> None:
-    """Write the totals without TGLU's global-local part, (B, n), or the parts one by one, (3, B, n), to ``out``.
+    """Write the totals less TGLU's global-local part, (B, n), or the parts one by one, (3, B, n), to ``out``.
 
     Parameters
     ----------
@@ -328,7 +334,8 @@ def arguments(
     stored = next(e.dtype for name, (e, _) in pairs.items() if name not in off and "scalars" not in name)
     fixed = {
         "T": width("text"), "D": width("query"), "CONCAT": width("concat"), "CMFU": width("cmfu"),
-        "STEP": 16 if stored == torch.float32 else 32, "TERMS": TERMS[stored], "ROWS": tile.rows, "MENTIONS": tile.mentions,
+        "STEP": 16 if stored == torch.float32 else 32, "TERMS": TERMS[stored],
+        "ROWS": tile.rows, "MENTIONS": tile.mentions,
         "PRECISION": "tf32x3" if stored == torch.float32 else "tf32", "UNITS": units,
         "LISTED": rows is not None, "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip

@@ -31,10 +31,7 @@ _NOTHING = tl.constexpr(NOTHING)
 @triton.jit
 def _pack(score, row, FINITE: tl.constexpr):
     """Key of a float32 score and a row number, int64."""
-    if FINITE:
-        sane = (score < float("inf")) & (score > float("-inf"))
-    else:
-        sane = score == score
+    sane = (score < float("inf")) & (score > float("-inf")) if FINITE else score == score
     bits = tl.where(sane, score, 0.0).to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     bits = tl.where(sane, bits, 0x7FC00000)  # a NaN that sorts above infinity
@@ -58,7 +55,8 @@ def _row(keys):
 @triton.jit(do_not_specialize=["entities", "offset", "stride", "row_stride", "key_stride"])
 def top_keys_kernel(
     scores, allowed, rows, counts, keys, entities, offset, stride, row_stride, key_stride,
-    BLOCK: tl.constexpr, K: tl.constexpr, HAS_ALLOWED: tl.constexpr, LISTED: tl.constexpr, FINITE: tl.constexpr,
+    BLOCK: tl.constexpr, K: tl.constexpr, HAS_ALLOWED: tl.constexpr, LISTED: tl.constexpr,
+    FINITE: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of scores, mention): its K best keys, behind the best so far."""
     mention = tl.program_id(1)
@@ -103,7 +101,18 @@ def unpack_keys_kernel(
     tl.store(counts + mention, tl.sum(some.to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["entities", "offset", "stride", "row_stride", "place", "best_stride", "first_stride", "last"])
+@triton.jit(
+    do_not_specialize=[
+        "entities",
+        "offset",
+        "stride",
+        "row_stride",
+        "place",
+        "best_stride",
+        "first_stride",
+        "last",
+    ]
+)
 def survivors_kernel(
     bounds, allowed, best, first, rows, counts,
     entities, offset, stride, row_stride, place, best_stride, first_stride, last, rounding,
@@ -280,7 +289,9 @@ def survivors(
     allowed : (n,) uint8, 0 = not a candidate, or None.
     """
     counts.zero_()
-    runtime, constants = survivor_arguments(bounds, best, k, first, rows, counts, offset=offset, rounding=rounding, allowed=allowed)
+    runtime, constants = survivor_arguments(
+        bounds, best, k, first, rows, counts, offset=offset, rounding=rounding, allowed=allowed
+    )
     grid = (triton.cdiv(bounds.shape[1], constants["BLOCK"]), bounds.shape[0])
     survivors_kernel[grid](**runtime, **constants)
 
@@ -300,7 +311,8 @@ def survivor_arguments(
     """The survivors kernel's run-time arguments and its constants with the launch options."""
     runtime = {
         "bounds": bounds, "allowed": counts if allowed is None else allowed, "best": best, "first": first,
-        "rows": rows, "counts": counts, "entities": bounds.shape[1], "offset": offset, "rounding": rounding, "stride": bounds.stride(0),
+        "rows": rows, "counts": counts,
+        "entities": bounds.shape[1], "offset": offset, "rounding": rounding, "stride": bounds.stride(0),
         "row_stride": rows.stride(0), "place": k - 1, "best_stride": best.stride(0),
         "first_stride": first.stride(0), "last": first.shape[1] - 1,
     }  # fmt: skip

@@ -87,8 +87,9 @@ def pack_text(key: Tensor, value: Tensor, mask: Tensor | None, dtype: torch.dtyp
 
 
 @triton.jit
-def _tile_of_keys(key, first, mentions, START: tl.constexpr, COUNT: tl.constexpr, MENTIONS: tl.constexpr,
-                  COLUMNS: tl.constexpr, WIDTH: tl.constexpr, AT: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
+def _tile_of_keys(key, first, mentions, START: tl.constexpr, COUNT: tl.constexpr,
+                  MENTIONS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+                  AT: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
     """Keys of columns START:START+COUNT of MENTIONS mentions, values AT:AT+SIZE; (SIZE, MENTIONS * COUNT)."""
     j = tl.arange(0, MENTIONS * COUNT)
     mention = first + j // COUNT
@@ -109,7 +110,7 @@ def _tile_of_bias(key_bias, first, mentions, START: tl.constexpr, COUNT: tl.cons
 @triton.jit
 def _context(mean, value, mention, START: tl.constexpr, COUNT: tl.constexpr, COLUMNS: tl.constexpr,
              WIDTH: tl.constexpr, AT: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """mean (ENTITIES, COUNT) times the values of one mention's columns, (ENTITIES, SIZE)."""
+    """Mean (ENTITIES, COUNT) times the values of one mention's columns, (ENTITIES, SIZE)."""
     k = tl.arange(0, SIZE)
     if COUNT >= 16:
         c = tl.arange(0, COUNT)
@@ -141,7 +142,8 @@ def tglu_attention_kernel(
     C0: tl.constexpr, C1: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr,
     ENTITIES: tl.constexpr, ROWS: tl.constexpr, MENTIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KEY_BIAS: tl.constexpr,
-    HAS_BASE: tl.constexpr, LISTED: tl.constexpr, PRECISION: tl.constexpr, CONTEXT: tl.constexpr, FRESH_KEYS: tl.constexpr,
+    HAS_BASE: tl.constexpr, LISTED: tl.constexpr, PRECISION: tl.constexpr, CONTEXT: tl.constexpr,
+    FRESH_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Program (mention block, entity block); mentions vary fastest, so that queries stay in the L2 cache.
 
@@ -195,7 +197,9 @@ def tglu_attention_kernel(
             if C1 > 0:
                 key10 = _tile_of_keys(fresh, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, 0, W0)
                 if W1 > 0:
-                    key11 = _tile_of_keys(fresh, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1)
+                    key11 = _tile_of_keys(
+                        fresh, first_mention, mentions, C0, C1, MENTIONS, COLUMNS, WIDTH, W0, W1
+                    )
         at = query + token[:, None] * D
         q0 = tl.load(at + k0[None, :], mask=inside[:, None] & (k0[None, :] < D), other=0).to(work)
         s0 = tl.dot(q0, key00, input_precision=PRECISION)  # (ROWS, MENTIONS * C0)
@@ -337,7 +341,8 @@ def arguments(
     c0, c1 = cover(mentions.tokens)
     w0, w1 = cover(width, 16)
     runtime = {
-        "query": query, "scale": bias if scale is None else scale, "weight": bias if weight is None else weight,
+        "query": query, "scale": bias if scale is None else scale,
+        "weight": bias if weight is None else weight,
         "cls": cls, "bias": bias, "key": mentions.key, "value": mentions.value,
         "key_bias": mentions.key_bias, "rows": bias if rows is None else rows,
         "counts": bias if counts is None else counts, "base": out if base is None else base, "out": out,

@@ -16,6 +16,20 @@ PACKAGE = ROOT / "mimic_engine"
 # Folders and modules of the torch layer; all else is the runtime.
 TRAINING = ("mimic_engine.model", "mimic_engine.train", "mimic_engine.export")
 TORCH_SESSIONS = ("mimic_engine.encoding.torch", "mimic_engine.scoring.torch")  # evaluation while training
+# The scan on a GPU: torch for memory and streams, Triton for kernels; opened by name, never imported otherwise.
+GPU_KERNELS = (
+    "tglu_attention",
+    "gated_units",
+    "coded_tglu",
+    "cone_bound_gpu",
+    "stream_topk",
+    "tuning",
+    "compile_report",
+)
+GPU = (
+    *(f"mimic_engine.scoring.{name}" for name in ("cuda", "cuda_memory", "cuda_passes")),
+    *(f"mimic_engine.kernels.{name}" for name in GPU_KERNELS),
+)
 # These import the torch layer inside functions, when it is asked for.
 TRAINING_COMMANDS = (
     *("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo"),
@@ -102,7 +116,7 @@ def runtime_modules() -> list[str]:
     return [
         name
         for name in sorted(sources())
-        if not inside(name, (*TRAINING, *TORCH_SESSIONS)) and not name.endswith("__main__")
+        if not inside(name, (*TRAINING, *TORCH_SESSIONS, *GPU)) and not name.endswith("__main__")
     ]
 
 
@@ -135,6 +149,17 @@ def test_every_runtime_module_is_imported_without_the_training_packages():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", GPU)
+def test_the_gpu_scan_needs_torch_and_triton_alone(name):
+    """Not the training layer, and nothing else that is heavy."""
+    wrong = {
+        m
+        for m in imports(sources()[name], lazy=True)
+        if inside(m, (*TRAINING, *TORCH_SESSIONS, *(h for h in HEAVY if h not in ("torch", "triton"))))
+    }
+    assert not wrong
+
+
 @pytest.mark.parametrize("layer", FORBIDDEN)
 def test_a_layer_imports_none_above_it(layer):
     checked = 0
@@ -152,7 +177,7 @@ def test_the_runtime_never_imports_the_training_layer(name):
     wrong = {
         m
         for m in imports(sources()[name], lazy=not inside(name, TRAINING_COMMANDS))
-        if inside(m, (*TRAINING, *TORCH_SESSIONS, *HEAVY)) and not inside(m, SHARED)
+        if inside(m, (*TRAINING, *TORCH_SESSIONS, *GPU, *HEAVY)) and not inside(m, SHARED)
     }
     assert not wrong
 

@@ -214,13 +214,13 @@ class CudaScan:
     def _fetch(
         self, prepared: DeviceMentions, found: Found, k: int, mode: Mode
     ) -> tuple[TopK, list[int], list[int]]:
-        """The answers; the mentions with too many survivors, and those whose list is too short for their ties."""
+        """The answers; the mentions with too many survivors, and those with too many ties for the list."""
         parts, g2l = self.passes.units(prepared, found.rows, found.counts)
         counts = found.counts.cpu().numpy()  # the first wait
         rows = found.rows.cpu().numpy().astype(np.int64)  # (B, K)
         first = found.scores.cpu().numpy()  # (B, K)
         units = self._units(parts.cpu().numpy(), g2l.cpu().numpy())  # (B, K) each
-        totals = np.mean(list(units.values()), axis=0, dtype=np.float32)  # (B, K)
+        totals = _mean(units)  # (B, K)
         overflow = found.overflow.cpu().numpy()
         chosen, overflowed, cut = [], [], []
         for b in range(len(rows)):
@@ -276,7 +276,7 @@ class CudaScan:
         counts = torch.tensor([len(rows)], dtype=torch.int32, device=self.index.device)
         parts, g2l = self.passes.units(prepared, listed, counts)
         units = self._units(parts.cpu().numpy(), g2l.cpu().numpy())
-        totals = np.mean(list(units.values()), axis=0, dtype=np.float32)  # (1, n)
+        totals = _mean(units)  # (1, n)
         final = order(totals[0], rows, self._tie_key)[:k]
         picked = {name: score[:, final] for name, score in units.items()}
         return TopK(rows[None, final], totals[:, final], picked, ("exact",), np.array([scored]))
@@ -288,7 +288,9 @@ class CudaScan:
 
     def _all_rows(self, mentions: MentionArrays, mode: Mode) -> Array:
         out = np.empty((mentions.rows, len(self)), np.float32)  # (B, N)
-        run = {"exact": self.passes.totals, "certified": self.passes.bounds, "coded": self.passes.estimates}[mode]
+        run = {"exact": self.passes.totals, "certified": self.passes.bounds, "coded": self.passes.estimates}[
+            mode
+        ]
         start = 0
         for part in _passes(mentions):
             prepared = self.prepare(part, mode)
@@ -334,15 +336,20 @@ def _passes(mentions: MentionArrays) -> Iterator[MentionArrays]:
         yield MentionArrays(**{name: a[start:stop] for name, a in mentions.items()})
 
 
+def _mean(units: dict[str, Array]) -> Array:
+    """Total scores of unit scores of one shape."""
+    return np.asarray(np.mean(np.stack(list(units.values())), axis=0, dtype=np.float32))
+
+
 def _replaced(result: TopK, places: Sequence[int], part: TopK) -> TopK:
     """``result`` with the mentions at ``places`` answered by ``part``."""
     modes = list(result.modes)
     for place, mode in zip(places, part.modes, strict=True):
         modes[place] = mode
-    arrays = [(result.rows, part.rows), (result.scores, part.scores), (result.scored, part.scored)]
-    arrays += [(result.units[name], part.units[name]) for name in result.units]
-    for whole, some in arrays:
-        whole[list(places)] = some
+    where = list(places)
+    result.rows[where], result.scores[where], result.scored[where] = part.rows, part.scores, part.scored
+    for name, score in result.units.items():
+        score[where] = part.units[name]
     return TopK(result.rows, result.scores, result.units, tuple(modes), result.scored)
 
 

@@ -122,14 +122,17 @@ class DeviceIndex:
         source = self.arrays[QUERY]
         row_bytes = source[0].numel() * source.element_size()
         rows = min(rows, self.rows, max(1, STREAM_BYTES // row_bytes))
-        buffers = [torch.empty((rows, *source.shape[1:]), dtype=source.dtype, device=self.device) for _ in range(2)]
+        buffers = [
+            torch.empty((rows, *source.shape[1:]), dtype=source.dtype, device=self.device) for _ in range(2)
+        ]
         starts = list(range(0, self.rows, rows))
         ready = [self._copy(source, buffers[i], starts[i], rows, None) for i in range(min(2, len(starts)))]
         for turn, start in enumerate(starts):
             stop = min(start + rows, self.rows)
             buffer = buffers[turn % 2]
-            if ready[turn % 2] is not None:
-                torch.cuda.current_stream(self.device).wait_event(ready[turn % 2])
+            copied = ready[turn % 2]
+            if copied is not None:
+                torch.cuda.current_stream(self.device).wait_event(copied)
             yield self._view(start, stop, buffer[: stop - start])
             if turn + 2 < len(starts):
                 done = self._mark()
@@ -219,8 +222,8 @@ def _too_small(sizes: Mapping[str, int], extra: int, room: int, rows: int) -> En
         else f"{fits:,} entities would fit with the token queries in host memory"
     )
     return EngineError(
-        f"device memory: {rows:,} entities need {_gib(query)} for token queries and {_gib(rest)} for all else, "
-        f"{_gib(room)} are free; {advice}"
+        f"device memory: {rows:,} entities need {_gib(query)} for token queries and {_gib(rest)} "
+        f"for all else, {_gib(room)} are free; {advice}"
     )
 
 

@@ -80,7 +80,9 @@ class DevicePasses:
         self.chunk_rows = min(chunk_rows, index.rows)
         self._eps = constants.layer_norm_eps
         self._factor = 0.5 / len(constants.units)
-        vectors = [t for name, t in index.arrays.items() if name in ("text_cls", "cmfu", "concat", "vdlu_query")]
+        vectors = [
+            t for name, t in index.arrays.items() if name in ("text_cls", "cmfu", "concat", "vdlu_query")
+        ]
         self._stored = vectors[0].dtype
         self._room_for_survivors = max(LEAST_SURVIVORS, self.chunk_rows // SURVIVOR_SHARE)
         self._scores = self._new((batch, self.chunk_rows), torch.float32)  # (B, n)
@@ -142,13 +144,14 @@ class DevicePasses:
         if mentions.text is not None:
             assert mentions.table is not None and chunk.codes is not None
             coded_tglu(
-                mentions.text, mentions.table, chunk.codes, chunk.arrays["tglu_cls"], chunk.arrays["tglu_bias"],
-                out, weight=chunk.weight, base=out, eps=self._eps, factor=self._factor, tile=self.tiles.coded,
+                mentions.text, mentions.table, chunk.codes, chunk.arrays["tglu_cls"],
+                chunk.arrays["tglu_bias"], out, weight=chunk.weight, base=out, eps=self._eps,
+                factor=self._factor, tile=self.tiles.coded,
             )  # fmt: skip
         return out
 
     def listed(self, mentions: DeviceMentions, rows: Tensor, counts: Tensor, out: Tensor) -> None:
-        """Exact totals of the listed rows (B, n) of each mention; what is beyond the counts stays as it is."""
+        """Exact totals of the listed rows (B, n) of each mention; beyond the counts nothing is written."""
         arrays = self.index.arrays
         gated_units(mentions.globals, global_entities(arrays), self.constants, out, rows=rows, counts=counts)
         if mentions.text is not None:
@@ -159,7 +162,13 @@ class DevicePasses:
         arrays = self.index.arrays
         parts = torch.zeros((3, *rows.shape), device=rows.device)
         gated_units(
-            mentions.globals, global_entities(arrays), self.constants, parts, rows=rows, counts=counts, units=True
+            mentions.globals,
+            global_entities(arrays),
+            self.constants,
+            parts,
+            rows=rows,
+            counts=counts,
+            units=True,
         )
         g2l = torch.zeros(rows.shape, device=rows.device)
         if mentions.text is not None:
@@ -229,7 +238,14 @@ class DevicePasses:
         return out
 
     def _listed_attention(
-        self, text: TextMentions, rows: Tensor, counts: Tensor, out: Tensor, *, base: Tensor | None, factor: float
+        self,
+        text: TextMentions,
+        rows: Tensor,
+        counts: Tensor,
+        out: Tensor,
+        *,
+        base: Tensor | None,
+        factor: float,
     ) -> None:
         arrays = self.index.arrays
         tglu_attention(
@@ -247,9 +263,7 @@ class DevicePasses:
         self, best: Tensor, scores: Tensor, chunk: Chunk, allowed: Tensor | None, *, finite: bool
     ) -> None:
         room = self._keys(best, chunk.rows)
-        top_keys(
-            scores, best, room, offset=chunk.start, allowed=_part(allowed, chunk), finite=finite
-        )
+        top_keys(scores, best, room, offset=chunk.start, allowed=_part(allowed, chunk), finite=finite)
 
     def _keys(self, best: Tensor, entities: int) -> Tensor:
         """Room for the keys of ``entities`` scores a mention; grows once and stays."""
@@ -291,5 +305,3 @@ class DevicePasses:
 
 def _part(allowed: Tensor | None, chunk: Chunk) -> Tensor | None:
     return None if allowed is None else allowed[chunk.start : chunk.stop]
-
-

@@ -48,7 +48,12 @@ def test_no_recorded_configuration_spills():
         assert row["shared_bytes"] <= SHARED_LIMIT[row["sm"]], where
 
 
-SAMPLE = ("tglu_attention float16 b=1", "gated_units float16 b=64", "cone_bound float16", "coded_tglu float16 uint16")
+SAMPLE = (
+    "tglu_attention float16 b=1",
+    "gated_units float16 b=64",
+    "cone_bound float16",
+    "coded_tglu float16 uint16",
+)
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -56,7 +61,9 @@ def test_compiled_here_it_spills_nothing_and_matches_the_record(name):
     [variant] = [v for v in VARIANTS if v.name == name]
     usage = compile_variant(variant, 90)
     assert usage.spills == usage.stack_bytes == 0
-    [row] = [r for r in recorded()["rows"] if (r["kernel"], r["case"], r["sm"]) == (usage.kernel, usage.case, 90)]
+    [row] = [
+        r for r in recorded()["rows"] if (r["kernel"], r["case"], r["sm"]) == (usage.kernel, usage.case, 90)
+    ]
     assert usage.instructions.get("HGMMA", 0) > 0 or usage.instructions.get("HMMA", 0) > 0
     assert usage.registers == pytest.approx(row["registers"], abs=24)  # assemblers differ a little
 

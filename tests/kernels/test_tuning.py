@@ -7,7 +7,9 @@ import pytest
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.kernels.tiles import Tile, check_shape, cover, power_of_two
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 
 @pytest.mark.parametrize("length", range(1, 257))
@@ -57,7 +59,9 @@ def test_the_fastest_candidate_is_kept_on_disk(tmp_path):
 
 
 @needs_triton
-@pytest.mark.parametrize("content", ["[]", "{", '{"a": {"attention_many": {"rows": 1, "colour": 2}}}', '{"a": 3}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"a": {"attention_many": {"rows": 1, "colour": 2}}}', '{"a": 3}']
+)
 def test_a_foreign_file_is_refused(tmp_path, content):
     from mimic_engine.kernels.tuning import tuned
 

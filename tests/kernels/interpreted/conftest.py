@@ -5,7 +5,6 @@
 
 import os
 
-import numpy as np
 import pytest
 import torch
 
@@ -35,13 +34,9 @@ def make_folded(make_matcher, make_features):
 
 @pytest.fixture
 def sorted_topk(monkeypatch):
-    """``tl.topk`` by NumPy: the interpreter runs the library's own a thousand times slower."""
+    """``tl.topk`` by NumPy."""
     import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
 
-    def topk(x, k, dim=None):
-        count = getattr(k, "value", k)
-        best = np.sort(x.handle.data, axis=-1)[..., ::-1][..., :count].copy()
-        return tl.core.tensor(TensorHandle(best, x.dtype.scalar), tl.block_type(x.dtype.scalar, list(best.shape)))
+    from benchmarks.interpreted import numpy_topk
 
-    monkeypatch.setattr(tl, "topk", topk)
+    monkeypatch.setattr(tl, "topk", numpy_topk)

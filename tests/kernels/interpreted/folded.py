@@ -43,5 +43,3 @@ def wide(arrays):
 
 def tensors(arrays):
     return {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
-
-

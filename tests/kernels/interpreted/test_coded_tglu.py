@@ -62,7 +62,9 @@ def test_every_tile_gives_the_same(make_folded, tile):
     folded = make_folded(2, 67, MASKED, tokens=5)
     centroids, codes = clustering(folded, 20)
     plain = run(folded, folded.entities, centroids, codes)
-    np.testing.assert_allclose(run(folded, folded.entities, centroids, codes, tile=tile), plain, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        run(folded, folded.entities, centroids, codes, tile=tile), plain, rtol=0, atol=1e-5
+    )
 
 
 def test_adds_to_a_base(make_folded):

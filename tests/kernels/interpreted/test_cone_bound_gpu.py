@@ -51,7 +51,12 @@ def random(seed, mentions, entities, tokens, width, common, *, masked=False, dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("mentions", "entities", "tokens", "width", "common", "masked"),
-    [(1, 1, 1, 8, 0.0, False), (2, 65, 40, 96, 1.0, False), (3, 37, 13, 64, 2.0, True), (2, 9, 77, 100, 0.3, True)],
+    [
+        (1, 1, 1, 8, 0.0, False),
+        (2, 65, 40, 96, 1.0, False),
+        (3, 37, 13, 64, 2.0, True),
+        (2, 9, 77, 100, 0.3, True),
+    ],
 )
 def test_is_above_the_tightest_and_not_far(dtype, mentions, entities, tokens, width, common, masked):
     value, mask, cls, bias = random(0, mentions, entities, tokens, width, common, masked=masked, dtype=dtype)
@@ -76,7 +81,12 @@ def test_more_steps_are_tighter():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     seed=st.integers(0, 2**20),
     tokens=st.integers(1, 9),
@@ -99,7 +109,9 @@ def test_no_score_exceeds_it(seed, tokens, width, common, scale, twins, half):
     query = (torch.randn(7, 3, width, generator=g) * 3).to(dtype)
     key = torch.randn(2, tokens, width, generator=g) * 3
     out = torch.full((2, 7), torch.nan)
-    tglu_attention(pack_text(key, value, None, dtype), query, cls, bias, out, base=torch.ones(2, 7), factor=0.5)
+    tglu_attention(
+        pack_text(key, value, None, dtype), query, cls, bias, out, base=torch.ones(2, 7), factor=0.5
+    )
     above, _ = bound(value, None, cls, bias, base=torch.ones(2, 7), factor=0.5)
     assert (above >= out.numpy()).all()
 

@@ -1,5 +1,6 @@
 """The GPU scan's logic, on the CPU: the same answers as the scan over NumPy kernels."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ def names(rows):
 
 def cut(entities, *sizes):
     edges = np.cumsum([0, *sizes])
-    return tuple(entities.block(a, b) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(entities.block(a, b) for a, b in itertools.pairwise(edges))
 
 
 def book(segments, count=6):
@@ -87,7 +88,9 @@ def test_answers_as_the_numpy_scan(make_folded, mode, config):
 def test_every_storage_type_answers(make_folded, dtype):
     folded = make_folded(2, 60)
     ours, theirs = both(folded, (60,), dtype)
-    np.testing.assert_allclose(ours.totals(folded.mentions), theirs.totals(folded.mentions), rtol=0, atol=2e-2)
+    np.testing.assert_allclose(
+        ours.totals(folded.mentions), theirs.totals(folded.mentions), rtol=0, atol=2e-2
+    )
     exact, certified = (ours.search(folded.mentions, 4, mode=m) for m in ("exact", "certified"))
     same(certified, exact, 1e-6)
 

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from mimic_engine.config import MatcherConfig
-from mimic_engine.kernels.gated_units import CANDIDATES, gated_units, global_entities, pack_globals, split_terms
+from mimic_engine.kernels.gated_units import (
+    CANDIDATES,
+    gated_units,
+    global_entities,
+    pack_globals,
+    split_terms,
+)
 from mimic_engine.kernels.reference import scores_ref
 from tests.kernels.interpreted.folded import SMALL, tensors, wide
 
@@ -73,7 +79,10 @@ def test_units_that_are_off_are_left_out(make_folded, units):
     if "tglu" in parts:
         parts["tglu"] = mention.text_cls @ entity.text_cls.T / 2
     first = next(a for n, a in folded.entities.items() if n in ("text_cls", "vdlu_query", "cmfu"))
-    sides = (pack_globals(tensors(folded.mentions), torch.from_numpy(first).dtype), global_entities(tensors(folded.entities)))
+    sides = (
+        pack_globals(tensors(folded.mentions), torch.from_numpy(first).dtype),
+        global_entities(tensors(folded.entities)),
+    )
     total = torch.full((2, 9), torch.nan)
     gated_units(*sides, folded.constants, total)
     np.testing.assert_allclose(total.numpy(), sum(parts.values()) / len(units), rtol=0, atol=1e-5)
@@ -97,4 +106,6 @@ def test_terms_add_up_to_the_number():
     values = torch.randn(1000) * torch.logspace(-3, 3, 1000)
     for dtype, error in ((torch.float16, 2**-21), (torch.bfloat16, 2**-22), (torch.float32, 0)):
         terms = split_terms(values, dtype)
-        assert ((terms.double().sum(0) - values.double()).abs() <= error * values.abs() + 1e-7 * (error > 0)).all()
+        assert (
+            (terms.double().sum(0) - values.double()).abs() <= error * values.abs() + 1e-7 * (error > 0)
+        ).all()

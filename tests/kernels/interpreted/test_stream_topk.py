@@ -1,5 +1,7 @@
 """Streamed top-k equals a stable sort; survivors are those whose bound reaches the threshold."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def best_of(scores, k, cuts=(), **options):
     best = torch.full((len(scores), side), NOTHING)
     edges = [0, *cuts, scores.shape[1]]
     allowed = options.pop("allowed", None)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         part = None if allowed is None else allowed[start:stop]
         top_keys(scores[:, start:stop], best, room_for(scores, side), offset=start, allowed=part, **options)
     return best
