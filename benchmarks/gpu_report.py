@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -217,9 +218,9 @@ def tune(report: Report, scan: CudaScan, world: World) -> None:
 
         return run
 
-    cache = options.tiles or Path(".tiles.json")
+    assert options.tiles is not None
     key = f"{report.name} torch {torch.__version__} tokens {TOKENS} width {WIDTH}"
-    report.tiles = tuned(cache, key, {name: measure(name, mode) for name, mode in prepared}, say)
+    report.tiles = tuned(options.tiles, key, {name: measure(name, mode) for name, mode in prepared}, say)
     scan.passes.tiles = report.tiles
 
 
@@ -465,7 +466,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result file to write")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on the CPU, in the interpreter")
-    parser.add_argument("--tiles", type=Path, help="file that keeps tuned tiles")
+    tiles = Path(tempfile.gettempdir()) / "mimic_engine_tiles.json"
+    parser.add_argument("--tiles", type=Path, default=tiles, help="file that keeps tuned tiles (%(default)s)")
     parser.add_argument(
         "--budget", type=float, default=540.0, metavar="SECONDS", help="begin no part after this"
     )
