@@ -45,7 +45,7 @@ from mimic_engine.types import EntityArrays, MentionArrays, Mode
 
 TOP_K = 10
 TOKENS, WIDTH = 40, 96
-# Expected before the first run; see kernels/NOTES-gpu.md.
+# Expected before the first run; see kernels/NOTES.md.
 EXPECTED = {"exact_over_roofline_max": 2.0, "shortcut_over_exact_at_1e6_min": 5.0}
 TOLERANCE = 2e-2  # two half-precision totals of up to 40 may be told the wrong way round within this
 
