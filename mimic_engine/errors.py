@@ -65,6 +65,14 @@ class BackendError(MimicError):
     """A backend that was asked for does not work here: no device, driver too old, provider missing."""
 
 
+class UnauthorisedError(MimicError):
+    """A request carries no key, or one that the service does not know (HTTP 401)."""
+
+
+class ForbiddenError(MimicError):
+    """A request's key does not allow what it asks for (HTTP 403)."""
+
+
 class QueueFullError(MimicError):
     """The batcher's queue is full; try again after ``retry_after_s`` (HTTP 429)."""
 

@@ -13,8 +13,11 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from mimic_engine.errors import InvalidInputError, MimicError
+from mimic_engine.server.logs import configure
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 logger = logging.getLogger("mimic_engine.serve")
 
@@ -26,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_sources(settings)
     except (ValidationError, SettingsError, InvalidInputError) as error:
         return _fail(_explain(error), 2)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings)
     try:
         return _serve(settings)
     except MimicError as error:
@@ -52,9 +53,13 @@ def _serve(settings: Settings) -> int:
     from mimic_engine.engine import Linker
     from mimic_engine.images import ImageLimits
     from mimic_engine.server.app import create_app
+    from mimic_engine.server.auth import Keys
     from mimic_engine.server.lifecycle import DrainingServer, bind
 
+    keys = Keys.read(settings)
     with bind(settings.host, settings.port) as taken:
+        if not keys.ordinary and settings.host not in LOOPBACK:
+            logger.warning("host=%s: open to everybody who can reach it; see api_keys_file", settings.host)
         model, index, examples = _sources(settings)
         linker = Linker.open(
             model,

@@ -22,6 +22,7 @@ from mimic_engine.errors import (
     UnknownEntityError,
 )
 from mimic_engine.server import docs, errors, page, pictures, schemas
+from mimic_engine.server.auth import AuthMiddleware, Keys
 from mimic_engine.server.errors import describe, error_response, json_response
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import Trace, TraceMiddleware
@@ -42,6 +43,7 @@ def create_app(
     ``app.state.service``; the application's shutdown closes it.
     """
     settings = settings or Settings()
+    keys = Keys.read(settings)
     metrics = Metrics()
     service = LinkService(linker, settings, metrics.on_batch)
     _watch(metrics, service)
@@ -60,7 +62,14 @@ def create_app(
     )
     app.state.service, app.state.metrics = service, metrics
     errors.install(app)
-    app.add_middleware(TraceMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(AuthMiddleware, keys=keys)
+    app.add_middleware(
+        TraceMiddleware,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        access_log=settings.access_log,
+        leaving=lambda: service.leaving,
+    )
     _add_link_routes(app, service, metrics)
     _add_read_routes(app, service)
     _add_probe_routes(app, service, metrics)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from mimic_engine.errors import (
     DeadlineError,
+    ForbiddenError,
     ImageError,
     ImageTypeError,
     InvalidInputError,
@@ -23,6 +24,7 @@ from mimic_engine.errors import (
     NotReadyError,
     QueueFullError,
     TooLargeError,
+    UnauthorisedError,
     UnknownEntityError,
 )
 
@@ -37,6 +39,8 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (ImageTypeError, 415, "image_type"),
     (ImageError, 422, "invalid_image"),
     (InvalidInputError, 422, "invalid_input"),
+    (UnauthorisedError, 401, "unauthorised"),
+    (ForbiddenError, 403, "forbidden"),
     (QueueFullError, 429, "queue_full"),
     (DeadlineError, 504, "deadline_exceeded"),
     (NotReadyError, 503, "not_ready"),
@@ -91,6 +95,8 @@ def error_response(error: BaseException) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, NotReadyError):
         headers["Retry-After"] = str(NOT_READY_RETRY_S)
+    elif isinstance(error, UnauthorisedError):
+        headers["WWW-Authenticate"] = 'Bearer, Basic realm="mimic_engine"'
     return json_response(body, status, headers)
 
 

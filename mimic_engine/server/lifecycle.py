@@ -67,7 +67,7 @@ class DrainingServer(uvicorn.Server):
                 app,
                 lifespan="on",
                 log_config=None,
-                access_log=settings.access_log,
+                access_log=False,  # ours knows the request id
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
             )
         )

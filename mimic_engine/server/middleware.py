@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,7 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimic_engine.errors import TooLargeError
 from mimic_engine.server.errors import error_response
+from mimic_engine.server.logs import REQUEST_ID
 from mimic_engine.server.metrics import Metrics
+
+access = logging.getLogger("mimic_engine.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 _DISCARD_FACTOR = 4  # a body over its limit is read and dropped up to so many limits
@@ -34,10 +39,23 @@ class Trace:
 
 
 class TraceMiddleware:
-    """Wraps the whole application; handlers find the :class:`Trace` as ``request.state.trace``."""
+    """Wraps the whole application; handlers find the :class:`Trace` as ``request.state.trace``.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+    While ``leaving()`` is true every answer closes its connection, so that clients which keep theirs open
+    go elsewhere before the sockets close.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        max_body_bytes: int,
+        access_log: bool = False,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+        self.access_log, self.leaving = access_log, leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -47,6 +65,7 @@ class TraceMiddleware:
         headers = Headers(scope=scope)
         trace = Trace(_request_id(headers.get("x-request-id")))
         scope.setdefault("state", {})["trace"] = trace
+        named = REQUEST_ID.set(trace.request_id)
         limited = _LimitedReceive(receive, self.max_body_bytes)
         status = 0
 
@@ -59,8 +78,9 @@ class TraceMiddleware:
                 out = MutableHeaders(scope=message)
                 out["X-Request-Id"] = trace.request_id
                 out["Server-Timing"] = trace.server_timing()
-                if limited.more and ("content-length" in headers or "transfer-encoding" in headers):
-                    out["Connection"] = "close"  # what is left of the body is not read
+                unread = limited.more and ("content-length" in headers or "transfer-encoding" in headers)
+                if unread or self.leaving():
+                    out["Connection"] = "close"
             await send(message)
 
         try:
@@ -74,11 +94,21 @@ class TraceMiddleware:
             await error_response(error)(scope, receive, send_traced)
         finally:
             self._record(scope, trace, status)
+            REQUEST_ID.reset(named)
 
     def _record(self, scope: Scope, trace: Trace, status: int) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
+        seconds = time.monotonic() - trace.started
         self.metrics.requests.labels(route, str(status or "gone")).inc()
-        self.metrics.request_s.labels(route).observe(time.monotonic() - trace.started)
+        self.metrics.request_s.labels(route).observe(seconds)
+        if self.access_log:
+            extra = {
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1e3, 3),
+            }
+            access.info("%s %s %d %.1f ms", scope["method"], route, status, seconds * 1e3, extra=extra)
 
 
 class _LimitedReceive:

@@ -89,7 +89,7 @@ class LinkService:
         self, linker: LinkerLike, settings: Settings, on_batch: Callable[[Any], None] = lambda _: None
     ) -> None:
         self.linker, self.settings = linker, settings
-        self._leaving = False
+        self.leaving = False
         self._pool = ThreadPoolExecutor(settings.prepare_threads, "mimic-prepare")
         self.batcher: Batcher[LinkItem, LinkResult] = Batcher(
             self._run,
@@ -220,7 +220,7 @@ class LinkService:
     @property
     def unready_reason(self) -> str | None:
         """None when requests should come here, else why not."""
-        if self._leaving:
+        if self.leaving:
             return State.DRAINING.value
         if not self.batcher.alive:
             return State.FAILED.value
@@ -231,7 +231,7 @@ class LinkService:
 
     def announce_leaving(self) -> None:
         """Fail readiness, and go on accepting."""
-        self._leaving = True
+        self.leaving = True
 
     async def drain(self) -> bool:
         """Accept no more and wait for the answers under way; False if ``drain_timeout_s`` was too short."""
@@ -240,7 +240,7 @@ class LinkService:
 
     def close(self) -> None:
         """End the threads; what still waits is refused."""
-        self._leaving = True
+        self.leaving = True
         self.batcher.close(self.settings.drain_timeout_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
 

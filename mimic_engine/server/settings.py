@@ -1,16 +1,49 @@
-"""Options of the service, declared once: each field is a flag and a ``MIMIC_*`` variable.
+"""Options of the service, declared once: each field is a flag, a ``MIMIC_*`` variable and a TOML key.
 
-Flags win over variables. Relations between limits are checked when the settings are made.
+Flags win over variables, variables over the file that ``--config`` names. Relations between limits are
+checked when the settings are made. Keys are named by file, so that no secret is ever among the settings.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from mimic_engine.batching import BatchLimits
+
+
+class ConfigFile(PydanticBaseSettingsSource):
+    """The TOML file that a flag or variable named; its keys are those of :class:`Settings`, and no others."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not asked for: :meth:`__call__` gives all fields at once."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the file; SettingsError names the file and what is wrong with it."""
+        named = self.current_state.get("config")
+        if named is None:
+            return {}
+        try:
+            values = tomllib.loads(Path(named).read_text("utf-8"))
+        except OSError as error:
+            raise SettingsError(f"config: {named} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise SettingsError(f"config: {named} is not TOML: {error}") from error
+        unknown = sorted(set(values) - set(self.settings_cls.model_fields) | {"config"} & set(values))
+        if unknown:
+            raise SettingsError(f"config: {named} has unknown keys {', '.join(unknown)}")
+        return values
 
 
 class Settings(BaseSettings):
@@ -27,6 +60,7 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
+    config: str | None = Field(default=None, description="TOML file with any of the other settings")
     model: str | None = Field(default=None, description="Folder of the exported model")
     index: str | None = Field(default=None, description="Folder of the index")
     demo: bool = Field(
@@ -57,7 +91,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged"
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="How a line of the log looks")
     access_log: bool = Field(default=False, description="Log a line for every request")
+    api_keys_file: str | None = Field(
+        default=None, description="File with one key a line; every route but the probes then asks for one"
+    )
+    admin_key_file: str | None = Field(
+        default=None, description="File with the key of /admin routes and entity changes; off without it"
+    )
 
     max_batch_size: int = Field(default=32, ge=1, description="Mentions in one batch on the device")
     max_batch_cost: int = Field(
@@ -94,6 +135,19 @@ class Settings(BaseSettings):
         gt=0,
         description="Readiness fails when the device is stuck in one batch for so long, seconds",
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources, first wins; the command line stands before them."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, ConfigFile(settings_cls)
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:

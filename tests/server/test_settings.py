@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
-from pydantic_settings import CliApp
+from pydantic_settings import CliApp, SettingsError
 
 from mimic_engine.server.settings import Settings
+from mimic_engine.server.settings_page import render
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_flag_wins_over_variable_wins_over_default(monkeypatch):
@@ -56,3 +61,50 @@ def test_batcher_gets_every_knob():
         "queue_timeout_ms",
     ):
         assert getattr(limits, name) == getattr(settings, name)
+
+
+def test_variable_wins_over_file_wins_over_default(monkeypatch, tmp_path):
+    file = tmp_path / "mimic.toml"
+    file.write_text('max_batch_size = 5\nport = 99\nhost = "::1"\naccess_log = true\n')
+    monkeypatch.setenv("MIMIC_PORT", "7")
+    settings = CliApp.run(Settings, cli_args=["--config", str(file), "--host", "0.0.0.0"])
+    assert (settings.max_batch_size, settings.port, settings.host) == (5, 7, "0.0.0.0")
+    assert settings.access_log
+    monkeypatch.setenv("MIMIC_CONFIG", str(file))
+    assert Settings().max_batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("max_batch = 3", SettingsError, "unknown keys max_batch"),
+        ('config = "other.toml"', SettingsError, "unknown keys config"),
+        ("port = ", SettingsError, "is not TOML"),
+        ("port = -1", ValidationError, "greater than or equal to 0"),
+        ("max_queue_size = 3", ValidationError, "max_queue_size=3 is below max_batch_size=32"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, error, message):
+    file = tmp_path / "mimic.toml"
+    file.write_text(text)
+    with pytest.raises(error, match=message):
+        Settings(config=str(file))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"config: \S+nowhere.toml cannot be read: No such file"):
+        Settings(config=str(tmp_path / "nowhere.toml"))
+
+
+def test_the_page_of_settings_is_current():
+    assert PAGE.read_text("utf-8") == render(), (
+        "run: python -m mimic_engine.server.settings_page > docs/settings.md"
+    )
+
+
+def test_the_page_of_settings_has_every_name_and_range():
+    page = render()
+    for name in Settings.model_fields:
+        assert f"| `--{name.replace('_', '-')}` | `MIMIC_{name.upper()}` | " in page
+    assert "| whole number, at least 0, at most 65535 | `8080` |" in page
+    assert "| `debug`, `info`, `warning`, `error` | `info` |" in page
