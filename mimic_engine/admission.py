@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -94,6 +95,7 @@ class Group(Generic[I, R]):
 
     notify: Callable[[], None]
     deadline: float | None
+    patient: bool = False  # queue_timeout_ms does not hold: the caller has all day
     tickets: list[Ticket[I, R]] = field(default_factory=list)
     start_by: float = 0.0
     unsettled: int = 0
@@ -101,14 +103,15 @@ class Group(Generic[I, R]):
     def fill(self, items: Sequence[I], costs: Sequence[int], queue_timeout_ms: float) -> None:
         """Make the tickets, just before they are queued."""
         now = time.monotonic()
-        start_by = now + queue_timeout_ms / 1e3
+        start_by = math.inf if self.patient else now + queue_timeout_ms / 1e3
         self.start_by = start_by if self.deadline is None else min(start_by, self.deadline)
         self.tickets = [Ticket(i, c, now, self.start_by, self) for i, c in zip(items, costs, strict=True)]
         self.unsettled = len(self.tickets)
 
     def moments(self) -> list[tuple[float, bool]]:
         """When the clock decides: (moment, whether items on the device are given up too)."""
-        return [(self.start_by, False)] + ([] if self.deadline is None else [(self.deadline, True)])
+        moments = [(self.start_by, False)] + ([] if self.deadline is None else [(self.deadline, True)])
+        return [(moment, running) for moment, running in moments if moment < math.inf]
 
     def late(self) -> DeadlineError:
         """Say why an item was not answered."""
@@ -122,15 +125,22 @@ class Group(Generic[I, R]):
 
 
 class Places(Generic[I, R]):
-    """Places in a batcher's queue. Submit into them once; leaving the ``with`` gives the rest back."""
+    """Places in a batcher's queue. Submit into them once; leaving the ``with`` gives the rest back.
 
-    def __init__(self, batcher: Batcher[I, R], count: int) -> None:
-        self._batcher, self._left = batcher, count
+    Items in ``patient`` places may wait longer than ``queue_timeout_ms``.
+    """
+
+    def __init__(self, batcher: Batcher[I, R], count: int, *, patient: bool = False) -> None:
+        self._batcher, self._left, self._patient = batcher, count, patient
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give back the places that nothing was submitted into; harmless when done twice."""
         self._batcher.release(self._left)
         self._left = 0
 
@@ -148,7 +158,7 @@ class Places(Generic[I, R]):
             if not answered.done():
                 answered.set_result(None)
 
-        group: Group[I, R] = Group(lambda: _call_soon(loop, wake), deadline)
+        group: Group[I, R] = Group(lambda: call_soon(loop, wake), deadline, self._patient)
         if not self._enqueue(group, items):
             return []
         timers = [
@@ -168,7 +178,7 @@ class Places(Generic[I, R]):
     def submit_blocking(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
         """Do what :meth:`submit` does, for a caller without an event loop."""
         answered = threading.Event()
-        group: Group[I, R] = Group(answered.set, deadline)
+        group: Group[I, R] = Group(answered.set, deadline, self._patient)
         if not self._enqueue(group, items):
             return []
         for moment, also_running in group.moments():
@@ -192,7 +202,8 @@ class Places(Generic[I, R]):
         self._batcher.give_up(group, error, also_running=also_running)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+def call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+    """Wake somebody who waits in an event loop, from any thread; nobody, if the loop was closed."""
     try:
         loop.call_soon_threadsafe(wake)
     except RuntimeError:  # the caller's event loop has been closed: nobody is left to tell

@@ -11,15 +11,17 @@ one :class:`Outcome`: a value, or the error that befell it.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
-from mimic_engine.admission import BatchLimits, BatchReport, Group, Outcome, Places, Ticket
+from mimic_engine.admission import BatchLimits, BatchReport, Group, Outcome, Places, Ticket, call_soon
 from mimic_engine.errors import (
     EngineError,
     MimicError,
@@ -83,6 +85,7 @@ class Batcher(Generic[I, R]):
         self._state = State.STARTING
         self._queue: OrderedDict[Ticket[I, R], None] = OrderedDict()  # O(1) removal of who gave up
         self._held = 0  # places reserved by callers that still prepare their items
+        self._hopeful: list[Callable[[], None]] = []  # told once when places become free
         self._running: list[Ticket[I, R]] = []
         self._busy_since: float | None = None
         self._item_s: float | None = None  # recent service time of one item, smoothed
@@ -132,6 +135,11 @@ class Batcher(Generic[I, R]):
         QueueFullError
             If the places are not free now.
         """
+        self._take_places(count)
+        return Places(self, count)
+
+    def _take_places(self, count: int, or_tell: Callable[[], None] | None = None) -> None:
+        """Take places or raise; with the queue full, ``or_tell`` is called once when some become free."""
         limit = self.limits.max_queue_size
         if count > limit:
             raise TooLargeError(f"items: at most {limit} (max_queue_size) in one call, got {count}")
@@ -139,11 +147,26 @@ class Batcher(Generic[I, R]):
             if self._state is not State.READY:
                 raise NotReadyError(f"not accepting work: {self._state.value}")
             if self.waiting + count > limit:
+                if or_tell is not None:
+                    self._hopeful.append(or_tell)
                 retry_s = self.waiting * self._item_s if self._item_s is not None else 1.0
                 message = f"queue is full: {self.waiting} of {limit} places taken, {count} asked for"
                 raise QueueFullError(message, retry_after_s=retry_s)
             self._held += count
-        return Places(self, count)
+
+    async def reserve_when_free(self, count: int) -> Places[I, R]:
+        """Take ``count`` places as :meth:`reserve` does, but wait for them while the queue is full.
+
+        The items may then wait in the queue as long as their deadline allows.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            free = asyncio.Event()
+            try:
+                self._take_places(count, or_tell=partial(call_soon, loop, free.set))
+                return Places(self, count, patient=True)
+            except QueueFullError:
+                await free.wait()
 
     async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
         """Reserve and submit in one step, for items that are ready. See :meth:`Places.submit`."""
@@ -159,6 +182,7 @@ class Batcher(Generic[I, R]):
         """Give reserved places back (:class:`Places` does)."""
         with self._mutex:
             self._held -= count
+            self._tell_room()
             self._tell_quiet()
 
     def enqueue(self, group: Group[I, R], items: Sequence[I]) -> None:
@@ -188,6 +212,7 @@ class Batcher(Generic[I, R]):
                 self._quiet.notify_all()
             while batch := self._next_batch():
                 self._process(batch)
+                del batch  # who waits for work holds on to nothing
         except BaseException as error:
             logger.critical("the device thread has died", exc_info=error)
             self._fail(error)
@@ -233,6 +258,7 @@ class Batcher(Generic[I, R]):
             batch.append(ticket)
         self._running = batch
         self._busy_since = now if batch else None
+        self._tell_room()
         self._tell_quiet()
         return batch
 
@@ -284,6 +310,7 @@ class Batcher(Generic[I, R]):
                 if ticket in self._queue or also_running:
                     self._queue.pop(ticket, None)
                     self._settle(ticket, Outcome(None, error, now - ticket.enqueued), done)
+            self._tell_room()
             self._tell_quiet()
         _notify(done)
 
@@ -300,6 +327,7 @@ class Batcher(Generic[I, R]):
         for ticket in tickets:
             self._settle(ticket, Outcome(None, error()), done)
         self._queue.clear()
+        self._tell_room()
         self._quiet.notify_all()
         return done
 
@@ -311,6 +339,12 @@ class Batcher(Generic[I, R]):
     def _tell_quiet(self) -> None:
         if not self._pending():
             self._quiet.notify_all()
+
+    def _tell_room(self) -> None:
+        """Under the mutex, which is harmless: to tell is to leave a note in an event loop."""
+        hopeful, self._hopeful = self._hopeful, []
+        for tell in hopeful:
+            tell()
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Wait until the warm-up has ended; True if the batcher is ready then."""
@@ -324,6 +358,7 @@ class Batcher(Generic[I, R]):
             if self._state in (State.STARTING, State.READY):
                 self._state = State.DRAINING
             self._work.notify()
+            self._tell_room()
             return self._quiet.wait_for(
                 lambda: self._state in (State.FAILED, State.CLOSED) or not self._pending(), timeout_s
             )

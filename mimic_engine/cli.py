@@ -1,4 +1,4 @@
-"""The command line: ``mimic-engine index ACTION`` and ``mimic-engine link``.
+"""The command line: ``mimic-engine index ACTION``, ``link`` and ``calibrate``.
 
 Here are the actions ``build``, ``info`` and ``verify``; those that change an index
 are in :mod:`mimic_engine.cli_index`, what concerns codes in :mod:`mimic_engine.cli_codes`.
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add_recode(actions.add_parser("recode", help="cluster the token queries of an index anew"))
     add_commands(actions)
     _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
+    _add_calibrate(commands.add_parser("calibrate", help="choose below which score a mention is nil"))
     return parser
 
 
@@ -118,7 +119,21 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--rerank", type=int, metavar="R", help="entities that mode coded scores exactly")
     add("--scorer", choices=SCORERS, default="auto", help="what scores (%(default)s)")
     add_backend(parser)
+    add("--types", help="comma-separated entity types to choose among")
+    add("--explain", action="store_true", help="add what each unit gave, and the tokens attended to")
     parser.set_defaults(run=_link)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="exported model folder; the threshold is stored in it")
+    add("--index", type=Path, required=True, help="index folder")
+    add(
+        "--mentions", type=Path, required=True, help=".jsonl or .parquet of mentions with answers, some 'nil'"
+    )
+    add("--precision", type=float, required=True, help="wanted share of right answers, above 0, at most 1")
+    add("--threads", type=int, help="CPU cores to use; all by default")
+    parser.set_defaults(run=_calibrate)
 
 
 def _index_build(args: argparse.Namespace) -> int:
@@ -191,16 +206,32 @@ def _link(args: argparse.Namespace) -> int:
     if args.mention is not None and args.sentence is None:
         raise InvalidInputError("--sentence: missing; it is the text around the mention")
     linker = Linker.open(args.model, args.index, scorer=args.scorer, **backend_options(args))
-    candidates = None if args.candidates is None else [c for c in args.candidates.split(",") if c]
+    candidates, types = (
+        None if given is None else [part for part in given.split(",") if part]
+        for given in (args.candidates, args.types)
+    )
+    options = {"types": types, "mode": args.mode, "rerank": args.rerank, "explain": args.explain}
     counts = ReadCounts()
     mentions = _mentions(args, counts)
     while batch := list(islice(mentions, LINK_BATCH)):
-        results = linker.link(batch, args.top_k, candidates=candidates, mode=args.mode, rerank=args.rerank)
+        results = linker.link(batch, args.top_k, candidates=candidates, **options)
         for mention, result in zip(batch, results, strict=True):
             _print_json(_as_json(mention, result))
     linker.close()
     if counts.missing_images:
         print(f"{counts.missing_images} pictures are named but not there", file=sys.stderr)
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from mimic_engine.calibrate import calibrate
+    from mimic_engine.engine import Linker
+
+    linker = Linker.open(args.model, args.index, threads=args.threads)
+    try:
+        _print_json(asdict(calibrate(linker, args.model, args.mentions, args.precision)), indent=2)
+    finally:
+        linker.close()
     return 0
 
 
@@ -215,7 +246,12 @@ def _mentions(args: argparse.Namespace, counts: ReadCounts) -> Iterator[Mention]
 
 
 def _as_json(mention: Mention, result: LinkResult) -> dict[str, Any]:
-    return {"mention": mention.mention, "sentence": mention.sentence, **asdict(result)}
+    found = asdict(result)
+    for optional in (found, *found["candidates"]):
+        for name in ("tokens", "explanation"):
+            if optional.get(name, ...) is None:
+                del optional[name]
+    return {"mention": mention.mention, "sentence": mention.sentence, **found}
 
 
 def _print_json(data: Any, indent: int | None = None) -> None:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +21,10 @@ from mimic_engine.agreement import promised
 from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.explain import explain_result
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
+from mimic_engine.nil import NilThreshold
 from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import DEFAULT_RERANK, Scan, TopK
 from mimic_engine.types import (
@@ -50,10 +52,20 @@ class Linker:
     'Jordan'
     """
 
-    def __init__(self, featurizer: Featurizer, index: Index, scan: Scan) -> None:
+    def __init__(
+        self,
+        featurizer: Featurizer,
+        index: Index,
+        scan: Scan,
+        nil: NilThreshold | None = None,
+        *,
+        verify: bool = True,
+    ) -> None:
         self.featurizer = featurizer
         self.index = index
+        self.nil = nil
         self._scan = scan
+        self._verify = verify
         promise = promised(index.manifest)
         self._rerank = DEFAULT_RERANK if promise is None else max(DEFAULT_RERANK, promise.r_999)
 
@@ -111,9 +123,37 @@ class Linker:
             checkpoint=checkpoint,
         )
         opened.check_model(featurizer.model_hash)
+        nil = NilThreshold.read(Path(model), featurizer.model_hash)
         kernels = open_kernels(scorer, model, featurizer.constants, verify=verify)
         scan = Scan(opened.segments, kernels, threads=threads, tie_key=opened.ids, codes=opened.codes)
-        return cls(featurizer, opened, scan)
+        return cls(featurizer, opened, scan, nil, verify=verify)
+
+    def reopened(self) -> Self:
+        """A linker over the newest state of the same index folder, or itself if that has not changed.
+
+        The old one goes on working, on the entities it was opened with.
+
+        Raises
+        ------
+        IndexFormatError, IndexMismatchError
+            If the index is damaged by now, or was rebuilt with another model.
+        """
+        newest = Index.open(self.index.path, verify=self._verify)
+        if newest.manifest == self.index.manifest:
+            return self
+        newest.check_model(self.model_hash)
+        scan = self._scan.over(newest.segments, newest.ids, newest.codes)
+        return type(self)(self.featurizer, newest, scan, self.nil, verify=self._verify)
+
+    @property
+    def nil_threshold(self) -> float | None:
+        """Score below which a mention's best candidate is no answer; None where it was not calibrated."""
+        return None if self.nil is None else self.nil.threshold
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that the index can be searched in."""
+        return self._scan.modes
 
     @property
     def model_hash(self) -> str:
@@ -126,8 +166,10 @@ class Linker:
         top_k: int = 10,
         *,
         candidates: Sequence[str] | None = None,
+        types: Sequence[str] | None = None,
         mode: Mode = "certified",
         rerank: int | None = None,
+        explain: bool = False,
     ) -> list[LinkResult]:
         """Rank entities for each mention.
 
@@ -136,26 +178,29 @@ class Linker:
         mentions : B mentions; text over the model's length is cut, and the result says so.
         top_k : how many entities to return for each.
         candidates : entity ids to choose among; all entities by default.
+        types : entity types to choose among; all by default.
         mode : "certified" and "exact" give the same answer, the first for less work; "coded"
             needs an index with codes and gives what the index's calibration says.
         rerank : entities that mode "coded" scores exactly; by default 128, or what the index's
             calibration asks for if that is more.
+        explain : say for every candidate which tokens TGLU attended to, and what each unit gave.
 
         Raises
         ------
         InvalidInputError
-            If ``top_k`` is not between 1 and the number of candidates, the mode cannot be
-            answered in, or an image is unusable.
+            If ``top_k`` is not between 1 and the number of candidates, no entity has one of the types,
+            the mode cannot be answered in, or an image is unusable.
         UnknownEntityError
             If a candidate id is not in the index.
         """
-        prepared = [self.prepare(m) for m in mentions]
-        among = None if candidates is None else tuple(candidates)
-        return self.link_prepared(prepared, [LinkOptions(top_k, among, mode, rerank)] * len(prepared))
+        among, kinds = (None if given is None else tuple(given) for given in (candidates, types))
+        options = LinkOptions(top_k, among, kinds, mode, rerank, explain)
+        prepared = [self.prepare(m, explain=explain) for m in mentions]
+        return self.link_prepared(prepared, [options] * len(prepared))
 
-    def prepare(self, mention: Mention) -> PreparedMention:
+    def prepare(self, mention: Mention, *, explain: bool = False) -> PreparedMention:
         """Tokenise and decode one mention; errors as in :meth:`link`."""
-        return self.featurizer.prepare(mention)
+        return self.featurizer.prepare(mention, spans=explain)
 
     def link_prepared(
         self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
@@ -166,8 +211,8 @@ class Linker:
         """
         groups: dict[LinkOptions, list[int]] = {}
         for b, option in enumerate(options):
-            groups.setdefault(replace(option, top_k=0), []).append(b)
-        rows = {group: self._candidate_rows(group.candidates) for group in groups}
+            groups.setdefault(replace(option, top_k=0, explain=False), []).append(b)
+        rows = {group: self.index.select(group.candidates, group.types) for group in groups}
         for group, members in groups.items():
             self._check(group, rows[group], [options[b].top_k for b in members])
         if not prepared:
@@ -175,16 +220,13 @@ class Linker:
         arrays = self.featurizer.fold_prepared(prepared)
         results: dict[int, LinkResult] = {}
         for group, members in groups.items():
-            found = self._scan.search(
-                _rows(arrays, members),
-                max(options[b].top_k for b in members),
-                mode=group.mode,
-                rows=rows[group],
-                allowed=self.index.alive,
-                rerank=group.rerank or self._rerank,
-            )
+            most = max(options[b].top_k for b in members)
+            found = self._search(_rows(arrays, members), most, group, rows[group])
             for i, b in enumerate(members):
-                results[b] = self._result(prepared[b], found, i, options[b].top_k)
+                result = self._result(prepared[b], found, i, options[b].top_k)
+                if options[b].explain:
+                    result = self._explained(result, prepared[b], _rows(arrays, [b]), found.rows[i])
+                results[b] = result
         return [results[b] for b in range(len(prepared))]
 
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -208,24 +250,17 @@ class Linker:
             "image_size": self.featurizer.image_size,
             "entities": len(self.index),
             "index_dtype": self.index.manifest.dtype,
-            "modes": list(self._scan.modes),
+            "modes": list(self.modes),
             "agreement": dict(self.index.manifest.agreement),
             "backend": self.featurizer.backend,
             "scorer": self._scan.scorer_name,
             "threads": self._scan.threads,
+            "nil_threshold": None if self.nil is None else asdict(self.nil),
         }
 
     def close(self) -> None:
         """Stop the scan's threads."""
         self._scan.close()
-
-    def _candidate_rows(self, ids: Sequence[str] | None) -> NDArray[np.int64] | None:
-        if ids is None:
-            return None
-        if len(set(ids)) != len(ids):
-            twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-            raise InvalidInputError(f"candidates: {twice!r} is given twice", field="candidates")
-        return self.index.rows(ids)
 
     def _check(self, group: LinkOptions, rows: NDArray[np.int64] | None, top_ks: Sequence[int]) -> None:
         """Hold options against the index before anything is encoded."""
@@ -242,6 +277,24 @@ class Linker:
                 )
         if group.rerank is not None and group.rerank < 1:
             raise InvalidInputError(f"rerank: must be at least 1, got {group.rerank}", field="rerank")
+
+    def _search(
+        self, mentions: MentionArrays, k: int, group: LinkOptions, rows: NDArray[np.int64] | None
+    ) -> TopK:
+        """Candidates given by id are few and all scored; those of a type may be most of the index."""
+        allowed = self.index.alive
+        if group.candidates is None and rows is not None:
+            allowed, rows = np.isin(np.arange(len(self._scan)), rows), None  # (N,)
+        return self._scan.search(
+            mentions, k, mode=group.mode, rows=rows, allowed=allowed, rerank=group.rerank or self._rerank
+        )
+
+    def _explained(
+        self, result: LinkResult, prepared: PreparedMention, mention: MentionArrays, rows: NDArray[np.int64]
+    ) -> LinkResult:
+        """The result with an explanation of each candidate; ``mention`` holds one row."""
+        entities = self._scan.token_queries(rows[: len(result.candidates)])
+        return explain_result(result, prepared.spans or (), mention, entities)
 
     def _result(self, prepared: PreparedMention, found: TopK, b: int, k: int) -> LinkResult:
         rows = found.rows[b, :k]

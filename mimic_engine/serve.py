@@ -69,6 +69,7 @@ def _serve(settings: Settings) -> int:
             engines=settings.engines,
             checkpoint=settings.checkpoint,
             threads=settings.threads,
+            scorer=settings.scorer,
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
         try:

@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from mimic_engine.config import TextConfig
 from mimic_engine.errors import InvalidInputError, ModelError
-from mimic_engine.types import Entity, Mention, TokenBatch
+from mimic_engine.types import Entity, Mention, TokenBatch, TokenSpan
 
 LITERAL_SEPARATOR = " [SEP] "
 # Tried in this order where neither the config nor the tokenizer names its padding token:
@@ -111,6 +111,22 @@ class TextPreprocessor:
             truncated=np.array([bool(e.overflowing) for e in encodings], dtype=np.bool_),  # (B,)
         )
 
+    def spans(self, mention: Mention) -> tuple[TokenSpan, ...]:
+        """Give the tokens of a mention, padding left out, with the characters that each stands for."""
+        first, second = mention_pair(mention)
+        _check([(first, second)])
+        if self._literal:
+            encoding = self._tokenizer.encode(first + LITERAL_SEPARATOR + second)
+            place = _literal_place
+        else:
+            encoding = self._tokenizer.encode(first, second)
+            place = _pair_place
+        return tuple(
+            place(first, second, encoding.sequence_ids[i], encoding.offsets[i])
+            for i, real in enumerate(encoding.attention_mask)
+            if real
+        )
+
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:
         _check(pairs)
         if self._literal:
@@ -119,6 +135,27 @@ class TextPreprocessor:
 
     def _stack(self, rows: list[list[int]]) -> NDArray[np.int64]:
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.config.max_length)  # (B, L)
+
+
+def _pair_place(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:
+    """Where a token of a tokenizer's own pair encoding lies."""
+    if sequence is None:
+        return TokenSpan("", "special", 0, 0)
+    text, part = ((first, "mention"), (second, "sentence"))[sequence]
+    return TokenSpan(text[slice(*offsets)], part, *offsets)
+
+
+def _literal_place(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:
+    """Where a token of the two texts with the literal separator between them lies."""
+    start, stop = offsets
+    shift = len(first) + len(LITERAL_SEPARATOR)
+    if sequence is None or stop <= start:
+        return TokenSpan("", "special", 0, 0)
+    if stop <= len(first):
+        return TokenSpan(first[start:stop], "mention", start, stop)
+    if start >= shift:
+        return TokenSpan(second[start - shift : stop - shift], "sentence", start - shift, stop - shift)
+    return TokenSpan("", "special", 0, 0)
 
 
 def _padding(tokenizer: Tokenizer, config: TextConfig) -> tuple[str, int]:

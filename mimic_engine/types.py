@@ -53,6 +53,34 @@ class LabelledMention:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """A token of a mention's text, as the model reads it.
+
+    ``part`` is "mention", "sentence" or "special"; ``text`` is characters ``start:stop`` of that part,
+    and empty for a special token.
+    """
+
+    text: str
+    part: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where the score of one candidate comes from.
+
+    ``contributions`` are the units' shares of the score, which is their sum. ``attention`` holds, for each
+    token of :attr:`LinkResult.tokens`, how much of TGLU's attention it got from this entity's description;
+    with ``padding_attention``, what went to padding, they sum to 1. Both are None in a model without TGLU.
+    """
+
+    contributions: Mapping[str, float]
+    attention: tuple[float, ...] | None
+    padding_attention: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One ranked entity: its id, name, total score (mean of the units), and the units' scores.
 
@@ -63,6 +91,7 @@ class Candidate:
     name: str
     score: float
     units: Mapping[str, float]
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +101,8 @@ class LinkResult:
     ``text_truncated`` says that the text was longer than the model's limit and
     was cut, as the model itself does. ``mode`` says how the scan answered: "exact" and
     "certified" give the same candidates, "coded" those among its best estimates.
-    ``entities_scored`` says how many entities were scored exactly.
+    ``entities_scored`` says how many entities were scored exactly. ``tokens`` are those that
+    explanations speak of, where they were asked for.
     """
 
     candidates: tuple[Candidate, ...]
@@ -80,21 +110,25 @@ class LinkResult:
     has_image: bool
     mode: Mode
     entities_scored: int
+    tokens: tuple[TokenSpan, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
     """How one mention is to be answered.
 
-    ``top_k`` entities, among ``candidates`` (ids) if given, found in ``mode``;
-    ``rerank`` is the number of entities that mode "coded" scores exactly
-    (default: what the index was calibrated for).
+    ``top_k`` entities, among ``candidates`` (ids) and ``types`` if given (both: entities that
+    meet both), found in ``mode``; ``rerank`` is the number of entities that mode "coded" scores
+    exactly (default: what the index was calibrated for). ``explain`` adds an
+    :class:`Explanation` to every candidate.
     """
 
     top_k: int = 10
     candidates: tuple[str, ...] | None = None
+    types: tuple[str, ...] | None = None
     mode: Mode = "certified"
     rerank: int | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

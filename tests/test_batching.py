@@ -395,3 +395,70 @@ def test_reports_add_up(make):
     batcher.submit_blocking([1, 2, 3, 4, 5])
     wait_until(lambda: sum(r.size for r in reports) == 5)
     assert all(r.cost == 3 * r.size and len(r.queue_s) == r.size and not r.failed for r in reports)
+
+
+def test_who_waits_for_room_gets_it_when_there_is_some(make):
+    device = Device(held=True)
+    batcher = make(device, BatchLimits(max_batch_size=1, max_queue_size=2, queue_timeout_ms=1))
+
+    async def run():
+        running = asyncio.ensure_future(batcher.submit([1]))
+        while not device.reached.acquire(blocking=False):
+            await asyncio.sleep(0.001)
+        with batcher.reserve(2) as held:
+            waiting = [asyncio.ensure_future(batcher.reserve_when_free(1)) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            assert not any(w.done() for w in waiting)
+            with pytest.raises(QueueFullError):
+                batcher.reserve(1)
+        del held
+        done, _ = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 2:
+            done, _ = await asyncio.wait(waiting, timeout=0.01)
+        assert len(done) == 2
+        answers = [asyncio.ensure_future(w.result().submit([7])) for w in done]
+        device.open()
+        [last] = set(waiting) - done
+        [outcome] = await (await asyncio.wait_for(last, 10)).submit([8])
+        assert outcome.unwrap() == 16
+        for answer in answers:  # they waited longer than queue_timeout_ms
+            assert [o.unwrap() for o in await answer] == [14]
+        assert (await running)[0].unwrap() == 2
+
+    asyncio.run(run())
+    assert batcher.waiting == 0
+
+
+def test_who_waits_for_room_is_told_when_there_will_be_none(make):
+    device = Device(held=True)
+    batcher = make(device, BatchLimits(max_batch_size=1, max_queue_size=1))
+
+    async def run():
+        with batcher.reserve(1):
+            waiting = asyncio.ensure_future(batcher.reserve_when_free(1))
+            await asyncio.sleep(0.01)
+            batcher.drain(0)
+            with pytest.raises(NotReadyError, match="draining"):
+                await asyncio.wait_for(waiting, 10)
+        with pytest.raises(TooLargeError):
+            await batcher.reserve_when_free(2)
+
+    asyncio.run(run())
+
+
+def test_patient_items_still_have_a_deadline(make):
+    device = Device(held=True)
+    batcher = make(device, BatchLimits(max_batch_size=1, max_queue_size=1, queue_timeout_ms=1))
+
+    async def run():
+        running = asyncio.ensure_future(batcher.submit([1]))
+        while not device.reached.acquire(blocking=False):
+            await asyncio.sleep(0.001)
+        places = await batcher.reserve_when_free(1)
+        [outcome] = await places.submit([2], time.monotonic() + 0.05)
+        assert isinstance(outcome.error, DeadlineError)
+        device.open()
+        await running
+
+    asyncio.run(run())
+    assert device.batches == [[1]]

@@ -12,7 +12,10 @@ import torch
 from numpy.testing import assert_allclose
 
 from mimic_engine import Entity, Linker, Mention
+from mimic_engine.data.pictures import BrokenImages
 from mimic_engine.data.records import read_entities
+from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
+from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import (
     ImageError,
     IndexFormatError,
@@ -22,6 +25,7 @@ from mimic_engine.errors import (
     UnknownEntityError,
 )
 from mimic_engine.images import ImagePreprocessor
+from mimic_engine.index.build import build_index
 from mimic_engine.index.format import read_manifest, write_manifest
 from mimic_engine.index.store import Index
 from mimic_engine.model.checkpoint import load_checkpoint
@@ -151,9 +155,8 @@ def test_candidates_restrict_the_answer(linker, mentions):
 
 def test_each_mention_may_have_its_own_options(linker, mentions):
     prepared = [linker.prepare(m) for m in mentions[:3]]
-    first, second, third = linker.link_prepared(
-        prepared, [LinkOptions(2), LinkOptions(1, ("E03",)), LinkOptions(13, mode="exact")]
-    )
+    options = [LinkOptions(2), LinkOptions(1, candidates=("E03",)), LinkOptions(13, mode="exact")]
+    first, second, third = linker.link_prepared(prepared, options)
     assert [len(r.candidates) for r in (first, second, third)] == [2, 1, 13]
     assert ids_of(second) == ["E03"]
     assert ids_of(first) == ids_of(linker.link(mentions[:1], 2)[0])
@@ -263,6 +266,45 @@ def test_a_flipped_model_file_is_refused(tiny_model, tiny_index, tmp_path):
     graph.write_bytes(data)
     with pytest.raises(ModelError, match=graph.name):
         Linker.open(flipped, tiny_index, scorer="onnx")
+
+
+def test_reopening_finds_what_was_rebuilt_and_leaves_the_old_one_alone(
+    tiny_model, tiny_index, tiny_kb, tmp_path, mentions
+):
+    folder = tmp_path / "index"
+    shutil.copytree(tiny_index, folder)
+    old = Linker.open(tiny_model, folder, threads=1)
+    assert old.reopened() is old
+    before = [ids_of(r) for r in old.link(mentions, 13)]
+    source = KnowledgeBaseFeaturizer(old.featurizer, BrokenImages("error"))
+    fewer = list(read_entities(tiny_kb))[:4]
+    build_index(source, lambda: fewer, folder, progress=False, overwrite=True)
+    new = old.reopened()
+    assert len(new.index) == 4
+    assert {i for r in new.link(mentions, 4) for i in ids_of(r)} == {e.id for e in fewer}
+    assert [ids_of(r) for r in old.link(mentions, 13)] == before
+    write_manifest(folder, replace(read_manifest(folder), model_hash="0" * 64))
+    with pytest.raises(IndexMismatchError):
+        new.reopened()
+    old.close()
+    new.close()
+
+
+def test_types_restrict_the_answer(tiny_model, tiny_kb, tmp_path, mentions):
+    entities = [
+        replace(e, type="even" if n % 2 == 0 else "odd") for n, e in enumerate(read_entities(tiny_kb))
+    ]
+    featurizer = open_featurizer(tiny_model, threads=1)
+    source = KnowledgeBaseFeaturizer(featurizer, BrokenImages("error"))
+    build_index(source, lambda: entities, tmp_path / "typed", dtype="float32", progress=False)
+    linker = Linker.open(tiny_model, tmp_path / "typed", threads=1)
+    odd = {e.id for e in entities if e.type == "odd"}
+    for free, typed in zip(linker.link(mentions, 13), linker.link(mentions, 6, types=["odd"]), strict=True):
+        assert ids_of(typed) == [i for i in ids_of(free) if i in odd]
+        assert typed.entities_scored == 6
+    with pytest.raises(InvalidInputError, match="no entity of the index has type 'planet'"):
+        linker.link(mentions, types=["planet"])
+    linker.close()
 
 
 def test_missing_folders_are_named(tiny_model, tiny_index, tmp_path):

@@ -194,3 +194,26 @@ def test_missing_tokenizer_file(tmp_path):
         TextPreprocessor.open(tmp_path / "tokenizer.json", TextConfig())
     with pytest.raises(ModelError, match="cannot be read"):
         TextPreprocessor.open(Path(tmp_path), TextConfig())
+
+
+@settings(max_examples=40, deadline=None)
+@given(pair=st.sampled_from(PAIRS) | st.tuples(st.text(max_size=20), st.text(max_size=20)))
+def test_spans_are_the_real_tokens_and_point_at_their_characters(family, pair):
+    _, file, pairing = family
+    preprocess = TextPreprocessor.open(file, TextConfig(max_length=11, pairing=pairing))
+    spans = preprocess.spans(Mention(*pair))
+    assert len(spans) == preprocess([pair]).attention_mask.sum()
+    parts = dict(zip(("mention", "sentence"), pair, strict=True))
+    for span in spans:
+        assert span.text == ("" if span.part == "special" else parts[span.part][span.start : span.stop])
+    for part in parts:
+        starts = [span.start for span in spans if span.part == part]
+        assert starts == sorted(starts)
+
+
+def test_spans_name_what_the_model_reads(family):
+    _, file, pairing = family
+    spans = TextPreprocessor.open(file, TextConfig(pairing=pairing)).spans(Mention("the", "one, the"))
+    found = ["".join(s.text for s in spans if s.part == part) for part in ("mention", "sentence")]
+    assert found == ["the", "one,the"]
+    assert spans[0].part == spans[-1].part == "special"

@@ -26,6 +26,7 @@ from mimic_engine.types import (
     MentionArrays,
     TextFeatures,
     TokenBatch,
+    TokenSpan,
 )
 
 
@@ -57,10 +58,14 @@ class EncoderSession(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreparedMention:
-    """A mention after preprocessing: token ids (one row) and pixels (3, S, S), or None without an image."""
+    """A mention after preprocessing: token ids (one row) and pixels (3, S, S), or None without an image.
+
+    ``spans`` says where the tokens lie in the text, for explanations.
+    """
 
     tokens: TokenBatch
     pixels: Array | None
+    spans: tuple[TokenSpan, ...] | None = None
 
 
 class Featurizer:
@@ -103,8 +108,8 @@ class Featurizer:
         """Side S of the square that every image is resized to, in pixels."""
         return self._session.image_config.size
 
-    def prepare(self, mention: Mention) -> PreparedMention:
-        """Tokenise the text and decode the image of one mention.
+    def prepare(self, mention: Mention, *, spans: bool = False) -> PreparedMention:
+        """Tokenise the text and decode the image of one mention; with ``spans``, say where tokens lie.
 
         Raises
         ------
@@ -112,7 +117,8 @@ class Featurizer:
             If the image cannot be used; names the field and the limit.
         """
         pixels = None if mention.image is None else self.images(mention.image)
-        return PreparedMention(self._text([mention_pair(mention)]), pixels)
+        tokens = self._text([mention_pair(mention)])
+        return PreparedMention(tokens, pixels, self._text.spans(mention) if spans else None)
 
     def fold_prepared(self, mentions: Sequence[PreparedMention]) -> MentionArrays:
         """Folded arrays of B prepared mentions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mimic_engine.errors import IndexFormatError, IndexMismatchError, UnknownEntityError
+from mimic_engine.errors import IndexFormatError, IndexMismatchError, InvalidInputError, UnknownEntityError
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.codes import open_codes
 from mimic_engine.index.deleted import DeadRows, read_deleted
@@ -144,6 +145,50 @@ class Index:
     def segment_rows(self, number: int) -> slice:
         """Rows of the segment of this number, counted from 0 in the order of ``segments``."""
         return slice(self._starts[number], self._starts[number + 1])
+
+    def select(
+        self, ids: Sequence[str] | None = None, types: Sequence[str] | None = None
+    ) -> NDArray[np.int64] | None:
+        """Row numbers of the entities that have one of the ids and one of the types; None means all.
+
+        With ids the rows stand in their order, else they ascend.
+
+        Raises
+        ------
+        UnknownEntityError
+            If the index does not hold one of the ids; names it.
+        InvalidInputError
+            If an id is given twice, no entity has one of the types, or none is left.
+        """
+        if ids is not None and len(set(ids)) != len(ids):
+            twice = next(i for n, i in enumerate(ids) if i in ids[:n])
+            raise InvalidInputError(f"candidates: {twice!r} is given twice", field="candidates")
+        rows = None if ids is None else self.rows(ids)
+        if types is None:
+            return rows
+        of_types = self._rows_of_types(types)
+        if rows is not None:
+            of_types = rows[np.isin(rows, of_types)]
+        if not len(of_types):
+            raise InvalidInputError("types: none of the candidates has one of them", field="types")
+        return of_types
+
+    def _rows_of_types(self, types: Sequence[str]) -> NDArray[np.int64]:
+        for kind in types:
+            if kind not in self._by_type:
+                raise InvalidInputError(f"types: no entity of the index has type {kind!r}", field="types")
+        found = [self._by_type[kind] for kind in dict.fromkeys(types)]
+        return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    @cached_property
+    def _by_type(self) -> dict[str, NDArray[np.int64]]:
+        """Rows of every type that some entity has, ascending; deleted ones left out."""
+        column = self._columns["type"].combine_chunks().dictionary_encode()
+        codes = column.indices.to_numpy()  # (N,)
+        if self.alive is not None:
+            codes = np.where(self.alive, codes, -1)  # (N,)
+        rows = {kind: np.flatnonzero(codes == i) for i, kind in enumerate(column.dictionary.to_pylist())}
+        return {str(kind): found for kind, found in rows.items() if len(found)}
 
     def entity(self, row: int) -> Entity:
         """Metadata of one row; ``images`` are texts (path, URL, or ``sha256:HEX`` of bytes)."""

@@ -126,6 +126,16 @@ class Scan:
         """The modes that :meth:`search` can answer in."""
         return MODES if self._codes is not None else tuple(m for m in MODES if m != "coded")
 
+    def over(
+        self, segments: Sequence[EntityArrays], tie_key: TieKey | None, codes: CodeBook | None = None
+    ) -> Scan:
+        """Give a scan of other entities with the same kernels, and threads of its own."""
+        return Scan(segments, self._kernels, threads=self.threads, tie_key=tie_key, codes=codes)
+
+    def token_queries(self, rows: _Rows) -> EntityArrays:
+        """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
+        return self._segments.token_queries(rows)
+
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown()

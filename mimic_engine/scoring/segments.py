@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.types import EntityArrays
+from mimic_engine.types import Array, EntityArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,24 @@ class Segments:
         for number in np.unique(segment).tolist():
             where = np.flatnonzero(segment == number)
             yield number, rows[where] - self._starts[number], where
+
+    def token_queries(self, rows: NDArray[np.int64]) -> EntityArrays:
+        """Token queries of n rows as float32 (n, L, D), and the tokens' weights where there are any."""
+        found: dict[str, Array] = {}
+        for number, local, where in self.split(rows):
+            for name, part in _token_queries(self.arrays[number], local).items():
+                found.setdefault(name, np.empty((len(rows), *part.shape[1:]), np.float32))[where] = part
+        return EntityArrays(**found)
+
+
+def _token_queries(stored: EntityArrays, rows: NDArray[np.int64]) -> EntityArrays:
+    query, scale, weight = stored.tglu_query, stored.tglu_query_scale, stored.tglu_token_weight
+    if query is None:
+        return EntityArrays()
+    wide = query[rows].astype(np.float32)  # (n, L, D)
+    if scale is not None:
+        wide *= scale[rows][..., None]
+    return EntityArrays(tglu_query=wide, tglu_token_weight=None if weight is None else weight[rows])
 
 
 def cuts(rows: int, limit: int, threads: int) -> Iterator[tuple[int, int]]:

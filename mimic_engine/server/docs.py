@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from mimic_engine.server.schemas import components, ref
+from mimic_engine.types import MODES
 
 PUBLIC_LIMITS = (
     "max_batch_size",
@@ -24,9 +25,12 @@ PUBLIC_LIMITS = (
     "max_mentions",
     "max_top_k",
     "max_candidates",
+    "stream_window",
 )
 
 _MEANING = {
+    401: "Key missing or not known",
+    403: "Needs the admin key",
     404: "Not in the index, or without what is asked for",
     413: "Body, image or batch over its limit",
     415: "Image format or content type not supported",
@@ -45,6 +49,7 @@ def _json(name: str) -> dict[str, Any]:
 def _route(answer: dict[str, Any], *codes: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Arguments of a route decorator: what comes in, what goes out, which errors."""
     responses: dict[int, Any] = {200: {"description": "Answer", "content": answer}}
+    codes = (401, *codes)
     responses |= {code: {"description": _MEANING[code], "content": _json("ErrorBody")} for code in codes}
     extra = {"requestBody": {"required": True, "content": body}} if body else {}
     return {"responses": responses, "openapi_extra": extra}
@@ -58,18 +63,37 @@ _FORM = {
         "sentence": {"type": "string"},
         "image": {"type": "string", "format": "binary"},
         "top_k": {"type": "integer"},
-        "candidates": {"type": "array", "items": {"type": "string"}},
+        "image_url": {"type": "string"},
+        "filter.ids": {"type": "array", "items": {"type": "string"}},
+        "filter.types": {"type": "array", "items": {"type": "string"}},
+        "mode": {"enum": list(MODES)},
+        "return_parts": {"type": "boolean"},
+        "explain": {"type": "boolean"},
+        "nil": {"type": "boolean"},
+        "nil_threshold": {"type": "number"},
         "timeout_ms": {"type": "number"},
     },
 }
 
+_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+_LINKING = (413, 415, 422, 429, 500, 503, 504)
+
 LINK = _route(
-    _json("LinkResult"),
-    *(413, 415, 422, 429, 500, 503, 504),
+    _json("LinkAnswer"),
+    *_LINKING,
     body={**_json("LinkBody"), "multipart/form-data": {"schema": _FORM}},
 )
-BATCH = _route(_json("BatchResult"), 413, 415, 422, 429, 500, 503, 504, body=_json("BatchBody"))
-ENTITY = _route(_json("EntityBody"), 404, 422)
+BATCH = _route(_json("BatchAnswer"), *_LINKING, body=_json("BatchBody"))
+SCORE = _route(_json("LinkAnswer"), *_LINKING, body=_json("ScoreBody"))
+STREAM = _route(
+    {"application/x-ndjson": {"schema": ref("LinkAnswer")}},
+    *(415, 422, 503),
+    body={"application/x-ndjson": {"schema": ref("MentionBody")}},
+)
+STREAM["openapi_extra"]["parameters"] = [
+    {"name": "timeout_ms", "in": "query", "schema": {"type": "number"}, "description": "Deadline of a line"}
+]
+ENTITY = _route(_json("EntityAnswer"), 404, 422)
 IMAGE = _route(
     {
         kind: {"schema": {"type": "string", "format": "binary"}}
@@ -78,8 +102,12 @@ IMAGE = _route(
     404,
 )
 EXAMPLES = _route(_json("ExamplesBody"))
-INFO = _route({"application/json": {"schema": {"type": "object"}}})
-HEALTH = _route(_json("HealthBody"), 503)
+INFO = _route(_OBJECT)
+RELOAD = _route(_json("ReloadAnswer"), 403, 500)
+DRAIN = _route(_json("StatusAnswer"), 403)
+HEALTH = _route(_json("StatusAnswer"), 503)
+MODEL = _route(_OBJECT, 404, 422)
+MODEL_READY = _route(_OBJECT, 404, 422, 503)
 
 
 def install(app: FastAPI) -> None:

@@ -21,8 +21,8 @@ class _AddRequestId(logging.Filter):
     """Gives every record the id of the request that is being handled, if any."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = REQUEST_ID.get()
-        record.request = f" [{record.request_id}]" if record.request_id else ""
+        request_id = REQUEST_ID.get()
+        vars(record).update(request_id=request_id, request=f" [{request_id}]" if request_id else "")
         return True
 
 

@@ -43,6 +43,10 @@ class Metrics:
     def _histogram(self, name: str, text: str, labels: list[str] | None = None) -> Histogram:
         return Histogram(name, text, labels or [], registry=self.registry, buckets=SECONDS)
 
+    def count_outcome(self, outcome: str) -> None:
+        """Count a mention that was answered: "ok", or the code of its error."""
+        self.mentions.labels(outcome).inc()
+
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge that is read when the metrics are."""
         Gauge(name, text, registry=self.registry).set_function(value)

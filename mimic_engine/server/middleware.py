@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 import uuid
@@ -42,7 +43,8 @@ class TraceMiddleware:
     """Wraps the whole application; handlers find the :class:`Trace` as ``request.state.trace``.
 
     While ``leaving()`` is true every answer closes its connection, so that clients which keep theirs open
-    go elsewhere before the sockets close.
+    go elsewhere before the sockets close. Bodies of the paths ``streams`` have no limit: they are never held
+    whole.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class TraceMiddleware:
         max_body_bytes: int,
         access_log: bool = False,
         leaving: Callable[[], bool] = lambda: False,
+        streams: frozenset[str] = frozenset(),
     ) -> None:
         self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+        self.streams = streams
         self.access_log, self.leaving = access_log, leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +70,8 @@ class TraceMiddleware:
         trace = Trace(_request_id(headers.get("x-request-id")))
         scope.setdefault("state", {})["trace"] = trace
         named = REQUEST_ID.set(trace.request_id)
-        limited = _LimitedReceive(receive, self.max_body_bytes)
+        stream = scope["path"] in self.streams
+        limited = _LimitedReceive(receive, math.inf if stream else self.max_body_bytes)
         status = 0
 
         async def send_traced(message: Message) -> None:
@@ -78,7 +83,11 @@ class TraceMiddleware:
                 out = MutableHeaders(scope=message)
                 out["X-Request-Id"] = trace.request_id
                 out["Server-Timing"] = trace.server_timing()
-                unread = limited.more and ("content-length" in headers or "transfer-encoding" in headers)
+                unread = (
+                    limited.more
+                    and not stream
+                    and ("content-length" in headers or "transfer-encoding" in headers)
+                )
                 if unread or self.leaving():
                     out["Connection"] = "close"
             await send(message)
@@ -114,7 +123,7 @@ class TraceMiddleware:
 class _LimitedReceive:
     """Counts the bytes of a body and stops at the limit."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
+    def __init__(self, receive: Receive, limit: float) -> None:
         self._receive, self._limit, self._seen = receive, limit, 0
         self.more = True  # of the body, as far as we have read
 

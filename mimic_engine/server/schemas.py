@@ -1,54 +1,116 @@
-"""What goes over the wire: msgspec structs that decode the hot routes and describe them in OpenAPI.
-
-Answers are the project's own dataclasses (:class:`mimic_engine.types.LinkResult`), encoded as they are.
-"""
+"""What goes over the wire: msgspec structs that decode the hot routes and describe them in OpenAPI."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.server.errors import ErrorBody
-from mimic_engine.types import LinkResult
+from mimic_engine.types import Explanation, Mode, TokenSpan
 
 T = TypeVar("T")
 
 
-class MentionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One mention. ``image`` is base64 of a JPEG, PNG or WebP file; ``candidates`` restricts the answer."""
+class FilterBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which entities may be the answer: those with one of the ids, one of the types, or of both."""
+
+    ids: list[str] | None = None
+    types: list[str] | None = None
+
+
+class OptionFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How to link. In a batch, what a mention does not say is taken from the batch.
+
+    ``mode``: "certified" (default) and "exact" give the same answer, the first for less work; "coded" gives
+    an estimate where the index has codes.
+    ``return_parts``: the scores of the units in every candidate (default true: they cost nothing).
+    ``explain``: the tokens that each candidate's description attended to, and each unit's share of the score.
+    ``nil``: say whether the best score lies below the threshold: ``nil_threshold``, else the model's own.
+    """
+
+    top_k: int | None = None
+    filter: FilterBody | None = None
+    mode: Mode | None = None
+    return_parts: bool | None = None
+    explain: bool | None = None
+    nil: bool | None = None
+    nil_threshold: float | None = None
+
+
+class MentionBody(OptionFields, forbid_unknown_fields=True, kw_only=True):
+    """One mention and how to link it: an element of a batch, a line of a stream.
+
+    ``image`` is base64 of a JPEG, PNG or WebP file; ``image_url`` says where to fetch one.
+    """
 
     mention: str
     sentence: str
     image: bytes | None = None
-    top_k: int | None = None
-    candidates: list[str] | None = None
+    image_url: str | None = None
 
 
 class LinkBody(MentionBody, forbid_unknown_fields=True, kw_only=True):
-    """Body of ``POST /v1/link``: a mention and its deadline in milliseconds."""
+    """Body of ``POST /v1/link``: a mention, options, and its deadline in milliseconds."""
 
     timeout_ms: float | None = None
 
 
-class BatchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Body of ``POST /v1/link:batch``. ``top_k`` and ``candidates`` hold where a mention names none."""
+class BatchBody(OptionFields, forbid_unknown_fields=True, kw_only=True):
+    """Body of ``POST /v1/link:batch``. The options hold where a mention names none."""
 
     mentions: list[msgspec.Raw]  # decoded one by one: a bad mention fails alone
-    top_k: int | None = None
-    candidates: list[str] | None = None
     timeout_ms: float | None = None
 
 
-class BatchResult(msgspec.Struct):
+class ScoreBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Body of ``POST /v1/score``: a mention and the ids of the entities to score, in any order."""
+
+    mention: str
+    sentence: str
+    image: bytes | None = None
+    image_url: str | None = None
+    candidates: list[str]
+    return_parts: bool | None = None
+    explain: bool | None = None
+    timeout_ms: float | None = None
+
+
+class CandidateAnswer(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One entity with its total score, and what was asked for beyond."""
+
+    id: str
+    name: str
+    score: float
+    units: Mapping[str, float] | None = None
+    explanation: Explanation | None = None
+
+
+class LinkAnswer(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Ranked entities of a mention, best first (of ``/v1/score``: in the order asked for).
+
+    ``nil`` is true where the best score lies below ``nil_threshold``; both are there if nil was asked for.
+    """
+
+    candidates: list[CandidateAnswer]
+    text_truncated: bool
+    has_image: bool
+    mode: str
+    entities_scored: int
+    nil: bool | None = None
+    nil_threshold: float | None = None
+    tokens: Sequence[TokenSpan] | None = None
+
+
+class BatchAnswer(msgspec.Struct):
     """Answer of ``POST /v1/link:batch``: a result or an error for each mention, in order."""
 
-    results: list[Any]  # LinkResult | ErrorBody: not a union msgspec can describe, see components()
+    results: list[Any]  # LinkAnswer | ErrorBody: not a union msgspec can describe, see components()
 
 
-class EntityBody(msgspec.Struct):
+class EntityAnswer(msgspec.Struct):
     """Answer of ``GET /v1/entities/{id}``; the images themselves stay where they are."""
 
     id: str
@@ -72,15 +134,23 @@ class ExamplesBody(msgspec.Struct):
     examples: list[ExampleBody]
 
 
-class HealthBody(msgspec.Struct):
-    """Answer of the probes."""
+class StatusAnswer(msgspec.Struct):
+    """Answer of the probes and of ``/admin/drain``."""
 
     status: str
+
+
+class ReloadAnswer(msgspec.Struct):
+    """Answer of ``POST /admin/index:reload``: whether the index was a newer one, and its size."""
+
+    reloaded: bool
+    entities: int
 
 
 _LINK = msgspec.json.Decoder(LinkBody)
 _MENTION = msgspec.json.Decoder(MentionBody)
 _BATCH = msgspec.json.Decoder(BatchBody)
+_SCORE = msgspec.json.Decoder(ScoreBody)
 
 
 def decode_link(raw: bytes) -> LinkBody:
@@ -89,7 +159,7 @@ def decode_link(raw: bytes) -> LinkBody:
 
 
 def decode_mention(raw: bytes | msgspec.Raw) -> MentionBody:
-    """Decode one element of ``mentions``; InvalidInputError names the field."""
+    """Decode one element of ``mentions`` or line of a stream; InvalidInputError names the field."""
     return _decode(_MENTION, raw)
 
 
@@ -98,51 +168,68 @@ def decode_batch(raw: bytes) -> BatchBody:
     return _decode(_BATCH, raw)
 
 
+def decode_score(raw: bytes) -> ScoreBody:
+    """Decode the body of ``/v1/score``; InvalidInputError names the field."""
+    return _decode(_SCORE, raw)
+
+
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw) -> T:
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `")
-        field = path.removesuffix("`").removeprefix("$").removeprefix(".")
-        raise InvalidInputError(f"{field or 'body'}: {message}", field=field or None) from error
+        raise _invalid(error, "body") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"body: not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidInputError("body: JSON is nested too deep") from error
 
 
+def _invalid(error: msgspec.ValidationError, whole: str) -> InvalidInputError:
+    message, _, path = str(error).partition(" - at `")
+    field = path.removesuffix("`").removeprefix("$").removeprefix(".")
+    return InvalidInputError(f"{field or whole}: {message}", field=field or None)
+
+
+_REPEATED = {"filter.ids": "ids", "filter.types": "types"}
+
+
 def form_to_body(fields: Sequence[tuple[str, str]], image: bytes | None) -> LinkBody:
-    """Read the text fields of a multipart form; ``candidates`` may repeat, the others may not."""
+    """Read the text fields of a multipart form; ``filter.ids`` and ``filter.types`` may repeat."""
     values: dict[str, Any] = {}
     for name, value in fields:
-        if name == "candidates":
-            values.setdefault(name, []).append(value)
+        if name in _REPEATED:
+            values.setdefault("filter", {}).setdefault(_REPEATED[name], []).append(value)
         elif name in values:
             raise InvalidInputError(f"{name}: given twice", field=name)
         elif name == "image":
             raise InvalidInputError(
                 "image: must be a file part with a file name, got a text field", field=name
             )
+        elif name == "filter":
+            raise InvalidInputError(f"filter: in a form its fields are {', '.join(_REPEATED)}", field=name)
         else:
             values[name] = value
     try:
         body = msgspec.convert(values, LinkBody, strict=False)  # numbers arrive as text
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `")
-        field = path.removesuffix("`").removeprefix("$.")
-        raise InvalidInputError(f"{field or 'form'}: {message}", field=field or None) from error
+        raise _invalid(error, "form") from error
     body.image = image
     return body
 
 
 def components() -> dict[str, Any]:
     """Schemas of everything above, for ``components.schemas`` of the OpenAPI document."""
-    types = [LinkBody, MentionBody, BatchBody, BatchResult, LinkResult, EntityBody, ExamplesBody]
-    types += [HealthBody, ErrorBody]
+    types: list[Any] = [LinkBody, MentionBody, BatchBody, ScoreBody, LinkAnswer, EntityAnswer]
+    types += [StatusAnswer, ReloadAnswer, ExamplesBody, ErrorBody]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas["BatchBody"]["properties"]["mentions"]["items"] = ref("MentionBody")
-    schemas["BatchResult"]["properties"]["results"]["items"] = {
-        "anyOf": [ref("LinkResult"), ref("ErrorBody")]
+    either = {"anyOf": [ref("LinkAnswer"), ref("ErrorBody")]}
+    schemas["BatchAnswer"] = {
+        "title": "BatchAnswer",
+        "description": str(BatchAnswer.__doc__),
+        "type": "object",
+        "properties": {"results": {"type": "array", "items": either}},
+        "required": ["results"],
     }
     return schemas
 

@@ -1,6 +1,7 @@
-"""Linking as a service, without HTTP: checks, preparation in threads, the batcher, readiness, draining.
+"""Linking as a service, without HTTP: preparation in threads, the batcher, the index of the day, readiness.
 
-A single mention is a list of one: both take the same way and obey the same admission rule.
+A single mention is a list of one: both take the same way and obey the same admission rule. Every mention is
+linked on the index that it was checked against, also when a newer one has come in between.
 """
 
 from __future__ import annotations
@@ -10,34 +11,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from mimic_engine.admission import Places
 from mimic_engine.batching import Batcher, State
-from mimic_engine.errors import (
-    DeadlineError,
-    EngineError,
-    ImageError,
-    InvalidInputError,
-    MimicError,
-    TooLargeError,
-)
+from mimic_engine.errors import DeadlineError, EngineError, MimicError
+from mimic_engine.server.checks import IndexLike, Query, check_query
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import Entity, LinkOptions, LinkResult, Mention
+from mimic_engine.types import LinkOptions, LinkResult, Mention, Mode
 
-DEFAULT_TOP_K = 10
 INLINE_CHARS = 2_000  # shorter texts tokenise faster than a hand-off to a thread takes
 
-
-class IndexLike(Protocol):
-    """What the service needs of an index."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, ids: Sequence[str]) -> Any:
-        """Rows of entity ids; UnknownEntityError names the first that is not there."""
-
-    def entity(self, row: int) -> Entity:
-        """Metadata of a row."""
+__all__ = ["IndexLike", "LinkItem", "LinkService", "LinkerLike", "Query"]
 
 
 class LinkerLike(Protocol):
@@ -51,7 +36,15 @@ class LinkerLike(Protocol):
     def model_hash(self) -> str:
         """Hash of the model."""
 
-    def prepare(self, mention: Mention) -> Any:
+    @property
+    def modes(self) -> Sequence[Mode]:
+        """The modes that the index can be searched in."""
+
+    @property
+    def nil_threshold(self) -> float | None:
+        """The model's own nil threshold, where it was calibrated."""
+
+    def prepare(self, mention: Mention, *, explain: bool = False) -> Any:
         """Tokenise and decode; any thread. InvalidInputError and its kin for bad input."""
 
     def link_prepared(self, prepared: list[Any], options: list[LinkOptions]) -> list[LinkResult]:
@@ -60,39 +53,35 @@ class LinkerLike(Protocol):
     def warm_up(self) -> None:
         """Make the first request as fast as the others, on the device thread."""
 
+    def reopened(self) -> Self:
+        """A linker over the newest state of the index, or itself; any thread."""
+
     def info(self) -> Mapping[str, Any]:
         """Describe model and index, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """One mention as a caller asked for it."""
-
-    mention: Mention
-    top_k: int | None = None
-    candidates: Sequence[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LinkItem:
-    """One mention as the device gets it."""
+    """One mention as the device gets it, with the linker that it was checked against."""
 
+    linker: LinkerLike
     prepared: Any
     options: LinkOptions
     cost: int
 
 
 class LinkService:
-    """Owns the batcher and the preparing threads around one linker."""
+    """Owns the batcher and the preparing threads around the linker of the day."""
 
     def __init__(
         self, linker: LinkerLike, settings: Settings, on_batch: Callable[[Any], None] = lambda _: None
     ) -> None:
         self.linker, self.settings = linker, settings
         self.leaving = False
+        self._reloading = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.prepare_threads, "mimic-prepare")
         self.batcher: Batcher[LinkItem, LinkResult] = Batcher(
-            self._run,
+            _run,
             settings.batch_limits(),
             cost=lambda item: item.cost,
             warm_up=linker.warm_up,
@@ -114,21 +103,32 @@ class LinkService:
         QueueFullError, NotReadyError, DeadlineError
             Where they concern the call as a whole.
         """
+        count = sum(isinstance(q, Query) for q in queries)
+        with self.batcher.reserve(count) as places:
+            return await self.link_in(places, queries, deadline, timing)
+
+    async def link_in(
+        self,
+        places: Places[LinkItem, LinkResult],
+        queries: Sequence[Query | MimicError],
+        deadline: float,
+        timing: dict[str, float],
+    ) -> list[LinkResult | MimicError]:
+        """Do what :meth:`link` does in places of the queue that were reserved before."""
         answers: list[LinkResult | MimicError] = [
             q if isinstance(q, MimicError) else EngineError("not answered") for q in queries
         ]
         open_slots = [(i, q) for i, q in enumerate(queries) if isinstance(q, Query)]
-        with self.batcher.reserve(len(open_slots)) as places:
-            began = time.monotonic()
-            prepared = await self._prepare([q for _, q in open_slots], deadline)
-            timing["prepare"] = (time.monotonic() - began) * 1e3
-            items: list[tuple[int, LinkItem]] = []
-            for (i, _), item in zip(open_slots, prepared, strict=True):
-                if isinstance(item, MimicError):
-                    answers[i] = item
-                else:
-                    items.append((i, item))
-            outcomes = await places.submit([item for _, item in items], deadline)
+        began = time.monotonic()
+        prepared = await self._prepare([q for _, q in open_slots], deadline)
+        timing["prepare"] = (time.monotonic() - began) * 1e3
+        items: list[tuple[int, LinkItem]] = []
+        for (i, _), item in zip(open_slots, prepared, strict=True):
+            if isinstance(item, MimicError):
+                answers[i] = item
+            else:
+                items.append((i, item))
+        outcomes = await places.submit([item for _, item in items], deadline)
         for (i, _), outcome in zip(items, outcomes, strict=True):
             answers[i] = outcome.error or outcome.unwrap()
         timing["queue"] = max((o.queue_s for o in outcomes), default=0.0) * 1e3
@@ -153,9 +153,10 @@ class LinkService:
 
     def _prepare_one(self, query: Query) -> LinkItem | MimicError:
         """Check and prepare one query; its error belongs to it alone."""
+        linker = self.linker
         try:
-            top_k = self._check(query)
-            prepared = self.linker.prepare(query.mention)
+            options = check_query(query, self.settings, linker.index, linker.modes)
+            prepared = linker.prepare(query.mention, explain=query.explain)
         except MimicError as error:
             return error
         except Exception as error:
@@ -163,57 +164,21 @@ class LinkService:
             fault.__cause__ = error
             return fault
         cost = 1 if query.mention.image is None else self.settings.image_cost
-        candidates = None if query.candidates is None else tuple(query.candidates)
-        return LinkItem(prepared, LinkOptions(top_k, candidates), cost)
+        return LinkItem(linker, prepared, options, cost)
 
-    def _check(self, query: Query) -> int:
-        """Hold a query against the limits; gives the number of candidates to return."""
-        for field in ("mention", "sentence"):
-            length, limit = len(getattr(query.mention, field)), self.settings.max_text_chars
-            if length > limit:
-                raise InvalidInputError(f"{field}: at most {limit} characters, got {length}", field=field)
-        if not query.mention.mention.strip():
-            raise InvalidInputError("mention: must not be empty", field="mention")
-        self._check_image(query.mention.image)
-        available = len(self.linker.index)
-        top_k = min(DEFAULT_TOP_K, available) if query.top_k is None else query.top_k
-        most = min(self.settings.max_top_k, available)
-        if not 1 <= top_k <= most:
-            raise InvalidInputError(
-                f"top_k: must be 1 to {most} (max_top_k={self.settings.max_top_k}, "
-                f"{available} entities in the index), got {top_k}",
-                field="top_k",
-            )
-        if query.candidates is None:
-            return top_k
-        self._check_candidates(query.candidates)
-        return min(top_k, len(query.candidates))
+    # -- the index of the day -------------------------------------------------------------------------
 
-    def _check_image(self, image: object) -> None:
-        if image is None:
-            return
-        assert isinstance(image, bytes)  # a path would let callers read our files
-        if not image:
-            raise ImageError("image: must not be empty", field="image")
-        if len(image) > self.settings.max_image_bytes:
-            limit = self.settings.max_image_bytes
-            raise TooLargeError(f"image: at most {limit} bytes, got {len(image)}", field="image")
+    async def reload(self) -> bool:
+        """Link from now on against the newest state of the index; False if there is no newer one.
 
-    def _check_candidates(self, ids: Sequence[str]) -> None:
-        field, limit = "candidates", self.settings.max_candidates
-        if not 1 <= len(ids) <= limit:
-            raise InvalidInputError(f"{field}: must be 1 to {limit} ids, got {len(ids)}", field=field)
-        if len(set(ids)) != len(ids):
-            twice = next(id_ for i, id_ in enumerate(ids) if id_ in ids[:i])
-            raise InvalidInputError(f"{field}: {twice!r} is given twice", field=field)
-        try:
-            self.linker.index.rows(ids)
-        except InvalidInputError as error:
-            error.field = field
-            raise
-
-    def _run(self, items: list[LinkItem]) -> list[LinkResult]:
-        return self.linker.link_prepared([item.prepared for item in items], [item.options for item in items])
+        What was admitted before is answered from the index it was admitted with. Errors of opening
+        leave everything as it was.
+        """
+        async with self._reloading:
+            newest = await asyncio.to_thread(self.linker.reopened)
+            changed = newest is not self.linker
+            self.linker = newest
+            return changed
 
     # -- readiness and the end ------------------------------------------------------------------------
 
@@ -245,10 +210,26 @@ class LinkService:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _run(items: list[LinkItem]) -> list[LinkResult]:
+    """Device work of a batch: items that were checked against the same linker go through it together."""
+    groups: dict[int, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(id(item.linker), []).append(i)
+    results: dict[int, LinkResult] = {}
+    for members in groups.values():
+        linker = items[members[0]].linker
+        found = linker.link_prepared(
+            [items[i].prepared for i in members], [items[i].options for i in members]
+        )
+        results.update(zip(members, found, strict=True))
+    return [results[i] for i in range(len(items))]
+
+
 def _is_cheap(query: Query) -> bool:
     mention = query.mention
     return (
         mention.image is None
-        and query.candidates is None
+        and query.image_url is None
+        and not query.restricted
         and len(mention.mention) + len(mention.sentence) <= INLINE_CHARS
     )

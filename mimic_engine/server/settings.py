@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from mimic_engine.batching import BatchLimits
+from mimic_engine.types import ScorerChoice
 
 
 class ConfigFile(PydanticBaseSettingsSource):
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
     checkpoint: str | None = Field(
         default=None, description="Folder that the model was exported from, for --backend torch"
     )
+    scorer: ScorerChoice = Field(
+        default="auto", description="What scores; the fastest that is there by default"
+    )
     threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
     prepare_threads: int = Field(
         default=2, ge=1, le=256, description="Threads that decode images and tokenise"
@@ -120,6 +124,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=32_000_000, ge=1, description="Largest request body")
     max_image_bytes: int = Field(default=10_000_000, ge=1, description="Largest image, encoded")
     max_text_chars: int = Field(default=20_000, ge=1, description="Longest mention or sentence, characters")
+    stream_window: int = Field(
+        default=32, ge=1, description="Mentions of one /v1/link:stream that are worked on at a time"
+    )
     max_mentions: int = Field(default=64, ge=1, description="Mentions in one /v1/link:batch")
     max_top_k: int = Field(default=100, ge=1, description="Largest top_k")
     max_candidates: int = Field(default=10_000, ge=1, description="Longest list of candidate ids")

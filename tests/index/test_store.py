@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import mimic_engine
-from mimic_engine.errors import IndexFormatError, IndexMismatchError, UnknownEntityError
+from mimic_engine.errors import (
+    IndexFormatError,
+    IndexMismatchError,
+    InvalidInputError,
+    UnknownEntityError,
+)
 from mimic_engine.index import entities as entities_module
 from mimic_engine.index.build import build_index
 from mimic_engine.index.format import write_manifest
@@ -96,6 +101,26 @@ def test_rows_by_id(tiny, tmp_path):
     for unknown in ("Q1", "", "\ud800"):
         with pytest.raises(UnknownEntityError, match=r"is not in the index .*\(23 entities\)"):
             index.rows([ids[0], unknown])
+
+
+def test_select_by_ids_and_types(tiny, tmp_path):
+    index = built(tiny, tmp_path, 23, segment_rows=11)
+    odd = [row for row in range(23) if tiny.entity(row).type == "type"]
+    assert index.select() is None
+    assert index.select(types=["type"]).tolist() == odd
+    assert index.select(types=["", "type", "type"]).tolist() == list(range(23))
+    ids = [tiny.entity(row).id for row in (5, 4, 1)]
+    assert index.select(ids).tolist() == [5, 4, 1]
+    assert index.select(ids, ["type"]).tolist() == [5, 1]
+    assert index.select([]).tolist() == []
+    with pytest.raises(InvalidInputError, match="no entity of the index has type 'planet'"):
+        index.select(types=["type", "planet"])
+    with pytest.raises(InvalidInputError, match="types: none of the candidates"):
+        index.select([tiny.entity(4).id], ["type"])
+    with pytest.raises(InvalidInputError, match="is given twice"):
+        index.select([ids[0], ids[0]])
+    with pytest.raises(UnknownEntityError, match="'Q1'"):
+        index.select(["Q1"], ["type"])
 
 
 @pytest.mark.parametrize("row", [-1, 23, 2**40])

@@ -13,7 +13,7 @@ def test_link_ranks_and_says_how(client):
     body = response.json()
     assert [c["id"] for c in body["candidates"]] == ["a/b c", "Q810"]
     assert set(body["candidates"][0]) == {"id", "name", "score", "units"}
-    assert (body["mode"], body["entities_scored"], body["has_image"]) == ("exact", 4, False)
+    assert (body["mode"], body["entities_scored"], body["has_image"]) == ("certified", 4, False)
     timing = re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])
     assert [name for name, _ in timing] == ["prepare", "queue", "device", "total"]
     assert float(timing[-1][1]) >= sum(float(ms) for _, ms in timing[:-1]) - 0.01
@@ -27,11 +27,12 @@ def test_link_with_base64_image_equals_multipart(client, png):
     assert as_json.json()["has_image"]
 
 
-def test_form_without_image_and_with_candidates(client):
+def test_form_without_image_and_with_a_filter(client):
     fields = [(key, (None, value)) for key, value in JORDAN.items()]
     fields += [
-        ("candidates", (None, "Q312")),
-        ("candidates", (None, "Q810")),
+        ("filter.ids", (None, "Q312")),
+        ("filter.ids", (None, "Q810")),
+        ("return_parts", (None, "false")),
         ("timeout_ms", (None, "900.5")),
     ]
     response = client.post("/v1/link", files=fields)
@@ -39,8 +40,8 @@ def test_form_without_image_and_with_candidates(client):
     assert [c["id"] for c in response.json()["candidates"]] == ["Q810", "Q312"]
 
 
-def test_candidates_restrict_the_answer(client):
-    response = client.post("/v1/link", json={**JORDAN, "candidates": ["Q312"], "top_k": 3})
+def test_ids_restrict_the_answer(client):
+    response = client.post("/v1/link", json={**JORDAN, "filter": {"ids": ["Q312"]}, "top_k": 3})
     assert [c["id"] for c in response.json()["candidates"]] == ["Q312"]
     assert response.json()["entities_scored"] == 1
 

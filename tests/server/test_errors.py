@@ -23,10 +23,17 @@ JORDAN = {"mention": "Jordan", "sentence": "the river in the east"}
         ({"top_k": 10**30}, "top_k", "got 10000"),
         ({"top_k": 1.5}, "top_k", "got `float`"),
         ({"top_k": "2"}, "top_k", "got `str`"),
-        ({"candidates": []}, "candidates", "must be 1 to 3 ids, got 0"),
-        ({"candidates": ["Q810"] * 2}, "candidates", "'Q810' is given twice"),
-        ({"candidates": ["Q810", "Q312", "a/b c", "Q41421"]}, "candidates", "1 to 3 ids, got 4"),
-        ({"candidates": "Q810"}, "candidates", "got `str`"),
+        ({"filter": {"ids": []}}, "filter.ids", "must be 1 to 3 .*got 0"),
+        ({"filter": {"ids": ["Q810"] * 2}}, "filter", "'Q810' is given twice"),
+        ({"filter": {"ids": ["Q810", "Q312", "a/b c", "Q41421"]}}, "filter.ids", "1 to 3 .*got 4"),
+        ({"filter": {"ids": "Q810"}}, "filter.ids", "got `str`"),
+        ({"filter": {"types": []}}, "filter.types", "must be 1 to 3 .*got 0"),
+        ({"filter": {"types": ["planet"]}}, "filter", "no entity has one"),
+        ({"filter": {"kinds": []}}, "filter", "unknown field `kinds`"),
+        ({"candidates": ["Q810"]}, None, "unknown field `candidates`"),
+        ({"nil": True}, "nil", "no threshold of its own"),
+        ({"nil": 1}, "nil", "got `int`"),
+        ({"nil_threshold": "high"}, "nil_threshold", "got `str`"),
         ({"timeout_ms": 0}, "timeout_ms", "above 0"),
         ({"timeout_ms": 1e9}, "timeout_ms", "at most 120000"),
         ({"image": "@@"}, "image", "base64"),
@@ -42,8 +49,9 @@ def test_422_names_field_limit_and_value(serve, change, field, words, error_of):
 
 
 def test_422_unknown_candidate(client, error_of):
-    error = error_of(client.post("/v1/link", json={**JORDAN, "candidates": ["Q9"]}), 422, "unknown_entity")
-    assert error["field"] == "candidates"
+    body = {**JORDAN, "filter": {"ids": ["Q9"]}}
+    error = error_of(client.post("/v1/link", json=body), 422, "unknown_entity")
+    assert error["field"] == "filter"
     assert "'Q9'" in error["message"]
 
 
@@ -74,7 +82,7 @@ def test_422_image_that_is_none(client, image, error_of):
         b'{"mentions": 3}',
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/link", "/v1/link:batch"])
+@pytest.mark.parametrize("path", ["/v1/link", "/v1/link:batch", "/v1/score"])
 def test_422_for_any_broken_body(client, path, body, error_of, post_raw):
     error_of(post_raw(client, body, path=path), 422, "invalid_input")
 

@@ -56,13 +56,13 @@ JSON = st.recursive(
     max_leaves=5,
 )
 FIELDS = st.sampled_from(
-    ["mention", "sentence", "image", "top_k", "candidates", "timeout_ms", "mentions", "x"]
+    ["mention", "sentence", "image", "top_k", "filter", "nil_threshold", "candidates", "mentions", "x"]
 )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    path=st.sampled_from(["/v1/link", "/v1/link:batch"]),
+    path=st.sampled_from(["/v1/link", "/v1/link:batch", "/v1/score"]),
     body=st.one_of(
         st.binary(max_size=50),
         st.dictionaries(FIELDS, JSON, max_size=7).map(lambda d: json.dumps(d).encode()),

@@ -54,8 +54,25 @@ def test_broken_pictures_and_unknown_candidates_are_the_callers_fault(real, tiny
     body = {"mention": "a", "sentence": "a b"}
     cut = base64.b64encode(tiny_picture.read_bytes()[:60]).decode()
     assert client.post("/v1/link", json={**body, "image": cut}).status_code == 422
-    assert client.post("/v1/link", json={**body, "candidates": ["nobody"]}).status_code == 422
+    assert client.post("/v1/link", json={**body, "filter": {"ids": ["nobody"]}}).status_code == 422
     assert client.post("/v1/link", json={**body, "top_k": 10_000}).status_code == 422
+
+
+def test_filter_explanation_and_scores_reach_the_linker(real):
+    linker, client = real
+    body = {"mention": "a b", "sentence": "c d a b e"}
+    [expected] = linker.link([Mention("a b", "c d a b e")], 13, explain=True)
+    answer = client.post("/v1/link", json={**body, "explain": True, "top_k": 13}).json()
+    assert [t["text"] for t in answer["tokens"]] == [t.text for t in expected.tokens]
+    for got, want in zip(answer["candidates"], expected.candidates, strict=True):
+        assert got["explanation"]["attention"] == pytest.approx(list(want.explanation.attention), abs=1e-5)
+    ids = ["E07", "E01", "E10"]
+    scored = client.post("/v1/score", json={**body, "candidates": ids}).json()["candidates"]
+    assert [c["id"] for c in scored] == ids
+    scores = {c.id: c.score for c in expected.candidates}
+    assert [c["score"] for c in scored] == pytest.approx([scores[i] for i in ids], abs=1e-5)
+    filtered = client.post("/v1/link", json={**body, "filter": {"ids": ids}}).json()["candidates"]
+    assert [c["id"] for c in filtered] == [c.id for c in expected.candidates if c.id in ids]
 
 
 def test_info_and_entities(real):

@@ -5,6 +5,7 @@ and its device can be held at a gate, slowed or broken. Run as a script it serve
 ``python word_linker.py PORT DEVICE_SECONDS [SETTING=VALUE ...]``.
 """
 
+import copy
 import io
 import sys
 import threading
@@ -12,8 +13,8 @@ import time
 
 from PIL import Image, UnidentifiedImageError
 
-from mimic_engine.errors import ImageError, ImageTypeError, UnknownEntityError
-from mimic_engine.types import Candidate, Entity, LinkResult
+from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, UnknownEntityError
+from mimic_engine.types import Candidate, Entity, Explanation, LinkResult, TokenSpan
 
 ENTITIES = (
     Entity("Q810", "Jordan", "country east of Israel", (b"flag", b"map"), "country"),
@@ -37,6 +38,18 @@ class WordIndex:
                 raise UnknownEntityError(f"id: {id_!r} is not in the index")
         return [self.row_of[id_] for id_ in ids]
 
+    def select(self, ids=None, types=None):
+        if ids is not None and len(set(ids)) != len(ids):
+            raise InvalidInputError(
+                f"candidates: {next(i for i in ids if ids.count(i) > 1)!r} is given twice"
+            )
+        rows = range(len(self)) if ids is None else self.rows(ids)
+        if types is not None:
+            rows = [row for row in rows if self.entities[row].type in types]
+            if not rows:
+                raise InvalidInputError("types: no entity has one of them", field="types")
+        return rows
+
     def entity(self, row):
         return self.entities[row]
 
@@ -44,9 +57,13 @@ class WordIndex:
 class WordLinker:
     model_hash = "words-1"
 
+    nil_threshold = None
+    modes = ("exact", "certified")
+
     def __init__(self, entities=ENTITIES, device_s=0.0):
         self.index = WordIndex(entities)
         self.device_s = device_s
+        self.newest = None  # entities that reopening finds
         self.gate, self.warm_gate = threading.Event(), threading.Event()
         self.gate.set()
         self.warm_gate.set()
@@ -54,7 +71,14 @@ class WordLinker:
         self.fail_device = self.fail_prepare = self.fail_warm_up = None
         self.batches, self.device_threads = [], set()
 
-    def prepare(self, mention):
+    def reopened(self):
+        if self.newest is None:
+            return self
+        other = copy.copy(self)
+        other.index, other.newest = WordIndex(self.newest), None
+        return other
+
+    def prepare(self, mention, *, explain=False):
         if self.fail_prepare:
             raise self.fail_prepare
         if mention.image is not None:
@@ -79,14 +103,22 @@ class WordLinker:
 
     def _rank(self, prepared, options):
         words, has_image = prepared
-        rows = range(len(self.index)) if options.candidates is None else self.index.rows(options.candidates)
+        rows = self.index.select(options.candidates, options.types)
         found = []
         for entity in (self.index.entity(row) for row in rows):
             own = f"{entity.name} {entity.description}".lower().split()
             score = len(set(words) & set(own)) / len(set(own))
-            found.append(Candidate(entity.id, entity.name, score, {"tglu": score}))
+            why = Explanation({"tglu": score}, tuple(1 / len(words) for _ in words), 0.0)
+            found.append(
+                Candidate(entity.id, entity.name, score, {"tglu": score}, why if options.explain else None)
+            )
         found.sort(key=lambda c: -c.score)
-        return LinkResult(tuple(found[: options.top_k]), len(words) > 40, has_image, "exact", len(rows))
+        tokens = (
+            tuple(TokenSpan(word, "mention", 0, len(word)) for word in words) if options.explain else None
+        )
+        return LinkResult(
+            tuple(found[: options.top_k]), len(words) > 40, has_image, options.mode, len(rows), tokens
+        )
 
     def warm_up(self):
         self.warm_gate.wait(30)

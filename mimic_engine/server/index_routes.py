@@ -1,0 +1,48 @@
+"""The routes about the index: reading an entity, what is loaded, and taking up a newer state of it."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Response
+
+import mimic_engine
+from mimic_engine.errors import UnknownEntityError
+from mimic_engine.server import docs
+from mimic_engine.server.errors import describe, json_response
+from mimic_engine.server.schemas import EntityAnswer, ReloadAnswer
+from mimic_engine.server.service import LinkService
+
+
+def install(app: FastAPI, service: LinkService) -> None:
+    """Add the routes."""
+
+    @app.get("/v1/entities/{entity_id:path}", tags=["index"], **docs.ENTITY)
+    async def entity(entity_id: str) -> Response:
+        """Give what the index holds about one entity."""
+        index = service.linker.index
+        try:
+            found = index.entity(int(index.rows([entity_id])[0]))
+        except UnknownEntityError as error:
+            return json_response(describe(error)[1], 404)
+        return json_response(
+            EntityAnswer(found.id, found.name, found.description, found.type, len(found.images))
+        )
+
+    @app.get("/v1/info", tags=["service"], **docs.INFO)
+    async def info() -> Response:
+        """Describe the model, the index and the limits of this service."""
+        linker = service.linker
+        return json_response(
+            {
+                "version": mimic_engine.__version__,
+                "model_hash": linker.model_hash,
+                "entities": len(linker.index),
+                "limits": service.settings.model_dump(include=set(docs.PUBLIC_LIMITS)),
+                "linker": dict(linker.info()),
+            }
+        )
+
+    @app.post("/admin/index:reload", tags=["admin"], **docs.RELOAD)
+    async def reload() -> Response:
+        """Link from now on against the newest state of the index; requests under way keep theirs."""
+        reloaded = await service.reload()
+        return json_response(ReloadAnswer(reloaded, len(service.linker.index)))

@@ -1,0 +1,121 @@
+"""Taking up a newer index, and draining on request."""
+
+import pytest
+
+from mimic_engine.errors import IndexFormatError
+from mimic_engine.types import Entity
+
+JORDAN = {"mention": "Jordan", "sentence": "the river in the east"}
+ADMIN = {"x-api-key": "the-admins-own-key-1"}
+NEWER = (Entity("Q1", "Jordan in the river east"), Entity("Q2", "Apple"))
+
+
+@pytest.fixture
+def admin(serve, tmp_path):
+    """The service with an admin key: ``client = admin(setting=value, ...)``."""
+    file = tmp_path / "admin"
+    file.write_text(ADMIN["x-api-key"])
+    return lambda **options: serve(admin_key_file=str(file), **options)
+
+
+def reload(client):
+    return client.post("/admin/index:reload", headers=ADMIN)
+
+
+def test_reload_takes_up_what_is_new(admin, linker):
+    client = admin()
+    assert reload(client).json() == {"reloaded": False, "entities": 4}
+    linker.newest = NEWER
+    assert reload(client).json() == {"reloaded": True, "entities": 2}
+    assert client.post("/v1/link", json=JORDAN).json()["candidates"][0]["id"] == "Q1"
+    assert client.get("/v1/info").json()["entities"] == 2
+    assert "mimic_index_entities 2.0" in client.get("/metrics").text
+    assert client.get("/v1/entities/Q810").status_code == 404
+    assert reload(client).json() == {"reloaded": False, "entities": 2}
+
+
+def test_what_was_admitted_before_a_reload_keeps_its_index(admin, linker, in_background):
+    """Its candidates may be gone from the newer one, and nobody else in its batch may suffer."""
+    client = admin(max_batch_size=4)
+    linker.gate.clear()
+    running = in_background(lambda: client.post("/v1/link", json=JORDAN))
+    assert linker.started.acquire(timeout=10)
+    old = in_background(lambda: client.post("/v1/link", json={**JORDAN, "filter": {"ids": ["Q312"]}}))
+    batcher = client.app.state.service.batcher
+    while batcher.waiting < 1:
+        pass
+    linker.newest = NEWER
+    assert reload(client).json()["reloaded"]
+    new = in_background(lambda: client.post("/v1/link", json={**JORDAN, "filter": {"ids": ["Q2"]}}))
+    while batcher.waiting < 2:
+        pass
+    linker.gate.set()
+    found = [[c["id"] for c in answer().json()["candidates"]] for answer in (running, old, new)]
+    assert found == [["a/b c", "Q810", "Q41421", "Q312"], ["Q312"], ["Q2"]]
+
+
+def test_a_reload_that_fails_changes_nothing(admin, linker, error_of, monkeypatch):
+    client = admin()
+
+    def damaged():
+        raise IndexFormatError("index/manifest.json: damaged")
+
+    monkeypatch.setattr(linker, "reopened", damaged)
+    error = error_of(reload(client), 500, "internal")
+    assert error["id"]
+    assert client.post("/v1/link", json=JORDAN).json()["entities_scored"] == 4
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_drain_answers_when_all_work_is_done(admin, linker, in_background, error_of):
+    client = admin()
+    linker.gate.clear()
+    running = in_background(lambda: client.post("/v1/link", json=JORDAN))
+    assert linker.started.acquire(timeout=10)
+    drained = in_background(lambda: client.post("/admin/drain", headers=ADMIN))
+    while client.get("/health/ready").status_code == 200:
+        pass
+    response = client.post("/v1/link", json=JORDAN)
+    error_of(response, 503, "not_ready")
+    assert response.headers["connection"] == "close"  # kept-open connections go elsewhere
+    linker.gate.set()
+    assert drained().json() == {"status": "drained"}
+    assert running().status_code == 200
+    assert client.get("/health/live").status_code == 200
+
+
+def test_drain_says_when_it_was_not_enough(admin, linker, in_background):
+    client = admin(drain_timeout_s=0.05)
+    linker.gate.clear()
+    running = in_background(lambda: client.post("/v1/link", json=JORDAN))
+    assert linker.started.acquire(timeout=10)
+    response = client.post("/admin/drain", headers=ADMIN)
+    assert (response.status_code, response.json()) == (503, {"status": "draining"})
+    linker.gate.set()
+    assert running().status_code == 200
+
+
+def test_open_inference_aliases_say_what_the_probes_say(serve, linker, error_of):
+    linker.warm_gate.clear()
+    client = serve(wait=False)
+    assert client.get("/v2/health/live").json() == {"live": True}
+    for path in ("/v2/health/ready", "/v2/models/mimic/ready"):
+        response = client.get(path)
+        assert (response.status_code, response.json()) == (503, {"ready": False})
+    linker.warm_gate.set()
+    assert client.app.state.service.batcher.wait_ready(10)
+    for path in ("/v2/health/ready", "/v2/models/mimic/ready"):
+        assert client.get(path).json() == {"ready": True}
+    linker.fail_device = SystemExit("gone")
+    client.post("/v1/link", json=JORDAN)
+    assert client.get("/v2/health/live").json() == {"live": False}
+    for path in ("/v2/models/other", "/v2/models/other/ready"):
+        error_of(client.get(path), 404, "not_found")
+
+
+def test_open_inference_metadata(client):
+    assert client.get("/v2").json()["name"] == "mimic_engine"
+    model = client.get("/v2/models/mimic").json()
+    assert (model["name"], model["versions"], model["platform"]) == ("mimic", ["words-1"], "mimic_engine")
+    assert [t["name"] for t in model["inputs"]] == ["mention", "sentence", "image"]
+    assert {t["datatype"] for t in model["inputs"] + model["outputs"]} == {"BYTES", "FP32"}
