@@ -11,6 +11,7 @@ from fastapi import FastAPI
 import mimic_engine
 from mimic_engine.server import docs, errors, index_routes, link_routes, page, pictures, probe_routes
 from mimic_engine.server.auth import AuthMiddleware, Keys
+from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import TraceMiddleware
 from mimic_engine.server.service import LinkerLike, LinkService
@@ -21,12 +22,18 @@ STREAMS = frozenset({"/v1/link:stream"})  # their bodies are never held whole
 
 
 def create_app(
-    linker: LinkerLike, settings: Settings | None = None, *, examples: Sequence[Mention] = ()
+    linker: LinkerLike,
+    settings: Settings | None = None,
+    *,
+    examples: Sequence[Mention] = (),
+    fetch: Fetcher | None = None,
 ) -> FastAPI:
     """Build the application around a linker and start its device thread, which warms up first.
 
-    ``examples`` are mentions that the page offers to try. The service is reachable as
-    ``app.state.service``; the application's shutdown closes it.
+    ``examples`` are mentions that the page offers to try.
+    ``fetch`` gets the pictures that URLs name, by default as the settings allow.
+
+    The service is reachable as ``app.state.service``; the application's shutdown closes it.
 
     Raises
     ------
@@ -36,7 +43,7 @@ def create_app(
     settings = settings or Settings()
     keys = Keys.read(settings)
     metrics = Metrics()
-    service = LinkService(linker, settings, metrics.on_batch)
+    service = LinkService(linker, settings, metrics.on_batch, fetch=fetch)
     _watch(metrics, service)
 
     @asynccontextmanager

@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from mimic_engine.admission import Places
 from mimic_engine.batching import Batcher, State
-from mimic_engine.errors import DeadlineError, EngineError, MimicError
+from mimic_engine.errors import DeadlineError, EngineError, InvalidInputError, MimicError
 from mimic_engine.server.checks import IndexLike, Query, check_query
+from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import LinkOptions, LinkResult, Mention, Mode
 
@@ -74,9 +75,17 @@ class LinkService:
     """Owns the batcher and the preparing threads around the linker of the day."""
 
     def __init__(
-        self, linker: LinkerLike, settings: Settings, on_batch: Callable[[Any], None] = lambda _: None
+        self,
+        linker: LinkerLike,
+        settings: Settings,
+        on_batch: Callable[[Any], None] = lambda _: None,
+        *,
+        fetch: Fetcher | None = None,
     ) -> None:
         self.linker, self.settings = linker, settings
+        self._fetch = fetch or Fetcher(
+            settings.image_url_hosts, settings.image_url_timeout_s, settings.max_image_bytes
+        )
         self.leaving = False
         self._reloading = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.prepare_threads, "mimic-prepare")
@@ -140,8 +149,7 @@ class LinkService:
             return [self._prepare_one(queries[0])]
         if not queries:
             return []
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._pool, self._prepare_one, query) for query in queries]
+        jobs = [asyncio.ensure_future(self._prepare_aside(query)) for query in queries]
         try:
             _, late = await asyncio.wait(jobs, timeout=max(0.0, deadline - time.monotonic()))
         finally:
@@ -150,6 +158,21 @@ class LinkService:
         if late:
             raise DeadlineError("the request's deadline passed while it was prepared")
         return [job.result() for job in jobs]
+
+    async def _prepare_aside(self, query: Query) -> LinkItem | MimicError:
+        """Fetch what is to be fetched, then prepare in one of the threads."""
+        if query.image_url is not None:
+            try:
+                query = await self._fetched(query, query.image_url)
+            except MimicError as error:
+                return error
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._prepare_one, query)
+
+    async def _fetched(self, query: Query, url: str) -> Query:
+        if query.mention.image is not None:
+            raise InvalidInputError("image_url: give either image or image_url", field="image_url")
+        return replace(query, mention=replace(query.mention, image=await self._fetch(url)))
 
     def _prepare_one(self, query: Query) -> LinkItem | MimicError:
         """Check and prepare one query; its error belongs to it alone."""

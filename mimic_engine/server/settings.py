@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -123,6 +124,12 @@ class Settings(BaseSettings):
     max_timeout_ms: float = Field(default=120_000, gt=0, description="Longest deadline a request may name")
     max_body_bytes: int = Field(default=32_000_000, ge=1, description="Largest request body")
     max_image_bytes: int = Field(default=10_000_000, ge=1, description="Largest image, encoded")
+    image_url_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Hosts that image_url may name; without any, no picture is fetched"
+    )
+    image_url_timeout_s: float = Field(
+        default=3, gt=0, description="How long fetching a picture may take, seconds"
+    )
     max_text_chars: int = Field(default=20_000, ge=1, description="Longest mention or sentence, characters")
     stream_window: int = Field(
         default=32, ge=1, description="Mentions of one /v1/link:stream that are worked on at a time"
@@ -155,6 +162,15 @@ class Settings(BaseSettings):
         """Order the sources, first wins; the command line stands before them."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, ConfigFile(settings_cls)
+
+    @field_validator("image_url_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Take hosts as one text with commas too, as flags and variables give them."""
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            return value
+        return tuple(part.strip() for text in texts for part in str(text).split(",") if part.strip())
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:

@@ -35,8 +35,8 @@ def serve(linker):
     """Start the application around the linker: ``client = serve(max_queue_size=2, ...)``."""
     clients = []
 
-    def start(*, wait=True, **options):
-        client = TestClient(create_app(linker, Settings(**options)))
+    def start(*, wait=True, fetch=None, **options):
+        client = TestClient(create_app(linker, Settings(**options), fetch=fetch))
         client.__enter__()
         clients.append(client)
         if wait:
