@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from mimic_engine.agreement import promised
 from mimic_engine.encoding.base import Featurizer, PreparedMention
+from mimic_engine.encoding.cache import EncodingCache
+from mimic_engine.encoding.caching import CachingFeaturizer
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.explain import explain_result
@@ -83,6 +85,7 @@ class Linker:
         image_limits: ImageLimits | None = None,
         engines: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        cache_bytes: int = 0,
     ) -> Self:
         """Open an exported model and an index built with it.
 
@@ -99,6 +102,7 @@ class Linker:
         image_limits : byte, pixel and format limits of mention images.
         engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
         checkpoint : folder that ``model`` was exported from, which the torch backend reads.
+        cache_bytes : memory for mentions and pictures that come again; 0 remembers none.
 
         Raises
         ------
@@ -121,6 +125,7 @@ class Linker:
             image_limits=image_limits,
             engines=engines,
             checkpoint=checkpoint,
+            cache_bytes=cache_bytes,
         )
         opened.check_model(featurizer.model_hash)
         nil = NilThreshold.read(Path(model), featurizer.model_hash)
@@ -229,6 +234,11 @@ class Linker:
                 results[b] = result
         return [results[b] for b in range(len(prepared))]
 
+    @property
+    def cache(self) -> EncodingCache | None:
+        """The memory of mentions and pictures that were encoded before, if there is one."""
+        return self.featurizer.cache if isinstance(self.featurizer, CachingFeaturizer) else None
+
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
         """1-based rank of index row ``gold[b]`` for each mention, ties counted against it; (B,)."""
         return self._scan.ranks(self.featurizer.mentions(mentions), gold, allowed=self.index.alive)
@@ -306,7 +316,7 @@ class Linker:
         return LinkResult(
             candidates,
             bool(prepared.tokens.truncated[0]),
-            prepared.pixels is not None,
+            prepared.has_image,
             found.modes[b],
             int(found.scored[b]),
         )

@@ -70,6 +70,7 @@ def _serve(settings: Settings) -> int:
             checkpoint=settings.checkpoint,
             threads=settings.threads,
             scorer=settings.scorer,
+            cache_bytes=settings.mention_cache_bytes,
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
         try:

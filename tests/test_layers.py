@@ -36,6 +36,7 @@ TRAINING_COMMANDS = (
     "mimic_engine.encoding.backends",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
+OPTIONAL = {"simplejpeg": "jpeg"}  # top-level module: the extra that brings it; imported inside functions
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
 
 ABOVE_SCORING = (
@@ -205,8 +206,9 @@ def _reads(node: ast.AST) -> list[str]:
 
 
 def test_what_the_runtime_imports_is_a_declared_dependency():
+    """Or one of an extra, where it is only imported when it is asked for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {_normal(re.split(r"[\[<>=!~ ;]", d, maxsplit=1)[0]) for d in project["dependencies"]}
+    declared = _names(project["dependencies"])
     distributions = packages_distributions()
     for name in runtime_modules():
         for module in imports(sources()[name], lazy=not inside(name, TRAINING_COMMANDS)):
@@ -214,7 +216,15 @@ def test_what_the_runtime_imports_is_a_declared_dependency():
             if top in sys.stdlib_module_names or top == "mimic_engine":
                 continue
             owners = {_normal(d) for d in distributions.get(top, [top])}
+            if top in OPTIONAL:
+                assert owners & _names(project["optional-dependencies"][OPTIONAL[top]])
+                assert top not in {m.partition(".")[0] for m in imports(sources()[name], lazy=False)}
+                continue
             assert owners & declared, f"{name} imports {top}: add one of {sorted(owners)} to the dependencies"
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {_normal(re.split(r"[\[<>=!~ ;]", r, maxsplit=1)[0]) for r in requirements}
 
 
 def _normal(distribution: str) -> str:

@@ -67,6 +67,11 @@ class PreparedMention:
     pixels: Array | None
     spans: tuple[TokenSpan, ...] | None = None
 
+    @property
+    def has_image(self) -> bool:
+        """Whether the mention has a picture."""
+        return self.pixels is not None
+
 
 class Featurizer:
     """Preprocessing plus a session: mentions and entities in, folded arrays out.
@@ -123,8 +128,11 @@ class Featurizer:
     def fold_prepared(self, mentions: Sequence[PreparedMention]) -> MentionArrays:
         """Folded arrays of B prepared mentions."""
         tokens = _concatenate([m.tokens for m in mentions])
-        image = self._encode_images([m.pixels for m in mentions])
+        image = self._image_features(mentions)
         return self._session.fold_mentions(self._session.encode_text(tokens), image)
+
+    def _image_features(self, mentions: Sequence[PreparedMention]) -> ImageFeatures:
+        return self._encode_images([m.pixels for m in mentions])
 
     def mentions(self, mentions: Sequence[Mention]) -> MentionArrays:
         """Folded arrays of B mentions; errors as in :meth:`prepare`."""

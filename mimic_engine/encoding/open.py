@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mimic_engine.encoding.backends import BackendOptions, open_backend
 from mimic_engine.encoding.base import Featurizer
+from mimic_engine.encoding.cache import EncodingCache
+from mimic_engine.encoding.caching import CachingFeaturizer
 from mimic_engine.images import ImageLimits, ImagePreprocessor
 from mimic_engine.text import TextPreprocessor
 
@@ -20,6 +22,7 @@ def open_featurizer(
     image_limits: ImageLimits | None = None,
     engines: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    cache_bytes: int = 0,
 ) -> Featurizer:
     """Open the encoders and folds of an exported model; arguments as in ``Linker.open``.
 
@@ -40,4 +43,6 @@ def open_featurizer(
     session = open_backend(Path(model), backend, options)
     text = TextPreprocessor.open(session.tokenizer_json, session.text_config)
     images = ImagePreprocessor(session.image_config, image_limits or ImageLimits())
+    if cache_bytes:
+        return CachingFeaturizer(session, text, images, EncodingCache(cache_bytes))
     return Featurizer(session, text, images)

@@ -84,4 +84,9 @@ def _watch(metrics: Metrics, service: LinkService) -> None:
     metrics.watch(
         "mimic_device_busy_seconds", "Age of the batch on the device", lambda: service.batcher.busy_s
     )
+    if (cache := service.linker.cache) is not None:
+        metrics.watch("mimic_cache_bytes", "Mentions and pictures remembered", lambda: cache.bytes)
+        metrics.watch_counts(
+            "mimic_cache_requests", "Asked of the cache", ("kind", "outcome"), lambda: cache.asked
+        )
     metrics.watch("mimic_index_entities", "Entities in the index", lambda: len(service.linker.index))

@@ -1,7 +1,7 @@
 """Fetching the picture that a URL names, without becoming a way into the network that the service runs in.
 
-Only https on port 443, only hosts of the allow-list, no credentials, no redirects, a limit on bytes and on the
-whole time. The host is resolved once, every address must be a public one, and the connection goes to the
+Only https on port 443, only hosts of the allow-list, no credentials, no redirects, a limit on bytes and on
+the whole time. The host is resolved once, every address must be a public one, and the connection goes to the
 address that was checked: a name that resolves to something else a moment later changes nothing.
 """
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from mimic_engine.batching import BatchReport
 
@@ -51,6 +53,12 @@ class Metrics:
         """Add a gauge that is read when the metrics are."""
         Gauge(name, text, registry=self.registry).set_function(value)
 
+    def watch_counts(
+        self, name: str, text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], int]]
+    ) -> None:
+        """Add a counter that is read when the metrics are: label values to counts."""
+        self.registry.register(_Counts(name, text, labels, read))
+
     def on_batch(self, report: BatchReport) -> None:
         """Record a batch (called on the device thread)."""
         self.batch_s.observe(report.service_s)
@@ -63,3 +71,19 @@ class Metrics:
     def render(self) -> bytes:
         """Give the text exposition format."""
         return generate_latest(self.registry)
+
+
+class _Counts(Collector):
+    """Counts that somebody else keeps."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], int]]
+    ) -> None:
+        self._name, self._text, self._labels, self._read = name, text, labels, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Give the present counts."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, count in self._read().items():
+            family.add_metric(values, count)
+        yield family

@@ -26,6 +26,18 @@ INLINE_CHARS = 2_000  # shorter texts tokenise faster than a hand-off to a threa
 __all__ = ["IndexLike", "LinkItem", "LinkService", "LinkerLike", "Query"]
 
 
+class CacheLike(Protocol):
+    """What the metrics tell of a cache."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is held."""
+
+    @property
+    def asked(self) -> Mapping[tuple[str, ...], int]:
+        """How often each kind was asked for, as (kind, "hit" or "miss")."""
+
+
 class LinkerLike(Protocol):
     """What the service needs of :class:`mimic_engine.Linker`."""
 
@@ -56,6 +68,10 @@ class LinkerLike(Protocol):
 
     def reopened(self) -> Self:
         """A linker over the newest state of the index, or itself; any thread."""
+
+    @property
+    def cache(self) -> CacheLike | None:
+        """The memory of mentions that were encoded before, if there is one."""
 
     def info(self) -> Mapping[str, Any]:
         """Describe model and index, as JSON."""

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     prepare_threads: int = Field(
         default=2, ge=1, le=256, description="Threads that decode images and tokenise"
     )
+    mention_cache_bytes: int = Field(
+        default=64_000_000, ge=0, description="Memory for mentions and pictures that come again; 0 keeps none"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged"
     )

@@ -13,7 +13,7 @@ from mimic_engine.server.settings import Settings
 
 @pytest.fixture(scope="module")
 def real(tiny_model, tiny_index):
-    linker = Linker.open(tiny_model, tiny_index, threads=1)
+    linker = Linker.open(tiny_model, tiny_index, threads=1, cache_bytes=1_000_000)
     with TestClient(create_app(linker, Settings(max_batch_size=4))) as client:
         assert client.app.state.service.batcher.wait_ready(60)
         yield linker, client
@@ -81,3 +81,14 @@ def test_info_and_entities(real):
     assert info["entities"] == len(linker.index)
     assert info["model_hash"] == linker.model_hash
     assert client.get("/v1/entities/E99").json()["name"] == linker.index.entity(2).name
+
+
+def test_metrics_tell_how_often_a_mention_came_again(real):
+    linker, client = real
+    before = linker.cache.asked
+    for _ in range(3):
+        assert client.post("/v1/link", json={"mention": "h i", "sentence": "j"}).status_code == 200
+    hits = before.get(("mention", "hit"), 0) + 2
+    text = client.get("/metrics").text
+    assert f'mimic_cache_requests_total{{kind="mention",outcome="hit"}} {hits}.0' in text
+    assert f"mimic_cache_bytes {float(linker.cache.bytes)}" in text

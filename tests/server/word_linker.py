@@ -57,7 +57,7 @@ class WordIndex:
 class WordLinker:
     model_hash = "words-1"
 
-    nil_threshold = None
+    nil_threshold = cache = None
     modes = ("exact", "certified")
 
     def __init__(self, entities=ENTITIES, device_s=0.0):
