@@ -36,7 +36,7 @@ TRAINING_COMMANDS = (
     "mimic_engine.encoding.backends",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
-OPTIONAL = {"simplejpeg": "jpeg"}  # top-level module: the extra that brings it; imported inside functions
+OPTIONAL = {"simplejpeg": "jpeg", "httpx2": "client"}  # module, imported in functions: the extra that has it
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
 
 ABOVE_SCORING = (

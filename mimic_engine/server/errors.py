@@ -27,6 +27,7 @@ from mimic_engine.errors import (
     UnauthorisedError,
     UnknownEntityError,
 )
+from mimic_engine.server.schemas import ErrorBody, ErrorDetail
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +48,6 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 )
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 415: "content_type", 499: "client_gone"}
-
-
-class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What went wrong: a code for programs, a message for people, the field, and the id of a 500."""
-
-    code: str
-    message: str
-    field: str | None = None
-    id: str | None = None
-
-
-class ErrorBody(msgspec.Struct):
-    """The body of every answer that is not a success."""
-
-    error: ErrorDetail
 
 
 def classify(error: BaseException) -> tuple[int, str]:

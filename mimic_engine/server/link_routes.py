@@ -11,10 +11,10 @@ from mimic_engine.errors import InvalidInputError, MimicError, TooLargeError
 from mimic_engine.server import docs, errors, schemas
 from mimic_engine.server.answers import Shape, in_order, read_mention, read_score
 from mimic_engine.server.bodies import NDJSON, expect_type, read_json, read_link, while_connected
-from mimic_engine.server.errors import ErrorBody, describe, json_response
+from mimic_engine.server.errors import describe, json_response
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import Trace
-from mimic_engine.server.schemas import BatchAnswer, BatchBody, LinkAnswer
+from mimic_engine.server.schemas import BatchAnswer, BatchBody, ErrorBody, LinkAnswer
 from mimic_engine.server.service import LinkService, Query
 from mimic_engine.server.settings import Settings
 from mimic_engine.server.stream import StreamedLinks

@@ -8,10 +8,24 @@ from typing import Any, TypeVar
 import msgspec
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.server.errors import ErrorBody
 from mimic_engine.types import Explanation, Mode, TokenSpan
 
 T = TypeVar("T")
+
+
+class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What went wrong: a code for programs, a message for people, the field, and the id of a 500."""
+
+    code: str
+    message: str
+    field: str | None = None
+    id: str | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
 
 
 class FilterBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 from mimic_engine.admission import Places
 from mimic_engine.errors import MimicError
 from mimic_engine.server.bodies import NDJSON, lines_of
-from mimic_engine.server.errors import ErrorBody, describe
-from mimic_engine.server.schemas import LinkAnswer
+from mimic_engine.server.errors import describe
+from mimic_engine.server.schemas import ErrorBody, LinkAnswer
 from mimic_engine.types import LinkResult
 
 if TYPE_CHECKING:

@@ -1,6 +1,10 @@
 import importlib.util
 import io
+import os
+import subprocess
+import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,26 @@ def serve(linker):
 @pytest.fixture
 def client(serve):
     return serve()
+
+
+@pytest.fixture
+def start(word_linker_path):
+    """``with start(device_s, setting=value, ...) as (process, port)``: a server process that is ready."""
+
+    @contextmanager
+    def run(device_s, **options):
+        command = [sys.executable, str(word_linker_path), "0", str(device_s)]
+        command += [f"{name}={value}" for name, value in options.items()]
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                word, port = process.stdout.readline().split()
+                assert word == "ready"
+                yield process, int(port)
+            finally:
+                process.kill()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,39 +2,15 @@
 
 import http.client
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 
 BODY = json.dumps({"mention": "Jordan", "sentence": "the river in the east"})
 HEADERS = {"content-type": "application/json"}
-
-
-@pytest.fixture
-def start(word_linker_path):
-    """``with start(device_s, setting=value, ...) as (process, port)``: a server process that is ready."""
-
-    @contextmanager
-    def run(device_s, **options):
-        command = [sys.executable, str(word_linker_path), "0", str(device_s)]
-        command += [f"{name}={value}" for name, value in options.items()]
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            try:
-                word, port = process.stdout.readline().split()
-                assert word == "ready"
-                yield process, int(port)
-            finally:
-                process.kill()
-
-    return run
 
 
 def call(port, method="POST", path="/v1/link", body=BODY):
