@@ -36,7 +36,7 @@ TRAINING_COMMANDS = (
     "mimic_engine.encoding.backends",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
-OPTIONAL = {"simplejpeg": "jpeg", "httpx2": "client"}  # module, imported in functions: the extra that has it
+OPTIONAL = {"simplejpeg": "jpeg", "httpx2": "client", "opentelemetry": "otel"}  # by extra; in functions
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
 
 ABOVE_SCORING = (

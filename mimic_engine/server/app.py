@@ -16,6 +16,7 @@ from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import TraceMiddleware
 from mimic_engine.server.service import LinkerLike, LinkService
 from mimic_engine.server.settings import Settings
+from mimic_engine.server.tracing import RequestTracer
 from mimic_engine.types import Mention
 
 STREAMS = frozenset({"/v1/link:stream"})  # their bodies are never held whole
@@ -27,11 +28,12 @@ def create_app(
     *,
     examples: Sequence[Mention] = (),
     fetch: Fetcher | None = None,
+    tracer: RequestTracer | None = None,
 ) -> FastAPI:
     """Build the application around a linker and start its device thread, which warms up first.
 
     ``examples`` are mentions that the page offers to try.
-    ``fetch`` gets the pictures that URLs name, by default as the settings allow.
+    ``fetch`` gets the pictures that URLs name, ``tracer`` makes the traces; by default as the settings say.
 
     The service is reachable as ``app.state.service``; the application's shutdown closes it.
 
@@ -39,9 +41,11 @@ def create_app(
     ------
     InvalidInputError
         If a file of keys cannot be used.
+    MissingDependencyError
+        If traces are asked for and OpenTelemetry is not installed.
     """
     settings = settings or Settings()
-    keys = Keys.read(settings)
+    keys, tracer = Keys.read(settings), tracer or RequestTracer.open(settings)
     metrics = Metrics()
     service = LinkService(linker, settings, metrics.on_batch, fetch=fetch)
     _watch(metrics, service)
@@ -50,6 +54,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="mimic_engine",
@@ -68,6 +74,7 @@ def create_app(
         access_log=settings.access_log,
         leaving=lambda: service.leaving,
         streams=STREAMS,
+        tracer=tracer,
     )
     link_routes.install(app, service, metrics)
     index_routes.install(app, service)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -18,6 +19,10 @@ from mimic_engine.errors import TooLargeError
 from mimic_engine.server.errors import error_response
 from mimic_engine.server.logs import REQUEST_ID
 from mimic_engine.server.metrics import Metrics
+from mimic_engine.server.tracing import RequestTracer
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 access = logging.getLogger("mimic_engine.access")
 
@@ -56,9 +61,10 @@ class TraceMiddleware:
         access_log: bool = False,
         leaving: Callable[[], bool] = lambda: False,
         streams: frozenset[str] = frozenset(),
+        tracer: RequestTracer | None = None,
     ) -> None:
         self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
-        self.streams = streams
+        self.streams, self.tracer = streams, tracer
         self.access_log, self.leaving = access_log, leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +76,7 @@ class TraceMiddleware:
         trace = Trace(_request_id(headers.get("x-request-id")))
         scope.setdefault("state", {})["trace"] = trace
         named = REQUEST_ID.set(trace.request_id)
+        span = None if self.tracer is None else self.tracer.begin(scope, headers, trace.request_id)
         stream = scope["path"] in self.streams
         limited = _LimitedReceive(receive, math.inf if stream else self.max_body_bytes)
         status = 0
@@ -102,14 +109,16 @@ class TraceMiddleware:
                 raise
             await error_response(error)(scope, receive, send_traced)
         finally:
-            self._record(scope, trace, status)
+            self._record(scope, trace, status, span)
             REQUEST_ID.reset(named)
 
-    def _record(self, scope: Scope, trace: Trace, status: int) -> None:
+    def _record(self, scope: Scope, trace: Trace, status: int, span: Span | None) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         seconds = time.monotonic() - trace.started
         self.metrics.requests.labels(route, str(status or "gone")).inc()
         self.metrics.request_s.labels(route).observe(seconds)
+        if self.tracer is not None and span is not None:
+            self.tracer.end(span, route, scope["method"], status or 499, trace.parts_ms)
         if self.access_log:
             extra = {
                 "method": scope["method"],

@@ -101,6 +101,15 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field(default="text", description="How a line of the log looks")
     access_log: bool = Field(default=False, description="Log a line for every request")
+    otlp_endpoint: str | None = Field(
+        default=None, description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces"
+    )
+    otlp_sample_ratio: float = Field(
+        default=1,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, where the caller has not decided",
+    )
     api_keys_file: str | None = Field(
         default=None, description="File with one key a line; every route but the probes then asks for one"
     )

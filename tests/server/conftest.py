@@ -39,8 +39,8 @@ def serve(linker):
     """Start the application around the linker: ``client = serve(max_queue_size=2, ...)``."""
     clients = []
 
-    def start(*, wait=True, fetch=None, **options):
-        client = TestClient(create_app(linker, Settings(**options), fetch=fetch))
+    def start(*, wait=True, fetch=None, tracer=None, **options):
+        client = TestClient(create_app(linker, Settings(**options), fetch=fetch, tracer=tracer))
         client.__enter__()
         clients.append(client)
         if wait:
