@@ -28,9 +28,11 @@ from mimic_engine.conversation import (
     Talk,
     UnreachableError,
     batch_call,
+    delete_call,
     entity_call,
     info_call,
     link_call,
+    put_call,
     reload_call,
     score_call,
     stream_line,
@@ -39,7 +41,7 @@ from mimic_engine.conversation import (
 )
 from mimic_engine.errors import MissingDependencyError
 from mimic_engine.server.schemas import EntityAnswer, LinkAnswer, ReloadAnswer
-from mimic_engine.types import Mention
+from mimic_engine.types import Entity, Mention
 
 if TYPE_CHECKING:
     import httpx2
@@ -130,6 +132,14 @@ class Client:
     def entity(self, entity_id: str) -> EntityAnswer:
         """Give what the index holds about an entity."""
         return self._do(entity_call(entity_id))
+
+    def upsert(self, entity: Entity) -> ReloadAnswer:
+        """Add or replace an entity, its first picture bytes or a path; needs the admin's key."""
+        return self._do(put_call(entity))
+
+    def delete(self, entity_id: str) -> ReloadAnswer:
+        """Delete an entity; needs the admin's key."""
+        return self._do(delete_call(entity_id))
 
     def info(self) -> dict[str, Any]:
         """Describe model, index and limits."""
@@ -237,6 +247,14 @@ class AsyncClient:
     async def entity(self, entity_id: str) -> EntityAnswer:
         """Give what the index holds about an entity."""
         return await self._do(entity_call(entity_id))
+
+    async def upsert(self, entity: Entity) -> ReloadAnswer:
+        """Add or replace an entity, its first picture bytes or a path; needs the admin's key."""
+        return await self._do(put_call(entity))
+
+    async def delete(self, entity_id: str) -> ReloadAnswer:
+        """Delete an entity; needs the admin's key."""
+        return await self._do(delete_call(entity_id))
 
     async def info(self) -> dict[str, Any]:
         """Describe model, index and limits."""

@@ -18,7 +18,7 @@ import msgspec
 
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.server.schemas import EntityAnswer, ErrorBody, ErrorDetail, LinkAnswer, ReloadAnswer
-from mimic_engine.types import Mention, Mode
+from mimic_engine.types import Entity, ImageSource, Mention, Mode
 
 T = TypeVar("T")
 
@@ -173,7 +173,23 @@ def score_call(mention: Mention, candidates: Sequence[str], explain: bool) -> Ca
 
 def entity_call(entity_id: str) -> Call[EntityAnswer]:
     """Ask for an entity."""
-    return Call("GET", f"/v1/entities/{quote(entity_id, safe='')}", _reader(EntityAnswer))
+    return Call("GET", _entity_path(entity_id), _reader(EntityAnswer))
+
+
+def put_call(entity: Entity) -> Call[ReloadAnswer]:
+    """Ask to add or replace an entity."""
+    image = _image(entity.images[0]) if entity.images else None  # the model uses the first
+    body = {"name": entity.name, "description": entity.description, "type": entity.type, "image": image}
+    return Call("PUT", _entity_path(entity.id), _reader(ReloadAnswer), _json(body))
+
+
+def delete_call(entity_id: str) -> Call[ReloadAnswer]:
+    """Ask to delete an entity."""
+    return Call("DELETE", _entity_path(entity_id), _reader(ReloadAnswer))
+
+
+def _entity_path(entity_id: str) -> str:
+    return f"/v1/entities/{quote(entity_id, safe='')}"
 
 
 def info_call() -> Call[dict[str, Any]]:
@@ -190,13 +206,14 @@ def reload_call() -> Call[ReloadAnswer]:
 
 
 def _mention(mention: Mention) -> dict[str, Any]:
-    image = mention.image
-    if isinstance(image, str | Path):
-        image = _read(Path(image))
+    image = None if mention.image is None else _image(mention.image)
     return {"mention": mention.mention, "sentence": mention.sentence, "image": image}
 
 
-def _read(path: Path) -> bytes:
+def _image(source: ImageSource) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    path = Path(source)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -14,7 +14,7 @@ from mimic_engine.server.auth import AuthMiddleware, Keys
 from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import TraceMiddleware
-from mimic_engine.server.service import LinkerLike, LinkService
+from mimic_engine.server.service import EntityWriter, LinkerLike, LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.server.tracing import RequestTracer
 from mimic_engine.types import Mention
@@ -29,10 +29,12 @@ def create_app(
     examples: Sequence[Mention] = (),
     fetch: Fetcher | None = None,
     tracer: RequestTracer | None = None,
+    writer: EntityWriter | None = None,
 ) -> FastAPI:
     """Build the application around a linker and start its device thread, which warms up first.
 
     ``examples`` are mentions that the page offers to try.
+    ``writer`` changes the entities of the linker's index, where that is wanted.
     ``fetch`` gets the pictures that URLs name, ``tracer`` makes the traces; by default as the settings say.
 
     The service is reachable as ``app.state.service``; the application's shutdown closes it.
@@ -47,7 +49,7 @@ def create_app(
     settings = settings or Settings()
     keys, tracer = Keys.read(settings), tracer or RequestTracer.open(settings)
     metrics = Metrics()
-    service = LinkService(linker, settings, metrics.on_batch, fetch=fetch)
+    service = LinkService(linker, settings, metrics.on_batch, fetch=fetch, writer=writer)
     _watch(metrics, service)
 
     @asynccontextmanager

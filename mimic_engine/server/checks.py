@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
+from mimic_engine.server.schemas import EntityBody
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Entity, LinkOptions, Mention, Mode
 
 DEFAULT_TOP_K = 10
+MAX_ID_CHARS = 512
 
 
 class IndexLike(Protocol):
@@ -84,6 +86,28 @@ def _mode(asked: str | None, modes: Sequence[Mode]) -> Mode:
             return mode
     message = f"mode: must be one of {', '.join(modes)}, which this index can answer in, got {asked!r}"
     raise InvalidInputError(message, field="mode")
+
+
+def check_entity(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
+    """Hold an entity against the limits; gives it as the index takes it.
+
+    Raises
+    ------
+    InvalidInputError, TooLargeError, ImageError
+        Naming the field, the limit and the value.
+    """
+    if not entity_id or len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():
+        message = f"id: must be 1 to {MAX_ID_CHARS} printable characters, got {len(entity_id)}"
+        raise InvalidInputError(message, field="id")
+    if not body.name.strip():
+        raise InvalidInputError("name: must not be empty", field="name")
+    for field in ("name", "description", "type"):
+        length, limit = len(getattr(body, field)), settings.max_text_chars
+        if length > limit:
+            raise InvalidInputError(f"{field}: at most {limit} characters, got {length}", field=field)
+    _check_image(body.image, settings)
+    images = () if body.image is None else (body.image,)
+    return Entity(entity_id, body.name, body.description, images, body.type)
 
 
 def _check_texts(mention: Mention, settings: Settings) -> None:

@@ -55,6 +55,15 @@ def _route(answer: dict[str, Any], *codes: int, body: dict[str, Any] | None = No
     return {"responses": responses, "openapi_extra": extra}
 
 
+def _flag(name: str, *codes: int) -> dict[str, Any]:
+    """A yes or no of the Open Inference Protocol, said by the status too."""
+    body = {"type": "object", "properties": {name: {"type": "boolean"}}, "required": [name]}
+    answer = {"application/json": {"schema": body}}
+    route = _route(answer, *codes)
+    route["responses"][503] = {"description": "Not now", "content": answer}
+    return route
+
+
 _FORM = {
     "type": "object",
     "required": ["mention", "sentence"],
@@ -86,13 +95,19 @@ LINK = _route(
 BATCH = _route(_json("BatchAnswer"), *_LINKING, body=_json("BatchBody"))
 SCORE = _route(_json("LinkAnswer"), *_LINKING, body=_json("ScoreBody"))
 STREAM = _route(
-    {"application/x-ndjson": {"schema": ref("LinkAnswer")}},
+    {
+        "application/x-ndjson": {
+            "schema": {"type": "string", "description": "LinkAnswer or ErrorBody, a line each"}
+        }
+    },
     *(415, 422, 503),
     body={"application/x-ndjson": {"schema": ref("MentionBody")}},
 )
 STREAM["openapi_extra"]["parameters"] = [
     {"name": "timeout_ms", "in": "query", "schema": {"type": "number"}, "description": "Deadline of a line"}
 ]
+PUT_ENTITY = _route(_json("ReloadAnswer"), 403, 413, 415, 422, 500, body=_json("EntityBody"))
+DELETE_ENTITY = _route(_json("ReloadAnswer"), 403, 404, 422, 500)
 ENTITY = _route(_json("EntityAnswer"), 404, 422)
 IMAGE = _route(
     {
@@ -106,8 +121,10 @@ INFO = _route(_OBJECT)
 RELOAD = _route(_json("ReloadAnswer"), 403, 500)
 DRAIN = _route(_json("StatusAnswer"), 403)
 HEALTH = _route(_json("StatusAnswer"), 503)
+V2_LIVE = _flag("live")
+V2_READY = _flag("ready")
 MODEL = _route(_OBJECT, 404, 422)
-MODEL_READY = _route(_OBJECT, 404, 422, 503)
+MODEL_READY = _flag("ready", 404)
 
 
 def install(app: FastAPI) -> None:

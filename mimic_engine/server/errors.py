@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from mimic_engine.errors import (
+    DataError,
     DeadlineError,
     ForbiddenError,
     ImageError,
@@ -40,6 +41,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (ImageTypeError, 415, "image_type"),
     (ImageError, 422, "invalid_image"),
     (InvalidInputError, 422, "invalid_input"),
+    (DataError, 422, "invalid_input"),  # of an entity, before anything is written
     (UnauthorisedError, 401, "unauthorised"),
     (ForbiddenError, 403, "forbidden"),
     (QueueFullError, 429, "queue_full"),

@@ -1,12 +1,14 @@
-"""The routes about the index: reading an entity, what is loaded, and taking up a newer state of it."""
+"""The routes about the index: entities read and changed, what is loaded, taking up a newer state of it."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 import mimic_engine
 from mimic_engine.errors import UnknownEntityError
-from mimic_engine.server import docs
+from mimic_engine.server import docs, schemas
+from mimic_engine.server.bodies import read_json
+from mimic_engine.server.checks import check_entity
 from mimic_engine.server.errors import describe, json_response
 from mimic_engine.server.schemas import EntityAnswer, ReloadAnswer
 from mimic_engine.server.service import LinkService
@@ -26,6 +28,23 @@ def install(app: FastAPI, service: LinkService) -> None:
         return json_response(
             EntityAnswer(found.id, found.name, found.description, found.type, len(found.images))
         )
+
+    @app.put("/v1/entities/{entity_id:path}", tags=["admin"], **docs.PUT_ENTITY)
+    async def put_entity(entity_id: str, request: Request) -> Response:
+        """Add or replace an entity; when this answers, it is stored and linked against."""
+        body = schemas.decode_entity(await read_json(request))
+        entity = check_entity(entity_id, body, service.settings)
+        await service.change(lambda writer: writer.upsert([entity]))
+        return json_response(ReloadAnswer(True, len(service.linker.index)))
+
+    @app.delete("/v1/entities/{entity_id:path}", tags=["admin"], **docs.DELETE_ENTITY)
+    async def delete_entity(entity_id: str) -> Response:
+        """Delete an entity; when this answers, it is gone."""
+        try:
+            await service.change(lambda writer: writer.delete([entity_id]))
+        except UnknownEntityError as error:
+            return json_response(describe(error)[1], 404)
+        return json_response(ReloadAnswer(True, len(service.linker.index)))
 
     @app.get("/v1/info", tags=["service"], **docs.INFO)
     async def info() -> Response:

@@ -53,7 +53,7 @@ def install(app: FastAPI, service: LinkService, metrics: Metrics) -> None:
 
 
 def _add_open_inference(app: FastAPI, service: LinkService) -> None:
-    @app.get("/v2/health/live", tags=["open inference"], **docs.HEALTH)
+    @app.get("/v2/health/live", tags=["open inference"], **docs.V2_LIVE)
     async def live() -> Response:
         """Say what ``/health/live`` says."""
         alive = service.batcher.failure is None
@@ -91,7 +91,7 @@ def _add_open_inference(app: FastAPI, service: LinkService) -> None:
         """Describe the server."""
         return json_response({"name": "mimic_engine", "version": mimic_engine.__version__, "extensions": []})
 
-    app.get("/v2/health/ready", tags=["open inference"], **docs.HEALTH)(ready)
+    app.get("/v2/health/ready", tags=["open inference"], **docs.V2_READY)(ready)
 
 
 def _expect_model(name: str) -> None:

@@ -124,6 +124,15 @@ class BatchAnswer(msgspec.Struct):
     results: list[Any]  # LinkAnswer | ErrorBody: not a union msgspec can describe, see components()
 
 
+class EntityBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Body of ``PUT /v1/entities/{id}``: the whole entity; ``image`` is base64 of JPEG, PNG or WebP."""
+
+    name: str
+    description: str = ""
+    type: str = ""
+    image: bytes | None = None
+
+
 class EntityAnswer(msgspec.Struct):
     """Answer of ``GET /v1/entities/{id}``; the images themselves stay where they are."""
 
@@ -155,7 +164,7 @@ class StatusAnswer(msgspec.Struct):
 
 
 class ReloadAnswer(msgspec.Struct):
-    """Answer of ``POST /admin/index:reload``: whether the index was a newer one, and its size."""
+    """Whether the index is another one now, and its size."""
 
     reloaded: bool
     entities: int
@@ -164,6 +173,7 @@ class ReloadAnswer(msgspec.Struct):
 _LINK = msgspec.json.Decoder(LinkBody)
 _MENTION = msgspec.json.Decoder(MentionBody)
 _BATCH = msgspec.json.Decoder(BatchBody)
+_ENTITY = msgspec.json.Decoder(EntityBody)
 _SCORE = msgspec.json.Decoder(ScoreBody)
 
 
@@ -185,6 +195,11 @@ def decode_batch(raw: bytes) -> BatchBody:
 def decode_score(raw: bytes) -> ScoreBody:
     """Decode the body of ``/v1/score``; InvalidInputError names the field."""
     return _decode(_SCORE, raw)
+
+
+def decode_entity(raw: bytes) -> EntityBody:
+    """Decode the body of ``PUT /v1/entities/{id}``; InvalidInputError names the field."""
+    return _decode(_ENTITY, raw)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw) -> T:
@@ -233,7 +248,7 @@ def form_to_body(fields: Sequence[tuple[str, str]], image: bytes | None) -> Link
 
 def components() -> dict[str, Any]:
     """Schemas of everything above, for ``components.schemas`` of the OpenAPI document."""
-    types: list[Any] = [LinkBody, MentionBody, BatchBody, ScoreBody, LinkAnswer, EntityAnswer]
+    types: list[Any] = [LinkBody, MentionBody, BatchBody, ScoreBody, LinkAnswer, EntityBody, EntityAnswer]
     types += [StatusAnswer, ReloadAnswer, ExamplesBody, ErrorBody]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas["BatchBody"]["properties"]["mentions"]["items"] = ref("MentionBody")

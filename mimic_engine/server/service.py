@@ -15,11 +15,11 @@ from typing import Any, Protocol, Self
 
 from mimic_engine.admission import Places
 from mimic_engine.batching import Batcher, State
-from mimic_engine.errors import DeadlineError, EngineError, InvalidInputError, MimicError
+from mimic_engine.errors import DeadlineError, EngineError, ForbiddenError, InvalidInputError, MimicError
 from mimic_engine.server.checks import IndexLike, Query, check_query
 from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import LinkOptions, LinkResult, Mention, Mode
+from mimic_engine.types import Entity, LinkOptions, LinkResult, Mention, Mode
 
 INLINE_CHARS = 2_000  # shorter texts tokenise faster than a hand-off to a thread takes
 
@@ -36,6 +36,16 @@ class CacheLike(Protocol):
     @property
     def asked(self) -> Mapping[tuple[str, ...], int]:
         """How often each kind was asked for, as (kind, "hit" or "miss")."""
+
+
+class EntityWriter(Protocol):
+    """What the service needs of a writer of the index; asked by one thread at a time."""
+
+    def upsert(self, entities: Sequence[Entity]) -> object:
+        """Add or replace entities; when it returns, the change is on the disk."""
+
+    def delete(self, ids: Sequence[str]) -> object:
+        """Delete entities; UnknownEntityError if one is not there."""
 
 
 class LinkerLike(Protocol):
@@ -97,12 +107,14 @@ class LinkService:
         on_batch: Callable[[Any], None] = lambda _: None,
         *,
         fetch: Fetcher | None = None,
+        writer: EntityWriter | None = None,
     ) -> None:
         self.linker, self.settings = linker, settings
         self._fetch = fetch or Fetcher(
             settings.image_url_hosts, settings.image_url_timeout_s, settings.max_image_bytes
         )
         self.leaving = False
+        self._writer = writer
         self._reloading = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.prepare_threads, "mimic-prepare")
         self.batcher: Batcher[LinkItem, LinkResult] = Batcher(
@@ -214,10 +226,27 @@ class LinkService:
         leave everything as it was.
         """
         async with self._reloading:
-            newest = await asyncio.to_thread(self.linker.reopened)
-            changed = newest is not self.linker
-            self.linker = newest
-            return changed
+            return await self._take_up_newest()
+
+    async def change(self, work: Callable[[EntityWriter], object]) -> None:
+        """Change the index, one change at a time, and link from then on against the new state.
+
+        Raises
+        ------
+        ForbiddenError
+            If the service was started without a writer.
+        """
+        if self._writer is None:
+            raise ForbiddenError("this service does not change entities: it was started without a writer")
+        async with self._reloading:
+            await asyncio.to_thread(work, self._writer)
+            await self._take_up_newest()
+
+    async def _take_up_newest(self) -> bool:
+        newest = await asyncio.to_thread(self.linker.reopened)
+        changed = newest is not self.linker
+        self.linker = newest
+        return changed
 
     # -- readiness and the end ------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def app():
     from tests.server import word_linker
 
     class Remembering(word_linker.WordLinker):
-        class cache:  # noqa: N801 - stands for an instance
+        class cache:
             bytes, asked = 0, {("mention", "hit"): 1}
 
     app = create_app(Remembering())

@@ -35,12 +35,19 @@ def linker():
 
 
 @pytest.fixture
+def writer(linker):
+    return _load().WordWriter(linker)
+
+
+@pytest.fixture
 def serve(linker):
     """Start the application around the linker: ``client = serve(max_queue_size=2, ...)``."""
     clients = []
 
-    def start(*, wait=True, fetch=None, tracer=None, **options):
-        client = TestClient(create_app(linker, Settings(**options), fetch=fetch, tracer=tracer))
+    def start(*, wait=True, fetch=None, tracer=None, writer=None, **options):
+        client = TestClient(
+            create_app(linker, Settings(**options), fetch=fetch, tracer=tracer, writer=writer)
+        )
         client.__enter__()
         clients.append(client)
         if wait:

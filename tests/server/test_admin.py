@@ -1,5 +1,7 @@
 """Taking up a newer index, and draining on request."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from mimic_engine.errors import IndexFormatError
@@ -25,7 +27,7 @@ def reload(client):
 def test_reload_takes_up_what_is_new(admin, linker):
     client = admin()
     assert reload(client).json() == {"reloaded": False, "entities": 4}
-    linker.newest = NEWER
+    linker.stored[0] = NEWER
     assert reload(client).json() == {"reloaded": True, "entities": 2}
     assert client.post("/v1/link", json=JORDAN).json()["candidates"][0]["id"] == "Q1"
     assert client.get("/v1/info").json()["entities"] == 2
@@ -44,7 +46,7 @@ def test_what_was_admitted_before_a_reload_keeps_its_index(admin, linker, in_bac
     batcher = client.app.state.service.batcher
     while batcher.waiting < 1:
         pass
-    linker.newest = NEWER
+    linker.stored[0] = NEWER
     assert reload(client).json()["reloaded"]
     new = in_background(lambda: client.post("/v1/link", json={**JORDAN, "filter": {"ids": ["Q2"]}}))
     while batcher.waiting < 2:
@@ -119,3 +121,47 @@ def test_open_inference_metadata(client):
     assert (model["name"], model["versions"], model["platform"]) == ("mimic", ["words-1"], "mimic_engine")
     assert [t["name"] for t in model["inputs"]] == ["mention", "sentence", "image"]
     assert {t["datatype"] for t in model["inputs"] + model["outputs"]} == {"BYTES", "FP32"}
+
+
+@pytest.mark.parametrize(
+    ("entity_id", "body", "field", "words"),
+    [
+        ("Q1", {}, None, "missing required field `name`"),
+        ("Q1", {"name": " "}, "name", "must not be empty"),
+        ("Q1", {"name": "x" * 101}, "name", "at most 100 characters, got 101"),
+        ("Q1", {"name": "a", "description": "x" * 101}, "description", "got 101"),
+        ("Q1", {"name": "a", "image": ""}, "image", "must not be empty"),
+        ("Q1", {"name": "a", "image": "aGk="}, "image", "cannot be decoded"),
+        ("Q1", {"name": "a", "image": ["aGk="]}, "image", "got `array`"),
+        ("Q1", {"name": "a", "colour": "red"}, None, "unknown field `colour`"),
+        ("x" * 513, {"name": "a"}, "id", "1 to 512 printable characters, got 513"),
+        ("a%00b", {"name": "a"}, "id", "printable"),
+    ],
+)
+def test_a_bad_entity_is_refused_and_nothing_changes(admin, linker, writer, entity_id, body, field, words):
+    client = admin(writer=writer, max_text_chars=100)
+    before = linker.stored[0]
+    response = client.put(f"/v1/entities/{entity_id}", json=body, headers=ADMIN)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error.get("field") == field
+    assert words in error["message"]
+    assert linker.stored[0] is before
+
+
+def test_without_a_writer_entities_are_not_changed(admin, error_of):
+    client = admin()
+    put = client.put("/v1/entities/Q1", json={"name": "a"}, headers=ADMIN)
+    for response in (put, client.delete("/v1/entities/Q810", headers=ADMIN)):
+        assert "without a writer" in error_of(response, 403, "forbidden")["message"]
+
+
+def test_changes_come_one_at_a_time_and_none_is_lost(admin, writer):
+    client = admin(writer=writer)
+    with ThreadPoolExecutor(8) as pool:
+        puts = [
+            pool.submit(client.put, f"/v1/entities/N{n}", json={"name": f"name {n}"}, headers=ADMIN)
+            for n in range(24)
+        ]
+        assert {put.result().status_code for put in puts} == {200}
+    assert client.get("/v1/info").json()["entities"] == 28

@@ -14,10 +14,11 @@ KEY = "the-admins-own-key-1"
 
 
 @pytest.fixture
-def served(serve, tmp_path):
+def served(serve, tmp_path, writer):
     (tmp_path / "admin").write_text(KEY)
     (tmp_path / "keys").write_text("an-ordinary-key-0")
-    return serve(admin_key_file=str(tmp_path / "admin"), api_keys_file=str(tmp_path / "keys"))
+    files = {"admin_key_file": str(tmp_path / "admin"), "api_keys_file": str(tmp_path / "keys")}
+    return serve(writer=writer, **files)
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -87,8 +88,22 @@ def test_entity_info_and_ready(call):
 
 def test_reload(call, linker):
     assert not call("reload").reloaded
-    linker.newest = (Entity("Q1", "x"),)
+    linker.stored[0] = (Entity("Q1", "x"),)
     assert call("reload").entities == 1
+
+
+def test_an_entity_is_added_replaced_and_deleted(call, png):
+    mention = Mention("Zanzibar", "an island in the Indian Ocean")
+    assert call("upsert", Entity("Q 9/x", "Zanzibar", "", (png,), "text")).entities == 5
+    assert ids(call("link", mention, top_k=1)) == ["Q 9/x"]
+    assert (call("entity", "Q 9/x").image_count, call("entity", "Q 9/x").type) == (1, "text")
+    assert call("upsert", Entity("Q 9/x", "nothing of the kind")).entities == 5
+    assert ids(call("link", mention, top_k=1)) != ["Q 9/x"]
+    assert call("delete", "Q 9/x").entities == 4
+    for name in ("delete", "entity"):
+        with pytest.raises(ServiceError) as refused:
+            call(name, "Q 9/x")
+        assert refused.value.status == 404
 
 
 def test_keys(call):

@@ -63,7 +63,7 @@ class WordLinker:
     def __init__(self, entities=ENTITIES, device_s=0.0):
         self.index = WordIndex(entities)
         self.device_s = device_s
-        self.newest = None  # entities that reopening finds
+        self.stored = [self.index.entities]  # what lies on the disk: the same for all that were reopened
         self.gate, self.warm_gate = threading.Event(), threading.Event()
         self.gate.set()
         self.warm_gate.set()
@@ -72,23 +72,17 @@ class WordLinker:
         self.batches, self.device_threads = [], set()
 
     def reopened(self):
-        if self.newest is None:
+        if self.stored[0] is self.index.entities:
             return self
         other = copy.copy(self)
-        other.index, other.newest = WordIndex(self.newest), None
+        other.index = WordIndex(self.stored[0])
         return other
 
     def prepare(self, mention, *, explain=False):
         if self.fail_prepare:
             raise self.fail_prepare
         if mention.image is not None:
-            try:
-                with Image.open(io.BytesIO(mention.image)) as image:
-                    if image.format not in ("PNG", "JPEG", "WEBP"):
-                        raise ImageTypeError(f"image: format {image.format} is not allowed", field="image")
-                    image.load()
-            except (UnidentifiedImageError, OSError) as error:
-                raise ImageError(f"image: cannot be decoded: {error}", field="image") from error
+            check_image(mention.image)
         return (*f"{mention.mention} {mention.sentence}".lower().split(),), mention.image is not None
 
     def link_prepared(self, prepared, options):
@@ -127,6 +121,34 @@ class WordLinker:
 
     def info(self):
         return {"model_hash": self.model_hash, "mode": "exact"}
+
+
+class WordWriter:
+    """Changes what a linker finds when it is reopened."""
+
+    def __init__(self, linker):
+        self.stored = linker.stored
+
+    def upsert(self, entities):
+        for entity in entities:
+            for image in entity.images:
+                check_image(image)
+        ids = {entity.id for entity in entities}
+        self.stored[0] = (*(e for e in self.stored[0] if e.id not in ids), *entities)
+
+    def delete(self, ids):
+        rows = WordIndex(self.stored[0]).rows(ids)
+        self.stored[0] = tuple(e for row, e in enumerate(self.stored[0]) if row not in rows)
+
+
+def check_image(data):
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format not in ("PNG", "JPEG", "WEBP"):
+                raise ImageTypeError(f"image: format {image.format} is not allowed", field="image")
+            image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageError(f"image: cannot be decoded: {error}", field="image") from error
 
 
 def main():
