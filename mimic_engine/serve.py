@@ -50,6 +50,7 @@ def _check_sources(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> int:
+    from mimic_engine.changes import IndexChanges
     from mimic_engine.engine import Linker
     from mimic_engine.images import ImageLimits
     from mimic_engine.server.app import create_app
@@ -75,7 +76,10 @@ def _serve(settings: Settings) -> int:
         )
         try:
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
-            app = create_app(linker, settings, examples=examples)
+            writer = None
+            if settings.admin_key_file is not None:
+                writer = IndexChanges(model, index, threads=settings.threads)
+            app = create_app(linker, settings, examples=examples, writer=writer)
             server = DrainingServer(app, settings, on_ready=lambda: _greet(taken))
             server.run(sockets=[taken])
         finally:

@@ -32,6 +32,7 @@ _MEANING = {
     401: "Key missing or not known",
     403: "Needs the admin key",
     404: "Not in the index, or without what is asked for",
+    409: "Somebody else is changing the index",
     413: "Body, image or batch over its limit",
     415: "Image format or content type not supported",
     422: "Invalid input; the message names field, limit and value",
@@ -106,8 +107,8 @@ STREAM = _route(
 STREAM["openapi_extra"]["parameters"] = [
     {"name": "timeout_ms", "in": "query", "schema": {"type": "number"}, "description": "Deadline of a line"}
 ]
-PUT_ENTITY = _route(_json("ReloadAnswer"), 403, 413, 415, 422, 500, body=_json("EntityBody"))
-DELETE_ENTITY = _route(_json("ReloadAnswer"), 403, 404, 422, 500)
+PUT_ENTITY = _route(_json("ReloadAnswer"), 403, 409, 413, 415, 422, 500, body=_json("EntityBody"))
+DELETE_ENTITY = _route(_json("ReloadAnswer"), 403, 404, 409, 422, 500)
 ENTITY = _route(_json("EntityAnswer"), 404, 422)
 IMAGE = _route(
     {

@@ -20,6 +20,7 @@ from mimic_engine.errors import (
     ForbiddenError,
     ImageError,
     ImageTypeError,
+    IndexLockedError,
     InvalidInputError,
     MimicError,
     NotReadyError,
@@ -44,6 +45,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (DataError, 422, "invalid_input"),  # of an entity, before anything is written
     (UnauthorisedError, 401, "unauthorised"),
     (ForbiddenError, 403, "forbidden"),
+    (IndexLockedError, 409, "index_locked"),
     (QueueFullError, 429, "queue_full"),
     (DeadlineError, 504, "deadline_exceeded"),
     (NotReadyError, 503, "not_ready"),

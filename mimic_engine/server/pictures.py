@@ -16,8 +16,8 @@ from fastapi import FastAPI, Request, Response
 from mimic_engine.errors import InvalidInputError, UnknownEntityError
 from mimic_engine.images import ImageLimits, read_encoded
 from mimic_engine.server import docs
-from mimic_engine.server.errors import ErrorBody, ErrorDetail, describe, json_response
-from mimic_engine.server.schemas import ExampleBody, ExamplesBody
+from mimic_engine.server.errors import describe, json_response
+from mimic_engine.server.schemas import ErrorBody, ErrorDetail, ExampleBody, ExamplesBody
 from mimic_engine.server.service import LinkService
 from mimic_engine.types import ImageSource, Mention
 

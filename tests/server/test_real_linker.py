@@ -1,12 +1,16 @@
 """The service around the real Linker gives what the Linker gives."""
 
 import base64
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from starlette.testclient import TestClient
 
 from mimic_engine import Linker, Mention
+from mimic_engine.changes import IndexChanges
+from mimic_engine.index.store import Index
+from mimic_engine.index.writer import IndexWriter
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
 
@@ -92,3 +96,55 @@ def test_metrics_tell_how_often_a_mention_came_again(real):
     text = client.get("/metrics").text
     assert f'mimic_cache_requests_total{{kind="mention",outcome="hit"}} {hits}.0' in text
     assert f"mimic_cache_bytes {float(linker.cache.bytes)}" in text
+
+
+@pytest.fixture
+def changing(tiny_model, tiny_index, tmp_path):
+    """A service of its own index, and of the admin's key, with the folder's path."""
+    folder = tmp_path / "index"
+    shutil.copytree(tiny_index, folder)
+    (tmp_path / "admin").write_text("the-admins-own-key-1")
+    linker = Linker.open(tiny_model, folder, threads=1)
+    settings = Settings(admin_key_file=str(tmp_path / "admin"))
+    app = create_app(linker, settings, writer=IndexChanges(tiny_model, folder, threads=1))
+    with TestClient(app, headers={"x-api-key": "the-admins-own-key-1"}) as client:
+        assert client.app.state.service.batcher.wait_ready(60)
+        yield client, folder
+    linker.close()
+
+
+def test_an_entity_is_linked_as_soon_as_it_is_put_and_no_more_when_it_is_deleted(changing, tiny_picture):
+    client, folder = changing
+    question = {"mention": "j j", "sentence": "i i i", "top_k": 13}
+    image = base64.b64encode(tiny_picture.read_bytes()).decode()
+    body = {"name": "j j", "description": "i i i", "type": "letters", "image": image}
+    put = client.put("/v1/entities/N1", json=body)
+    assert put.json() == {"reloaded": True, "entities": 14}
+    assert client.get("/v1/entities/N1").json()["type"] == "letters"
+    scored = client.post(
+        "/v1/score", json={"mention": "j j", "sentence": "i i i", "candidates": ["N1", "E01"]}
+    )
+    assert [c["id"] for c in scored.json()["candidates"]] == ["N1", "E01"]
+    typed = client.post(
+        "/v1/link", json={**question, "filter": {"types": ["letters"]}, "explain": True}
+    ).json()
+    assert [c["id"] for c in typed["candidates"]] == ["N1"]
+    assert "N1" in Index.open(folder).ids(Index.open(folder).rows(["N1"]))
+    assert client.put("/v1/entities/N1", json={"name": "a"}).json()["entities"] == 14
+    error = client.post("/v1/link", json={**question, "filter": {"types": ["letters"]}}).json()["error"]
+    assert "no entity of the index has type 'letters'" in error["message"]
+    assert client.delete("/v1/entities/N1").json()["entities"] == 13
+    assert client.delete("/v1/entities/N1").status_code == 404
+    ids = [c["id"] for c in client.post("/v1/link", json=question).json()["candidates"]]
+    assert len(ids) == 13
+    assert "N1" not in ids
+
+
+def test_a_broken_picture_or_a_locked_index_changes_nothing(changing):
+    client, folder = changing
+    broken = client.put("/v1/entities/N1", json={"name": "a", "image": "aGk="})
+    assert broken.status_code in (415, 422)
+    with IndexWriter(Index.open(folder)):
+        locked = client.put("/v1/entities/N1", json={"name": "a"})
+    assert (locked.status_code, locked.json()["error"]["code"]) == (409, "index_locked")
+    assert client.get("/v1/info").json()["entities"] == 13
