@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,17 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self._pinned: dict[int, object] = {}  # address -> what keeps the memory
+        self._thread = threading.local()
+
+    def activate(self) -> None:
+        """Make the device the calling thread's; needed once in a thread other than the one that opened it."""
+        if not getattr(self._thread, "active", False):
+            self._make_current()
+            self._thread.active = True
+
+    @abstractmethod
+    def _make_current(self) -> None:
+        """Make the device's primary context the calling thread's."""
 
     @abstractmethod
     def stream(self) -> Stream:
@@ -202,11 +214,15 @@ class CoreDevice(Device):
         core = self._core = _import("cuda.core", INSTALL)
         with _errors(f"CUDA device {index}"):
             self._device = core.Device(index)
-            self._device.set_current()
+            self.activate()
             major, minor = self._device.compute_capability
             self._own = self._device.create_stream()  # for allocations
             self._host_memory = core.LegacyPinnedMemoryResource()
         self.architecture = f"sm_{major}{minor}"
+
+    def _make_current(self) -> None:
+        with _errors("device"):
+            self._device.set_current()
 
     def stream(self) -> Stream:
         """Make a stream."""
@@ -297,8 +313,12 @@ class PycudaDevice(Device):
             device = driver.Device(index)
             major, minor = device.compute_capability()
             self._context = device.retain_primary_context()
-            self._context.push()
+            self.activate()
         self.architecture = f"sm_{major}{minor}"
+
+    def _make_current(self) -> None:
+        with _errors("device"):
+            self._context.push()
 
     def stream(self) -> Stream:
         """Make a stream."""

@@ -83,6 +83,7 @@ class EngineGraph(RunnableGraph):
 
     def execute(self, feeds: Arrays) -> dict[str, Array]:
         """Run on checked inputs, padded to their bucket by repeating the last row."""
+        self._device.activate()  # the service opens a session in one thread and runs it in another
         sizes = self._sizes(feeds)
         bound = self._bind(sizes)
         for name, array in feeds.items():

@@ -5,6 +5,7 @@ that host memory changed too early, or read too early, gives wrong numbers.
 """
 
 import ctypes
+import threading
 from math import prod
 
 import numpy as np
@@ -29,6 +30,11 @@ class FakeDevice(Device):
         self.queues = {}
         self.recording = None
         self.calls = []
+        self.threads = set()
+        self.activate()
+
+    def _make_current(self):
+        self.threads.add(threading.get_ident())
 
     def stream(self):
         handle = len(self.queues) + 1
@@ -39,6 +45,7 @@ class FakeDevice(Device):
         (self.queues[handle] if self.recording is None else self.recording).append(work)
 
     def synchronize(self, stream):
+        assert threading.get_ident() in self.threads, "the device is not this thread's"
         assert self.recording is None, "waiting is not allowed while a graph is captured"
         self.calls.append("synchronize")
         work, self.queues[stream.handle] = self.queues[stream.handle], []

@@ -78,6 +78,15 @@ def test_nothing_is_allocated_after_the_session_is_open(tiny_model, device):
     assert device.free == before
 
 
+def test_a_session_runs_in_another_thread_than_the_one_that_opened_it(tiny_model, device):
+    from concurrent.futures import ThreadPoolExecutor
+
+    graph = open_graph(tiny_model, ModelManifest.read(tiny_model), "image_encoder", device)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(graph.run, {"pixels": pixels(2)}).result()["cls"].shape == (2, 8)
+    assert len(device.threads) == 2
+
+
 def test_a_request_beyond_the_profiles_names_the_option(tiny_model, device):
     graph = open_graph(tiny_model, ModelManifest.read(tiny_model), "image_encoder", device, rows=(1, 4))
     with pytest.raises(InvalidInputError, match=r"'batch': 5.*--profiles"):
