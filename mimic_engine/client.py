@@ -134,7 +134,7 @@ class Client:
         return self._do(entity_call(entity_id))
 
     def upsert(self, entity: Entity) -> ReloadAnswer:
-        """Add or replace an entity, its first picture bytes or a path; needs the admin's key."""
+        """Add or replace an entity, its pictures bytes or paths; needs the admin's key."""
         return self._do(put_call(entity))
 
     def delete(self, entity_id: str) -> ReloadAnswer:
@@ -249,7 +249,7 @@ class AsyncClient:
         return await self._do(entity_call(entity_id))
 
     async def upsert(self, entity: Entity) -> ReloadAnswer:
-        """Add or replace an entity, its first picture bytes or a path; needs the admin's key."""
+        """Add or replace an entity, its pictures bytes or paths; needs the admin's key."""
         return await self._do(put_call(entity))
 
     async def delete(self, entity_id: str) -> ReloadAnswer:

@@ -178,8 +178,8 @@ def entity_call(entity_id: str) -> Call[EntityAnswer]:
 
 def put_call(entity: Entity) -> Call[ReloadAnswer]:
     """Ask to add or replace an entity."""
-    image = _image(entity.images[0]) if entity.images else None  # the model uses the first
-    body = {"name": entity.name, "description": entity.description, "type": entity.type, "image": image}
+    images = [_image(image) for image in entity.images]
+    body = {"name": entity.name, "description": entity.description, "type": entity.type, "images": images}
     return Call("PUT", _entity_path(entity.id), _reader(ReloadAnswer), _json(body))
 
 

@@ -13,6 +13,7 @@ from mimic_engine.types import Entity, LinkOptions, Mention, Mode
 
 DEFAULT_TOP_K = 10
 MAX_ID_CHARS = 512
+MAX_IMAGES = 8
 
 
 class IndexLike(Protocol):
@@ -105,9 +106,12 @@ def check_entity(entity_id: str, body: EntityBody, settings: Settings) -> Entity
         length, limit = len(getattr(body, field)), settings.max_text_chars
         if length > limit:
             raise InvalidInputError(f"{field}: at most {limit} characters, got {length}", field=field)
-    _check_image(body.image, settings)
-    images = () if body.image is None else (body.image,)
-    return Entity(entity_id, body.name, body.description, images, body.type)
+    if len(body.images) > MAX_IMAGES:
+        message = f"images: at most {MAX_IMAGES}, got {len(body.images)}"
+        raise InvalidInputError(message, field="images")
+    for image in body.images:
+        _check_image(image, settings)
+    return Entity(entity_id, body.name, body.description, tuple(body.images), body.type)
 
 
 def _check_texts(mention: Mention, settings: Settings) -> None:

@@ -125,12 +125,15 @@ class BatchAnswer(msgspec.Struct):
 
 
 class EntityBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Body of ``PUT /v1/entities/{id}``: the whole entity; ``image`` is base64 of JPEG, PNG or WebP."""
+    """Body of ``PUT /v1/entities/{id}``: the whole entity.
+
+    ``images`` are base64 of JPEG, PNG or WebP files; the model uses the first.
+    """
 
     name: str
     description: str = ""
     type: str = ""
-    image: bytes | None = None
+    images: list[bytes] = []
 
 
 class EntityAnswer(msgspec.Struct):

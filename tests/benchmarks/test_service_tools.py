@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import load, overhead, overload, soak
+from benchmarks.changes import admin_options
 from benchmarks.open_loop import Question
 from benchmarks.service_process import ServiceProcess, serve_command
 from benchmarks.workload import Scene, add_arguments, body_of, choose
@@ -76,7 +77,7 @@ def test_what_is_no_overload_is_no_result(questions, monkeypatch):
 
 
 def test_a_soak_counts_requests_errors_and_memory(questions):
-    with service(0.001) as running:
+    with admin_options() as (_, key_file), service(0.001, admin_key_file=key_file) as running:
         result = asyncio.run(soak.soak(running, questions, seconds=1.5, rate_per_s=40))
     assert (result["errors"], result["rejected"]) == (0, 0)
     assert result["requests"] == pytest.approx(60, abs=2)

@@ -117,7 +117,7 @@ def test_an_entity_is_linked_as_soon_as_it_is_put_and_no_more_when_it_is_deleted
     client, folder = changing
     question = {"mention": "j j", "sentence": "i i i", "top_k": 13}
     image = base64.b64encode(tiny_picture.read_bytes()).decode()
-    body = {"name": "j j", "description": "i i i", "type": "letters", "image": image}
+    body = {"name": "j j", "description": "i i i", "type": "letters", "images": [image]}
     put = client.put("/v1/entities/N1", json=body)
     assert put.json() == {"reloaded": True, "entities": 14}
     assert client.get("/v1/entities/N1").json()["type"] == "letters"
@@ -142,7 +142,7 @@ def test_an_entity_is_linked_as_soon_as_it_is_put_and_no_more_when_it_is_deleted
 
 def test_a_broken_picture_or_a_locked_index_changes_nothing(changing):
     client, folder = changing
-    broken = client.put("/v1/entities/N1", json={"name": "a", "image": "aGk="})
+    broken = client.put("/v1/entities/N1", json={"name": "a", "images": ["aGk="]})
     assert broken.status_code in (415, 422)
     with IndexWriter(Index.open(folder)):
         locked = client.put("/v1/entities/N1", json={"name": "a"})

@@ -159,7 +159,8 @@ def main():
     port, device_s, *options = sys.argv[1:]
     settings = Settings(**dict(option.split("=") for option in options))
     with bind("127.0.0.1", int(port)) as taken:
-        app = create_app(WordLinker(device_s=float(device_s)), settings)
+        linker = WordLinker(device_s=float(device_s))
+        app = create_app(linker, settings, writer=WordWriter(linker))
         say = lambda: print("ready", taken.getsockname()[1], flush=True)  # noqa: E731
         DrainingServer(app, settings, on_ready=say).run(sockets=[taken])
     print("stopped", flush=True)

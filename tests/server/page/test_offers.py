@@ -1,18 +1,15 @@
 """What the page shows only where the service offers it: attended words, the nil verdict, changes of entities."""
 
-import base64
-import json
 from dataclasses import replace
 
 import pytest
-from fastapi import HTTPException, Request
 from selenium.webdriver.common.keys import Keys
 
 from mimic_engine import Linker
 from mimic_engine.server.app import create_app
 from mimic_engine.server.schemas import LinkBody
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import Entity, Mention
+from mimic_engine.types import Mention
 
 pytestmark = pytest.mark.slow
 KEY = "a-key-for-the-admin"
@@ -78,33 +75,16 @@ def test_nothing_is_offered_that_the_service_has_not(serve_page):
 
 
 @pytest.fixture
-def editable(open_page, linker, pictures, tmp_path):
+def editable(open_page, linker, writer, pictures, tmp_path):
     """A page whose service takes changes: PUT and DELETE of an entity, for who has the admin key."""
     jordan, *others, apple = linker.index.entities
     apple = replace(apple, images=(str(pictures / "red.png"),))
     linker.index = type(linker.index)([jordan, *others, apple])
+    linker.stored[0] = linker.index.entities
     (tmp_path / "key").write_text(KEY)
-    guarded = {"admin_key_file": str(tmp_path / "key")} if "admin_key_file" in Settings.model_fields else {}
-    app = create_app(linker, Settings(**guarded), examples=[Mention("Apple", "the fruit called Apple")])
-
-    def check(request):
-        if request.headers.get("x-api-key") != KEY:
-            raise HTTPException(403, "this needs the admin key")
-
-    @app.put("/v1/entities/{entity_id:path}")
-    async def put(entity_id: str, request: Request):
-        check(request)
-        body = json.loads(await request.body())
-        others = [e for e in linker.index.entities if e.id != entity_id]
-        images = tuple(base64.b64decode(image) for image in body.get("images", ()))
-        entity = Entity(entity_id, body["name"], body["description"], images, body["type"])
-        linker.index = type(linker.index)([*others, entity])
-
-    @app.delete("/v1/entities/{entity_id:path}")
-    async def delete(entity_id: str, request: Request):
-        check(request)
-        linker.index = type(linker.index)([e for e in linker.index.entities if e.id != entity_id])
-
+    settings = Settings(admin_key_file=str(tmp_path / "key"))
+    examples = [Mention("Apple", "the fruit called Apple")]
+    app = create_app(linker, settings, examples=examples, writer=writer)
     with open_page(app) as page:
         page.wait_for("Apple")
         yield page
