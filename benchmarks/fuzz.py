@@ -248,13 +248,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     first = random.SystemRandom().randrange(1 << 30) if args.seed is None else args.seed
-    began, rounds, tally = time.monotonic(), 0, Tally()
+    rounds, tally = 0, Tally()
     with tempfile.TemporaryDirectory() as folder:
         app = open_app(Path(folder))
         with TestClient(app) as client:
             app.state.service.batcher.wait_ready(60)
             warm_up(app, client)
-            before = Held.now(app)
+            before, began = Held.now(app), time.monotonic()
             while time.monotonic() - began < 60 * args.minutes:
                 fuzz_openapi(app, ROUND_EXAMPLES, tally, seed=first + rounds)
                 fuzz_pictures(client, 4 * ROUND_EXAMPLES, tally, seed=first + rounds)
