@@ -139,11 +139,10 @@ def _at_size(index: Index, entities: EntityArrays, n: int, seed: int) -> tuple[E
 def _baseline(
     options: IndexOptions, arrays: EntityArrays, batch: int, done: list[BaselineRow]
 ) -> BaselineRow:
-    """The published loop for these pairs: timed, or scaled from the nearest batch at the largest N timed."""
+    """The published loop for these pairs: timed, or its time a pair at the nearest batch that was timed."""
     n = arrays.rows
     if n * batch > options.baseline_pairs and done:
-        largest = max(row.n for row in done)
-        nearest = min((r for r in done if r.n == largest), key=lambda r: abs(np.log(r.b / batch)))
+        nearest = min(done, key=lambda r: (abs(np.log(r.b / batch)), -r.n))
         return nearest.for_pairs(n, batch)
     assert arrays.text_cls is not None and arrays.tglu_query is not None
     text, width = arrays.text_cls.shape[1], arrays.tglu_query.shape[2]
