@@ -282,10 +282,7 @@ def _run(args: argparse.Namespace) -> int:
         "shipped": None if chosen is None else {"text": chosen.text, "image": chosen.image},
     }
     if args.json:
-        command = (
-            "python export/quantise.py MODEL_DIR --data DATA --json FILE"  # without this machine's paths
-        )
-        write_result(args.json, report, command_line=command)
+        write_result(args.json, report)
     if chosen is None:
         print(f"not shipped: every way loses more than {args.points} points: {json.dumps(report['tried'])}")
         return 1

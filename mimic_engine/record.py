@@ -120,8 +120,12 @@ def versions() -> dict[str, str | None]:
 
 
 def command() -> str:
-    """The command line of this process as one would type it, the interpreter as ``python``."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
+    """The command line of this process as one would type it; of absolute paths the last name alone.
+
+    A result file is read elsewhere, where the places of this machine say nothing.
+    """
+    arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.orig_argv[1:]]
+    return shlex.join(["python", *arguments])
 
 
 def header(command_line: str | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from mimic_engine import record
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.record import write_result
+from mimic_engine.record import command, write_result
 
 
 def git(folder, *arguments):
@@ -43,6 +43,11 @@ def test_file_holds_header_and_payload(tmp_path):
     assert data["versions"]["mimic_engine"] == metadata.version("mimic-engine")
     assert datetime.fromisoformat(data["date"]).utcoffset().total_seconds() == 0
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_command_names_no_place_of_this_machine(monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "-m", "x", "--data", "/home/me/WikiMEL", "a/b.py"])
+    assert command() == "python -m x --data WikiMEL a/b.py"
 
 
 def test_command_can_be_given(tmp_path):
