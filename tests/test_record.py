@@ -46,7 +46,9 @@ def test_file_holds_header_and_payload(tmp_path):
 
 
 def test_command_names_no_place_of_this_machine(monkeypatch):
-    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "-m", "x", "--data", "/home/me/WikiMEL", "a/b.py"])
+    monkeypatch.setattr(
+        "sys.orig_argv", ["/usr/bin/python3", "-m", "x", "--data", "/home/me/WikiMEL", "a/b.py"]
+    )
     assert command() == "python -m x --data WikiMEL a/b.py"
 
 
