@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engine_side import TOLERANCES
-from benchmarks.tiled import gathered, noisy_rows
+from benchmarks.tiled import TiledCodes, gathered, noisy_rows
 from benchmarks.timing import repeat
 from mimic_engine.data.source import open_dataset
 from mimic_engine.encoding.graph import available_threads
@@ -34,7 +34,7 @@ from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.record import write_result
 from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import Scan, TopK
-from mimic_engine.types import SCORERS, EntityArrays, FoldConstants, MentionArrays, Mode
+from mimic_engine.types import MODES, SCORERS, EntityArrays, FoldConstants, MentionArrays, Mode
 
 TOP_K = 10
 _SHARED = ("tglu_query", "tglu_query_scale", "tglu_token_weight")
@@ -56,12 +56,6 @@ class GrowthRow:
     same_best: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Codes:
-    centroids: np.ndarray
-    segments: Sequence[np.ndarray]
-
-
 class GrownIndex:
     """Repetitions of a real index on disk, each one segment."""
 
@@ -75,7 +69,7 @@ class GrownIndex:
         self._segments: list[EntityArrays] = []
         self._codes: list[np.ndarray] = []
 
-    def grow(self, rows: int) -> tuple[list[EntityArrays], _Codes]:
+    def grow(self, rows: int) -> tuple[list[EntityArrays], TiledCodes]:
         """Segments and codes of the first ``rows`` rows; writes what is not on disk yet."""
         size = self._base.rows
         while len(self._segments) * size < rows:
@@ -84,13 +78,15 @@ class GrownIndex:
         last = rows - (count - 1) * size
         segments = [*self._segments[: count - 1], self._segments[count - 1].block(0, last)]
         codes = [*self._codes[: count - 1], self._codes[count - 1][:last]]
-        return segments, _Codes(self._centroids, codes)
+        return segments, TiledCodes(self._centroids, codes)
 
-    @property
-    def pass_bytes(self) -> int:
-        """Bytes an entity that a pass over all entities reads, codes included."""
-        own = {n: a for n, a in self._base.items() if n not in _SHARED}
-        return sum(a[0].nbytes for a in own.values()) + self._base_codes[0].nbytes
+    def pass_bytes(self, mode: Mode) -> int:
+        """Bytes an entity that the pass of a mode over all entities reads."""
+        own = sum(a[0].nbytes for n, a in self._base.items() if n not in _SHARED)
+        if mode != "coded":
+            return own
+        weight = self._base.tglu_token_weight
+        return own + self._base_codes[0].nbytes + (0 if weight is None else weight[0].nbytes)
 
     def _add(self, turn: int) -> None:
         size = self._base.rows
@@ -126,7 +122,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
         kernels = open_kernels(args.scorer, args.model, featurizer.constants)
         scan = Scan(segments, kernels, threads=args.threads, codes=codes)
         certified: TopK | None = None
-        for mode in ("certified", "coded"):
+        for mode in MODES[1:]:
             if mode == "certified" and n > args.certified_to:
                 continue
             row, found = _time(args, scan, mentions, mode, certified, grown)
@@ -140,7 +136,8 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     return {
         "threads": args.threads,
         "scorer": scan.scorer_name,
-        "bytes_per_entity": {"pass": grown.pass_bytes, "tokens": _token_bytes(index)},
+        "bytes_per_entity": {mode: grown.pass_bytes(mode) for mode in ("certified", "coded")}
+        | {"tokens": _token_bytes(index)},
         "rows": [asdict(row) for row in rows],
     }
 
@@ -166,7 +163,7 @@ def _time(
     """Time single mentions one after another, as many as there are; the row is an average mention's."""
 
     def search() -> list[TopK]:
-        one = (MentionArrays(**{k: a[b : b + 1] for k, a in mentions.items()}) for b in range(mentions.rows))
+        one = (mentions.block(b, b + 1) for b in range(mentions.rows))
         return [scan.search(m, min(TOP_K, len(scan)), mode=mode) for m in one]
 
     search()
@@ -186,7 +183,7 @@ def _time(
         timed.least_ms / mentions.rows,
         timed.median_ms / mentions.rows,
         len(timed.seconds),
-        grown.pass_bytes * len(scan),
+        grown.pass_bytes(mode) * len(scan),
         _resident_bytes(),
         float(found.scored.mean() / len(scan)),
         same,
@@ -202,7 +199,7 @@ def _check(
     for b, rows in enumerate(found.rows):
         number = np.searchsorted(starts, rows, side="right") - 1
         blocks = [segments[s].take(np.array([r - starts[s]])) for s, r in zip(number, rows, strict=True)]
-        one = MentionArrays(**{k: a[b : b + 1] for k, a in mentions.items()})
+        one = mentions.block(b, b + 1)
         expected = np.array([scores_ref(one, block, constants).total[0, 0] for block in blocks])
         gap = float(np.abs(expected - found.scores[b]).max())
         if not gap <= TOLERANCES["float32"] or (np.diff(found.scores[b]) > 0).any():

@@ -8,7 +8,7 @@ index's shapes; its time does not depend on their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from benchmarks.baseline import published_scores, random_features, random_weight
 from benchmarks.engine_side import TOLERANCES
 from benchmarks.published_inputs import Widths
 from benchmarks.scan_rows import BaselineRow, FeatureKind, Row
-from benchmarks.tiled import gathered, tile
+from benchmarks.tiled import TiledCodes, gathered, tile
 from benchmarks.timing import repeat
 from mimic_engine.data.source import open_dataset
 from mimic_engine.encoding.base import Featurizer
@@ -38,7 +38,8 @@ class IndexOptions:
     """What to measure: the model, its index, the data set whose mentions are asked, and sizes.
 
     ``exact_pairs`` and ``baseline_pairs`` bound the pairs of a timed exact scan
-    and published loop; larger ones are left out, or scaled from the largest.
+    and published loop; larger exact scans are left out, larger loops scaled from
+    the nearest batch that was timed (the first loop runs whatever its size).
     """
 
     model: Path
@@ -53,14 +54,6 @@ class IndexOptions:
     exact_pairs: int
     baseline_pairs: int
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Codes:
-    """Codes of a larger index with the centroids of the real one."""
-
-    centroids: np.ndarray
-    segments: Sequence[np.ndarray]
 
 
 def measure_index(options: IndexOptions, say: Callable[[str], None]) -> tuple[list[BaselineRow], list[Row]]:
@@ -90,7 +83,7 @@ def measure_index(options: IndexOptions, say: Callable[[str], None]) -> tuple[li
         )
         for base in bases:
             say(f"published loop n={n} b={base.b}: {base.ms:,.1f} ms{' (scaled)' if base.scaled else ''}")
-            for row in _scans(options, scan, index, _first(mentions, base.b), base):
+            for row in _scans(options, scan, index, mentions.block(0, base.b), base):
                 rows.append(row)
                 say(str(row))
         scan.close()
@@ -113,7 +106,7 @@ def _check_exact(
         Scan([entities], open_kernels(s, options.model, featurizer.constants), threads=options.threads)
         for s in (options.scorer, "onnx")
     ]
-    few = _first(mentions, min(8, mentions.rows))
+    few = mentions.block(0, min(8, mentions.rows))
     own, graph = (scan.totals(few) for scan in scans)
     for scan in scans:
         scan.close()
@@ -133,7 +126,7 @@ def _at_size(index: Index, entities: EntityArrays, n: int, seed: int) -> tuple[E
         index.codes.assign(arrays.tglu_query[i : i + 4096].astype(np.float32))
         for i in range(len(known), n, 4096)
     ]
-    return arrays, _Codes(index.codes.centroids, [np.concatenate([known, *more])])
+    return arrays, TiledCodes(index.codes.centroids, [np.concatenate([known, *more])])
 
 
 def _baseline(
@@ -172,8 +165,8 @@ def _scans(
 
         search()
         timed, found = repeat(search, options.seconds)
-        exact = found if mode == "exact" else exact
         same = None if exact is None else float((found.rows == exact.rows).all(1).mean())
+        exact = found if mode == "exact" else exact
         if mode == "certified" and same is not None and same != 1:
             raise EngineError(f"certified: the exact answer for {same:.2%} of the mentions only")
         row = Row.of(mode, scan.scorer_name, dtype, kind, base, timed, found, identical_top10=same)
@@ -187,7 +180,3 @@ def _with_agreement(row: Row, found: TopK, exact: TopK) -> Row:
         agreement_top1=float((found.rows[:, 0] == exact.rows[:, 0]).mean()),
         top10_contained=float(np.mean(contained)),
     )
-
-
-def _first(mentions: MentionArrays, count: int) -> MentionArrays:
-    return MentionArrays(**{name: a[:count] for name, a in mentions.items()})

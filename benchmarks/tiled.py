@@ -8,10 +8,12 @@ for comparing scans with one another; they say nothing about linking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from mimic_engine.scoring.base import Codes
 from mimic_engine.types import Array, EntityArrays
 
 NOISE = 0.05  # of an array's standard deviation
@@ -20,7 +22,13 @@ _PICTURE = ("vdlu_query", "vdlu_query_scalars", "vdlu_key", "vdlu_key_scalars")
 _STEP = 7919  # rows between a text and its picture in each further repetition
 _BLOCK_ROWS = 4096
 
-Take = Callable[[str, np.ndarray], Array]
+
+@dataclass(frozen=True, slots=True)
+class TiledCodes:
+    """Codes of a larger index with the centroids of the real one."""
+
+    centroids: Array
+    segments: Sequence[Codes]
 
 
 def gathered(segments: Sequence[EntityArrays]) -> EntityArrays:
@@ -53,7 +61,7 @@ def tile(entities: EntityArrays, rows: int, seed: int = 0) -> EntityArrays:
 
 
 def noisy_rows(entities: EntityArrays, start: int, stop: int, seed: int = 0) -> EntityArrays:
-    """Rows start:stop of the tiling; any cut into blocks of whole :data:`_BLOCK_ROWS` gives the same."""
+    """Rows start:stop of the tiling; the noise depends on ``seed`` and the block's ends."""
     rng = np.random.default_rng((seed, start))
     numbers = np.arange(start, stop)
     turn, row = np.divmod(numbers, entities.rows)

@@ -79,7 +79,7 @@ def cone_of(value: Floats, mask: Floats | None = None) -> Cone:
     if mask is not None:
         rows = rows[mask > 0]
     norms = np.linalg.norm(rows, axis=1)  # (L,)
-    kept = norms > 0
+    kept = ~(norms == 0)  # NaN stays, and shows in the bound
     rows = rows[kept] / norms[kept, None]  # (J, D)
     gram = rows @ rows.T  # (J, J)
     return Cone(rows, gram, _axis_products(gram))

@@ -226,11 +226,11 @@ class Linker:
         results: dict[int, LinkResult] = {}
         for group, members in groups.items():
             most = max(options[b].top_k for b in members)
-            found = self._search(_rows(arrays, members), most, group, rows[group])
+            found = self._search(arrays.take(members), most, group, rows[group])
             for i, b in enumerate(members):
                 result = self._result(prepared[b], found, i, options[b].top_k)
                 if options[b].explain:
-                    result = self._explained(result, prepared[b], _rows(arrays, [b]), found.rows[i])
+                    result = self._explained(result, prepared[b], arrays.take([b]), found.rows[i])
                 results[b] = result
         return [results[b] for b in range(len(prepared))]
 
@@ -294,7 +294,9 @@ class Linker:
         """Candidates given by id are few and all scored; those of a type may be most of the index."""
         allowed = self.index.alive
         if group.candidates is None and rows is not None:
-            allowed, rows = np.isin(np.arange(len(self._scan)), rows), None  # (N,)
+            allowed = np.zeros(len(self._scan), np.bool_)  # (N,)
+            allowed[rows] = True
+            rows = None
         return self._scan.search(
             mentions, k, mode=group.mode, rows=rows, allowed=allowed, rerank=group.rerank or self._rerank
         )
@@ -320,7 +322,3 @@ class Linker:
             found.modes[b],
             int(found.scored[b]),
         )
-
-
-def _rows(arrays: MentionArrays, rows: Sequence[int]) -> MentionArrays:
-    return MentionArrays(**{name: a[list(rows)] for name, a in arrays.items()})

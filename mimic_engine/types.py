@@ -7,10 +7,10 @@ global text vector, ``G`` width of the global image vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,15 @@ class _ArrayGroup:
         present = next(iter(self.items()), None)
         return 0 if present is None else int(present[1].shape[0])
 
+    def block(self, start: int, stop: int) -> Self:
+        """Rows start:stop of every array, without a copy."""
+        return type(self)(**{name: value[start:stop] for name, value in self.items()})
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Self:
+        """The given rows of every array, copied."""
+        index = np.asarray(rows, np.int64)
+        return type(self)(**{name: value[index] for name, value in self.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class MentionArrays(_ArrayGroup):
@@ -197,14 +206,6 @@ class EntityArrays(_ArrayGroup):
     vdlu_key_scalars: Array | None = None  # (N, 7)
     concat: Array | None = None  # (N, D)
     cmfu: Array | None = None  # (N, D)
-
-    def block(self, start: int, stop: int) -> EntityArrays:
-        """Rows start:stop of every array, without a copy."""
-        return EntityArrays(**{name: value[start:stop] for name, value in self.items()})
-
-    def take(self, rows: NDArray[np.int64]) -> EntityArrays:
-        """The given rows of every array, copied."""
-        return EntityArrays(**{name: value[rows] for name, value in self.items()})
 
 
 @dataclass(frozen=True, slots=True)

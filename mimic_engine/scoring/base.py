@@ -64,7 +64,7 @@ class ScanKernels(Protocol):
         ...
 
     def bounds(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array) -> None:
-        """Write to ``out``, (B, n) float32, numbers that no total of ``totals`` exceeds (the cone bound)."""
+        """Write to ``out``, (B, n) float32, numbers that no total exceeds, up to ``rounding``."""
         ...
 
     def estimates(self, prepared: Any, entities: EntityArrays, codes: Codes, rows: slice, out: Array) -> None:

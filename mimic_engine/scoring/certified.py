@@ -79,7 +79,7 @@ class Refinement:
 
     def _threshold(self) -> float:
         kth = kth_largest(np.concatenate(self._totals), self._k)
-        return kth - self._rounding * (1 + abs(kth))
+        return kth - 2 * self._rounding * (1 + abs(kth))  # this sum may be off, and a row's own
 
     def _survivors(self, threshold: float) -> NDArray[np.int64] | None:
         """Rows that are still to be scored, best bound first; None if they are too many."""

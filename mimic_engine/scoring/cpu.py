@@ -2,8 +2,8 @@
 
 The passes are C++ (``kernels/cpu``), built where a compiler is at hand; the
 library lies beside ``mimic_engine/kernels/__init__.py`` and picks an
-instruction set at run time. Their readable twins are ``kernels/reference.py``
-and ``kernels/cone_bound.py``.
+instruction set at run time. Their readable twins are ``kernels/reference.py``,
+``kernels/cone_bound.py`` and ``kernels/coded_ref.py``.
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
+from mimic_engine.errors import InvalidInputError, MissingDependencyError
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scoring.cuda_memory import DeviceIndex, Placement
 from mimic_engine.scoring.cuda_passes import DeviceMentions, DevicePasses, Found
+from mimic_engine.scoring.finite import check_finite
 from mimic_engine.scoring.scan import DEFAULT_RERANK, MENTIONS_PER_PASS, CodeBook, TopK
 from mimic_engine.scoring.topk import TieKey, contenders, order, pessimistic_ranks
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode
@@ -202,12 +203,10 @@ class CudaScan:
         answered: Mode = mode if rows is None else "exact"
         result, overflowed, cut = self._fetch(prepared, found, k, answered)
         if len(overflowed):
-            dense = self._search_part(
-                _take(mentions, overflowed), k, "exact", None, allowed, candidates, None
-            )
+            dense = self._search_part(mentions.take(overflowed), k, "exact", None, allowed, candidates, None)
             result = _replaced(result, overflowed, dense)
         for b in cut:
-            one = self._by_all_totals(_take(mentions, [b]), k, rows, allowed)
+            one = self._by_all_totals(mentions.take([b]), k, rows, allowed)
             result = _replaced(result, [b], one)
         return result
 
@@ -225,11 +224,8 @@ class CudaScan:
         chosen, overflowed, cut = [], [], []
         for b in range(len(rows)):
             live = int(counts[b])
-            if not (np.isfinite(totals[b, :live]).all() and np.isfinite(first[b, :live]).all()):
-                raise EngineError(
-                    f"scores: those of mention {b} of the batch are not all finite: "
-                    "the weights are damaged, or the encoders' precision has too small a range"
-                )
+            check_finite(totals[b, :live])
+            check_finite(first[b, :live])
             final = order(totals[b, :live], rows[b, :live], self._tie_key)[:k]
             chosen.append(np.resize(final, k))
             if overflow[b]:
@@ -299,12 +295,7 @@ class CudaScan:
                 scores = run(prepared, chunk).cpu().numpy()
                 out[start : start + part.rows, chunk.start : chunk.stop] = scores
             start += part.rows
-        finite = np.isfinite(out).all(axis=1)  # (B,)
-        if not finite.all():
-            raise EngineError(
-                f"scores: those of mention {int(np.argmin(finite))} of the batch are not all finite: "
-                "the weights are damaged, or the encoders' precision has too small a range"
-            )
+        check_finite(out)
         return out
 
     def _mask(self, allowed: Mask | None) -> torch.Tensor | None:
@@ -326,14 +317,10 @@ def _count(rows: _Rows | None, allowed: Mask | None) -> int:
     return int(np.count_nonzero(allowed))
 
 
-def _take(mentions: MentionArrays, rows: Sequence[int]) -> MentionArrays:
-    return MentionArrays(**{name: a[list(rows)] for name, a in mentions.items()})
-
-
 def _passes(mentions: MentionArrays) -> Iterator[MentionArrays]:
     for start in range(0, mentions.rows, MENTIONS_PER_PASS):
         stop = start + MENTIONS_PER_PASS
-        yield MentionArrays(**{name: a[start:stop] for name, a in mentions.items()})
+        yield mentions.block(start, stop)
 
 
 def _mean(units: dict[str, Array]) -> Array:

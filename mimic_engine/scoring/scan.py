@@ -29,9 +29,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.errors import EngineError, InvalidInputError
+from mimic_engine.errors import InvalidInputError
 from mimic_engine.scoring.base import Codes, ScanKernels
 from mimic_engine.scoring.certified import Refinement
+from mimic_engine.scoring.finite import check_finite
 from mimic_engine.scoring.segments import Block, Segments, Shared
 from mimic_engine.scoring.topk import TieKey, contenders, kth_largest, order, pessimistic_ranks
 from mimic_engine.types import MODES, Array, EntityArrays, MentionArrays, Mode, Scores
@@ -39,6 +40,7 @@ from mimic_engine.types import MODES, Array, EntityArrays, MentionArrays, Mode, 
 MENTIONS_PER_PASS = 64
 PAIRS_PER_PASS = 1 << 26  # bounds the (B, N) scores of a pass to 256 MB, but for one mention
 DEFAULT_RERANK = 128
+_LEAST_ROWS = 1024  # of a pass that does little for each: bounds and estimates
 _ROWS_PER_TASK = 64  # of exact scoring by row number: 64 entities are about 0.2 ms
 
 Mask = NDArray[np.bool_]
@@ -154,7 +156,7 @@ class Scan:
 
     def bounds(self, mentions: MentionArrays) -> Array:
         """Upper bounds of the totals, (B, N); errors as in :meth:`totals`."""
-        return self._all_rows(self._kernels.prepare(mentions), mentions.rows, self._bounds_pass)
+        return self._all_rows(self._kernels.prepare(mentions), mentions.rows, self._bounds_pass, _LEAST_ROWS)
 
     def estimates(self, mentions: MentionArrays) -> Array:
         """The totals as the codes give them, (B, N); errors as in :meth:`totals`.
@@ -165,7 +167,7 @@ class Scan:
             If the scan has no codes.
         """
         prepared = self._kernels.prepare(mentions, self._code_book().centroids)
-        return self._all_rows(prepared, mentions.rows, self._estimates_pass)
+        return self._all_rows(prepared, mentions.rows, self._estimates_pass, _LEAST_ROWS)
 
     def ranks(
         self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
@@ -207,7 +209,8 @@ class Scan:
         Raises
         ------
         InvalidInputError
-            If k is not between 1 and the number of candidates, the mode is unknown, or "coded" has no codes.
+            If there are no mentions, k is not between 1 and the number of candidates, the mode is
+            unknown, or "coded" has no codes.
         EngineError
             If a score is not finite.
         """
@@ -218,6 +221,8 @@ class Scan:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
+        if not mentions.rows:
+            raise InvalidInputError("mentions: none to search for", field="mentions")
         if mode not in MODES:
             raise InvalidInputError(f"mode: {mode!r} is not one of {', '.join(MODES)}", field="mode")
         found: list[_Best] = []
@@ -253,6 +258,7 @@ class Scan:
             for b, totals in zip(
                 waiting, self._score_rows([(singles[b], rows[b]) for b in waiting]), strict=True
             ):
+                check_finite(totals)
                 searches[b].add(rows[b], totals)
         return self._finish(mentions, k, allowed, searches, singles)
 
@@ -266,7 +272,7 @@ class Scan:
     ) -> list[_Best]:
         dense = [b for b, search in enumerate(searches) if search.dense]
         finished = (
-            dict(zip(dense, self._exact(_take(mentions, dense), k, allowed), strict=True)) if dense else {}
+            dict(zip(dense, self._exact(mentions.take(dense), k, allowed), strict=True)) if dense else {}
         )
         for b, search in enumerate(searches):
             if b not in finished:
@@ -283,7 +289,7 @@ class Scan:
     def _rank(self, prepared: Any, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
         """The k best of a few rows of one mention, with their units' scores."""
         [totals] = self._score_rows([(prepared, rows)])
-        _check_finite(totals[None])
+        check_finite(totals)
         near = self._contenders(totals, k)
         best = self._gather(prepared, rows[near])
         final = order(best.total[0], rows[near], self._tie_key)[:k]
@@ -309,10 +315,10 @@ class Scan:
         codes = self._code_book().segments[block.segment]
         self._kernels.estimates(prepared, self._segments.arrays[block.segment], codes, block.local, out)
 
-    def _all_rows(self, prepared: Any, mentions: int, run: _Pass) -> Array:
-        """Run a pass over every row, blocks spread over the threads; (B, N)."""
+    def _all_rows(self, prepared: Any, mentions: int, run: _Pass, least: int = 1) -> Array:
+        """Run a pass over every row, in blocks of at least ``least`` spread over the threads; (B, N)."""
         out = np.empty((mentions, len(self)), np.float32)  # (B, N)
-        limit = max(1, self._kernels.pairs_per_block // max(1, mentions))
+        limit = max(least, self._kernels.pairs_per_block // max(1, mentions))
         blocks = Shared(self._segments.blocks(limit, self.threads))
 
         def work() -> None:
@@ -321,7 +327,7 @@ class Scan:
 
         for worker in [self._pool.submit(work) for _ in range(self.threads)]:
             worker.result()
-        _check_finite(out)
+        check_finite(out)
         return out
 
     def _score_rows(self, wanted: Sequence[tuple[Any, _Rows]]) -> list[Array]:
@@ -354,12 +360,12 @@ class Scan:
         return Scores(total, units)
 
     def _singles(self, mentions: MentionArrays) -> list[Any]:
-        return [self._kernels.prepare(_take(mentions, [b])) for b in range(mentions.rows)]
+        return [self._kernels.prepare(mentions.take([b])) for b in range(mentions.rows)]
 
     def _passes(self, mentions: MentionArrays) -> Iterator[MentionArrays]:
         size = max(1, min(MENTIONS_PER_PASS, PAIRS_PER_PASS // max(1, len(self))))
         for start in range(0, mentions.rows, size):
-            yield MentionArrays(**{name: a[start : start + size] for name, a in mentions.items()})
+            yield mentions.block(start, start + size)
 
     def _code_book(self) -> CodeBook:
         if self._codes is None:
@@ -367,10 +373,6 @@ class Scan:
                 "mode: 'coded' needs an index with codes; build it with --centroids", field="mode"
             )
         return self._codes
-
-
-def _take(mentions: MentionArrays, rows: Sequence[int]) -> MentionArrays:
-    return MentionArrays(**{name: a[list(rows)] for name, a in mentions.items()})
 
 
 def _restrict(scores: Array, allowed: Mask | None) -> Array:
@@ -384,19 +386,6 @@ def _count(rows: int, chosen: _Rows | None, allowed: Mask | None) -> int:
     if chosen is not None:
         return len(chosen)
     return rows if allowed is None else int(np.count_nonzero(allowed))
-
-
-def _check_finite(scores: Array) -> None:
-    """Raise EngineError if one of the scores (B, n) is not finite."""
-    if not scores.size:
-        return
-    # Two reductions instead of a mask of the whole: NaN comes out of both.
-    finite = np.isfinite(scores.max(axis=1)) & np.isfinite(scores.min(axis=1))  # (B,)
-    if not finite.all():
-        raise EngineError(
-            f"scores: those of mention {int(np.argmin(finite))} of the batch are not all finite: "
-            "the weights are damaged, or the encoders' precision has too small a range"
-        )
 
 
 def _stack(found: Sequence[_Best]) -> TopK:

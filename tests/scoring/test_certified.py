@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimic_engine.config import MatcherConfig
+from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.scoring.certified import Refinement
 from mimic_engine.types import EntityArrays
@@ -94,4 +95,32 @@ def test_copies_of_the_best_entity_are_all_found_and_ordered_by_id(make_folded):
     found = scan.search(folded.mentions, 61)
     np.testing.assert_array_equal(found.rows, scan.search(folded.mentions, 61, mode="exact").rows)
     assert found.rows[0].tolist() == [*range(459, 399, -1), best]
+    scan.close()
+
+
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize("field", ["tglu_query", "tglu_cls"])
+def test_an_entity_that_is_not_finite_is_an_error(make_folded, k, field):
+    folded = make_folded(2, 40, WIDE)
+    getattr(folded.entities, field)[7] = np.nan
+    scan = folded.scan(folded.segments(40))
+    with np.errstate(all="ignore"), pytest.raises(EngineError, match="not all of them are finite"):
+        scan.search(folded.mentions, k)
+    scan.close()
+
+
+def test_a_mention_that_is_not_finite_is_an_error(make_folded):
+    folded = make_folded(2, 40, WIDE)
+    folded.mentions.tglu_value[1, 0] = np.nan
+    scan = folded.scan(folded.segments(40))
+    with np.errstate(all="ignore"), pytest.raises(EngineError, match="not all of them are finite"):
+        scan.search(folded.mentions, 1)
+    scan.close()
+
+
+def test_no_mentions_are_an_error(make_folded):
+    folded = make_folded(1, 4, WIDE)
+    scan = folded.scan(folded.segments(4))
+    with pytest.raises(InvalidInputError, match="mentions: none to search for"):
+        scan.search(folded.mentions.block(0, 0), 1)
     scan.close()

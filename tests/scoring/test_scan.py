@@ -216,7 +216,7 @@ def test_scores_that_are_not_finite_are_an_error(make_folded):
     broken[1, 0] = np.nan
     mentions = MentionArrays(**(dict(folded.mentions.items()) | {"cmfu": broken}))
     scan = folded.scan(folded.segments(20))
-    with pytest.raises(EngineError, match="mention 1 of the batch are not all finite"):
+    with pytest.raises(EngineError, match="not all of them are finite"):
         scan.search(mentions, 2)
     scan.close()
 

@@ -176,7 +176,7 @@ def test_scores_that_are_not_finite_are_refused(make_folded, mode):
     folded = make_folded(2, 40)
     folded.entities.tglu_cls[11] = np.nan
     ours, _ = both(folded, (40,))
-    with pytest.raises(EngineError, match="not all finite"):
+    with pytest.raises(EngineError, match="not all of them are finite"):
         ours.search(folded.mentions, 3, mode=mode)
 
 
