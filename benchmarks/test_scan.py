@@ -1,4 +1,4 @@
-"""The exact scan over folded features against the published loop over raw ones."""
+"""Every scan over folded features against the published loop over raw ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.engine_side import TOLERANCES, check_ranks, compare_top_k, fold_
 from benchmarks.published_inputs import random_features
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.matcher import Matcher
-from mimic_engine.scoring.blocks import BlockKernels
-from mimic_engine.scoring.onnx import OnnxScorer
+from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import Scan
+from mimic_engine.types import MODES, Mode, ScorerChoice
 
 if TYPE_CHECKING:
     from benchmarks.conftest import BenchModel, Note, Scene
@@ -21,33 +21,34 @@ if TYPE_CHECKING:
 TOP_K = 10
 
 
-@pytest.fixture(scope="module")
-def scorer(model: BenchModel) -> OnnxScorer:
-    return OnnxScorer.open(model.folder)
-
-
-def test_exact_scan(
+@pytest.mark.parametrize("mode", MODES[:2])
+@pytest.mark.parametrize("kernels", ["auto", "onnx"])
+def test_scan(
     benchmark: Any,
     compare: Note,
     scene: Scene,
     batch: int,
     dtype: str,
-    scorer: OnnxScorer,
+    kernels: ScorerChoice,
+    mode: Mode,
+    model: BenchModel,
     matcher: Matcher,
     threads: int,
 ) -> None:
     raw = random_features(batch, seed=2)
     reference, baseline_s = scene.baseline(raw)
     mentions, entities = fold_mentions(matcher, raw), scene.folded[dtype]
-    scan = Scan([entities], BlockKernels(scorer, fold_constants(matcher)), threads=threads)
+    opened = open_kernels(kernels, model.folder, fold_constants(matcher))
+    scan = Scan([entities], opened, threads=threads)
     gold = np.random.default_rng(3).integers(0, entities.rows, batch)
     same_ranks = check_ranks(scan.ranks(mentions, gold), reference, gold, TOLERANCES[dtype])
-    found = benchmark(scan.search, mentions, TOP_K, mode="exact")
+    found = benchmark(scan.search, mentions, TOP_K, mode=mode)
     scan.close()
     agreement = compare_top_k(found.rows, reference)
     agreement.check(TOLERANCES[dtype])
     if dtype == "float32":
         assert agreement.identical == 1
+    benchmark.extra_info |= {"scorer": opened.name, "survivor_share": float(found.scored.mean() / len(scan))}
     benchmark.extra_info |= {"identical_top10": agreement.identical, "identical_ranks": same_ranks}
     raw_bytes = 4 * scene.raw.values_per_row * entities.rows
     benchmark.extra_info["feature_bytes_ratio"] = nbytes(entities) / raw_bytes
