@@ -52,7 +52,8 @@ def test_fewer_bits_mean_a_small_error(featurizer, tiny_model, indexes):
     assert errors[0] < 1e-6 < min(errors[1:]) and max(errors) < 1e-2
     for dtype, agreement in found.items():
         assert (agreement.dtype, agreement.mentions, agreement.entities, agreement.k) == (dtype, 7, 13, 10)
-        assert agreement.error_mean < agreement.error_max and agreement.source == "entities"
+        assert agreement.error_mean <= agreement.error_max and agreement.source == "entities"
+        assert agreement.error_max > 1e-6 or dtype == "float32"
     assert (found["float32"].top1_identical, found["float32"].topk_contained) == (1, 1)
 
 

@@ -20,12 +20,14 @@ from mimic_engine.images import ImagePreprocessor
 from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
 from mimic_engine.model.checkpoint import load_checkpoint
+from mimic_engine.scoring.cpu import CpuKernels
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.corpus import build_corpus
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.metrics import ranking_metrics
 from mimic_engine.train.run import train
+from mimic_engine.types import FoldConstants
 
 
 @pytest.fixture
@@ -137,4 +139,5 @@ def test_an_exported_model_and_its_index_give_the_checkpoints_metrics(
     assert main([*command, *index]) == 0
     assert json.loads(out.read_text())["test"] == results[0]["test"]
     assert len({r["model_hash"] for r in results}) == 1
-    assert [r["scorer"] for r in results] == ["torch", "onnx", "onnx"]
+    exported = CpuKernels(FoldConstants(8, ("tglu",))).name if CpuKernels.available() else "onnx"
+    assert [r["scorer"] for r in results] == ["torch", exported, exported]
