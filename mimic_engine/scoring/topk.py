@@ -45,16 +45,6 @@ def contenders(scores: Array, k: int, margin: float = 0.0) -> NDArray[np.int64]:
     return np.flatnonzero(scores >= np.float32(kth_largest(scores, k) - margin))
 
 
-def top_k(scores: Array, k: int, tie_key: TieKey | None = None) -> NDArray[np.int64]:
-    """Positions of the k highest of ``scores`` (N,), best first.
-
-    Every position whose score equals the k-th one takes part in the tie break,
-    so the answer does not depend on how the scores were laid out.
-    """
-    chosen = contenders(scores, k)
-    return chosen[order(scores[chosen], chosen, tie_key)][:k]
-
-
 def pessimistic_ranks(scores: Array, gold: NDArray[np.int64]) -> NDArray[np.int64]:
     """1-based rank of column ``gold[b]`` in each row of ``scores`` (B, N); every tie counts against it."""
     own = scores[np.arange(len(gold)), gold]  # (B,)
