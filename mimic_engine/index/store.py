@@ -125,8 +125,7 @@ class Index:
         rows = self.find(ids)
         if (rows < 0).any():
             raise UnknownEntityError(
-                f"entity id {ids[int(np.argmin(rows))]!r} is not in the index {self.path} "
-                f"({len(self)} entities)"
+                f"entity id {ids[int(np.argmin(rows))]!r} is not in the index ({len(self)} entities)"
             )
         return rows
 

@@ -148,3 +148,11 @@ def test_a_broken_picture_or_a_locked_index_changes_nothing(changing):
         locked = client.put("/v1/entities/N1", json={"name": "a"})
     assert (locked.status_code, locked.json()["error"]["code"]) == (409, "index_locked")
     assert client.get("/v1/info").json()["entities"] == 13
+
+
+def test_an_unknown_entity_is_named_and_no_place_on_this_machine(real, tiny_index):
+    _, client = real
+    answer = client.get("/v1/entities/E77")
+    assert answer.status_code == 404
+    assert "'E77' is not in the index (13 entities)" in answer.text
+    assert str(tiny_index) not in answer.text
