@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.scoring.base import Codes, ScanKernels
-from mimic_engine.scoring.certified import Refinement
+from mimic_engine.scoring.certified import MAX_SHARE, Refinement
 from mimic_engine.scoring.finite import check_finite
 from mimic_engine.scoring.segments import Block, Segments, Shared
 from mimic_engine.scoring.topk import TieKey, contenders, kth_largest, order, pessimistic_ranks
@@ -174,14 +174,38 @@ class Scan:
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
 
-        ``allowed`` as in :meth:`search`; the gold rows must be allowed.
+        ``allowed`` as in :meth:`search`; the gold rows must be allowed. Where the kernels give a pair
+        the same bits in every pass, only rows whose bound reaches the gold row's score are scored.
         """
+        ranked = self._dense_ranks if self._kernels.rounding else self._certified_ranks
         parts, start = [np.empty(0, np.int64)], 0
         for part in self._passes(mentions):
-            totals = _restrict(self.totals(part), allowed)
-            parts.append(pessimistic_ranks(totals, gold[start : start + part.rows]))
+            parts.append(ranked(part, gold[start : start + part.rows], allowed))
             start += part.rows
         return np.concatenate(parts)
+
+    def _dense_ranks(self, mentions: MentionArrays, gold: _Rows, allowed: Mask | None) -> _Rows:
+        return pessimistic_ranks(_restrict(self.totals(mentions), allowed), gold)
+
+    def _certified_ranks(self, mentions: MentionArrays, gold: _Rows, allowed: Mask | None) -> _Rows:
+        """Ranks from the rows that may come before the gold one; as in ``search``, too many are all scored."""
+        bounds = _restrict(self.bounds(mentions), allowed)  # (B, N)
+        singles = self._singles(mentions)
+        own = np.concatenate(self._score_rows([(one, gold[[b]]) for b, one in enumerate(singles)]))  # (B,)
+        check_finite(own)
+        rivals = [np.flatnonzero(row >= score) for row, score in zip(bounds, own, strict=True)]
+        most = MAX_SHARE * _count(len(self), None, allowed)
+        dense = np.array([len(rows) > most for rows in rivals])  # (B,)
+        ranks = np.empty(len(gold), np.int64)
+        if dense.any():
+            ranks[dense] = self._dense_ranks(mentions.take(np.flatnonzero(dense)), gold[dense], allowed)
+        sparse = np.flatnonzero(~dense)
+        for b, totals in zip(
+            sparse, self._score_rows([(singles[b], rivals[b]) for b in sparse]), strict=True
+        ):
+            check_finite(totals)
+            ranks[b] = np.count_nonzero(totals >= own[b])
+        return ranks
 
     # -- the k best -----------------------------------------------------------------------------------
 

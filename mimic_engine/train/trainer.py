@@ -20,20 +20,17 @@ from tqdm import tqdm
 
 from mimic_engine.errors import EngineError
 from mimic_engine.model.checkpoint import save_checkpoint
-from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.loss import unit_consistent_loss
 from mimic_engine.model.mimic import Mimic
-from mimic_engine.scoring.blocks import BlockKernels
-from mimic_engine.scoring.scan import Scan
-from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.corpus import Split
 from mimic_engine.train.distributed import Group
-from mimic_engine.train.encode import RecordEncoder, fold_entities, fold_mentions
+from mimic_engine.train.encode import RecordEncoder, fold_mentions
 from mimic_engine.train.log import RunLog
 from mimic_engine.train.matching import batch_scores
 from mimic_engine.train.metrics import Metrics, ranking_metrics
 from mimic_engine.train.optimiser import build_optimiser, freeze, rate_factor, set_modes, set_rates
+from mimic_engine.train.ranking import entity_scan
 from mimic_engine.train.sampler import Batch, BatchSampler
 from mimic_engine.train.state import Progress, load_state, save_state
 
@@ -123,21 +120,12 @@ class Trainer:
         return dict(sums)
 
     def validate(self) -> Metrics:
-        """Ranks of the dev mentions among all entities by the exact scan (in the run's precision)."""
+        """Metrics of the dev mentions among all entities (in the run's precision)."""
         self.model.eval()
         size = self.config.encode_batch
-        entities = fold_entities(self._encode, self._encode.corpus.entities, size)
         mentions = fold_mentions(self._encode, self._dev.records, size)
-        constants = fold_constants(self.model.matcher)
-        scorer = TorchScorer(constants, str(self._encode.device))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the scan spreads its blocks over threads of its own
-        scan = Scan([entities], BlockKernels(scorer, constants), threads=threads)
-        try:
-            return ranking_metrics(scan.ranks(mentions, self._dev.gold), entities.rows)
-        finally:
-            scan.close()
-            torch.set_num_threads(threads)
+        with entity_scan(self._encode, size) as scan:
+            return ranking_metrics(scan.ranks(mentions, self._dev.gold), len(scan))
 
     def _backward(self, batch: Batch, weight: float) -> dict[str, float]:
         """Add the gradients of ``weight`` times the batch's loss; this batch's losses times ``weight``."""

@@ -75,3 +75,30 @@ def test_equal_entities_tie_and_all_their_bounds_hold(pairs):
     assert (rows == rows[:, :1] + [0, 40, 80]).all()
     assert (scan.bounds(pairs.mentions) >= scan.totals(pairs.mentions)).all()
     scan.close()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ranks_need_few_scores_and_count_every_tie(pairs, monkeypatch, masked):
+    twins = EntityArrays(**{n: np.concatenate([a, a[:40]]) for n, a in pairs.entities.items()})
+    allowed = np.arange(twins.rows) % 3 > 0 if masked else None
+    scan = Scan([twins], CpuKernels(pairs.constants), threads=2)
+    totals = scan.totals(pairs.mentions)
+    if allowed is not None:
+        totals[:, ~allowed] = -np.inf
+    places = [0, 1, 3, 40, 400]  # of the gold entity of each mention, when sorted from the best
+    gold = np.take_along_axis(np.argsort(-totals, axis=1), np.array(places)[:, None], 1)[:, 0]
+    own = totals[np.arange(len(gold)), gold]
+    expected = (totals >= own[:, None]).sum(1)
+    dense = []
+    monkeypatch.setattr(scan, "_dense_ranks", _counted(scan._dense_ranks, dense))
+    np.testing.assert_array_equal(scan.ranks(pairs.mentions, gold, allowed=allowed), expected)
+    assert sum(dense) < len(gold)  # the last of all needs them all, the first do not
+    scan.close()
+
+
+def _counted(ranks, counts):
+    def counting(mentions, gold, allowed):
+        counts.append(len(gold))
+        return ranks(mentions, gold, allowed)
+
+    return counting

@@ -1,0 +1,43 @@
+"""The engine's own scan over the entities of a corpus, under a model that may be in training.
+
+Compiled kernels where they are installed and the model is on the CPU, else PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mimic_engine.model.fold import fold_constants
+from mimic_engine.scoring.base import ScanKernels
+from mimic_engine.scoring.blocks import BlockKernels
+from mimic_engine.scoring.cpu import CpuKernels
+from mimic_engine.scoring.scan import Scan
+from mimic_engine.scoring.torch import TorchScorer
+from mimic_engine.train.encode import RecordEncoder, fold_entities
+from mimic_engine.types import FoldConstants
+
+
+@contextmanager
+def entity_scan(encode: RecordEncoder, batch_size: int) -> Iterator[Scan]:
+    """Fold all entities of the corpus, ``batch_size`` at a time, and scan them; about 19 KB an entity.
+
+    PyTorch's threads are put down to one meanwhile: the scan spreads its blocks over threads of its own.
+    """
+    entities = fold_entities(encode, encode.corpus.entities, batch_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    scan = Scan([entities], _kernels(fold_constants(encode.model.matcher), encode.device), threads=threads)
+    try:
+        yield scan
+    finally:
+        scan.close()
+        torch.set_num_threads(threads)
+
+
+def _kernels(constants: FoldConstants, device: torch.device) -> ScanKernels:
+    if device.type == "cpu" and CpuKernels.available():
+        return CpuKernels(constants)
+    return BlockKernels(TorchScorer(constants, str(device)), constants)
