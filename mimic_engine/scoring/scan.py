@@ -188,7 +188,7 @@ class Scan:
         return pessimistic_ranks(_restrict(self.totals(mentions), allowed), gold)
 
     def _certified_ranks(self, mentions: MentionArrays, gold: _Rows, allowed: Mask | None) -> _Rows:
-        """Ranks from the rows that may come before the gold one; as in ``search``, too many are all scored."""
+        """Ranks from the rows that may come before the gold one; too many of them, and all are scored."""
         bounds = _restrict(self.bounds(mentions), allowed)  # (B, N)
         singles = self._singles(mentions)
         own = np.concatenate(self._score_rows([(one, gold[[b]]) for b, one in enumerate(singles)]))  # (B,)
