@@ -20,6 +20,7 @@ class IndexChanges:
 
     The folder is locked only while a change lasts, so that the command line may change it too. The encoders
     are opened at the first upsert, in the precision of all other entities, whatever mentions are encoded in.
+    Pictures are kept, for people to look at.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class IndexChanges:
             If somebody else is changing the index; if the files cannot be written.
         """
         source = KnowledgeBaseFeaturizer(self._featurizer, BrokenImages("error"))
-        with IndexWriter(Index.open(self._index, verify=False), source) as writer:
+        with IndexWriter(Index.open(self._index, verify=False), source, keep_pictures=True) as writer:
             return writer.upsert(entities)
 
     def delete(self, ids: Sequence[str]) -> Change:

@@ -131,8 +131,8 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     add(
         "--mentions", type=Path, required=True, help=".jsonl or .parquet of mentions with answers, some 'nil'"
     )
-    add("--precision", type=float, required=True, help="wanted share of right answers, above 0, at most 1")
-    add("--threads", type=int, help="CPU cores to use; all by default")
+    add("--wanted-precision", type=float, required=True, help="share of right answers, above 0, at most 1")
+    add_backend(parser)
     parser.set_defaults(run=_calibrate)
 
 
@@ -227,9 +227,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     from mimic_engine.calibrate import calibrate
     from mimic_engine.engine import Linker
 
-    linker = Linker.open(args.model, args.index, threads=args.threads)
+    linker = Linker.open(args.model, args.index, **backend_options(args))
     try:
-        _print_json(asdict(calibrate(linker, args.model, args.mentions, args.precision)), indent=2)
+        _print_json(asdict(calibrate(linker, args.model, args.mentions, args.wanted_precision)), indent=2)
     finally:
         linker.close()
     return 0

@@ -8,8 +8,11 @@ opens what is there, and needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import secrets
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -58,6 +61,20 @@ def prepare_demo(cache: Path | None = None, *, progress: bool = True) -> DemoPat
         if not (paths.model / "manifest.json").exists() or not (paths.index / "manifest.json").exists():
             _build(paths, weights, progress)
     return paths
+
+
+def demo_admin_key(cache: Path | None = None) -> Path:
+    """File of the key that lets whoever can read it change the demo's entities; made when first asked for.
+
+    Raises ``OSError`` if it cannot be written.
+    """
+    path = (cache or default_cache()) / "admin.key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(24) + "\n")
+    return path
 
 
 def _build(paths: DemoPaths, weights: Path, progress: bool) -> None:

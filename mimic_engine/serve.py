@@ -27,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if argv is None else argv))
         _check_sources(settings)
+        settings = _with_demo_key(settings)
     except (ValidationError, SettingsError, InvalidInputError) as error:
         return _fail(_explain(error), 2)
+    except OSError as error:
+        return _fail(f"cache: the demo's admin key cannot be written: {error}", 1)
     configure(settings)
     try:
         return _serve(settings)
@@ -47,6 +50,19 @@ def _check_sources(settings: Settings) -> None:
     if not settings.demo and len(named) < 2:
         missing = " and ".join(f"--{name}" for name in ("model", "index") if name not in named)
         raise InvalidInputError(f"missing {missing}; or try --demo")
+
+
+def _with_demo_key(settings: Settings) -> Settings:
+    """Let whoever can read the user's files change the demo, where nobody else can reach the service."""
+    if not settings.demo or settings.admin_key_file is not None or settings.host not in LOOPBACK:
+        return settings
+    from mimic_engine.demo import demo_admin_key
+
+    return settings.model_copy(update={"admin_key_file": str(demo_admin_key(_demo_cache(settings)))})
+
+
+def _demo_cache(settings: Settings) -> Path | None:
+    return None if settings.cache is None else Path(settings.cache).expanduser()
 
 
 def _serve(settings: Settings) -> int:
@@ -80,7 +96,7 @@ def _serve(settings: Settings) -> int:
             if settings.admin_key_file is not None:
                 writer = IndexChanges(model, index, threads=settings.threads)
             app = create_app(linker, settings, examples=examples, writer=writer)
-            server = DrainingServer(app, settings, on_ready=lambda: _greet(taken))
+            server = DrainingServer(app, settings, on_ready=lambda: _greet(taken, settings))
             server.run(sockets=[taken])
         finally:
             linker.close()
@@ -97,12 +113,11 @@ def _sources(settings: Settings) -> tuple[Path, Path, list[Mention]]:
     from mimic_engine.data.demo.examples import load_examples
     from mimic_engine.demo import prepare_demo
 
-    cache = None if settings.cache is None else Path(settings.cache).expanduser()
-    paths = prepare_demo(cache)
+    paths = prepare_demo(_demo_cache(settings))
     return paths.model, paths.index, [example.mention for example in load_examples(paths.data)]
 
 
-def _greet(taken: socket.socket) -> None:
+def _greet(taken: socket.socket, settings: Settings) -> None:
     host, port = taken.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     example = json.dumps({"mention": "Jordan", "sentence": "Jordan lies east of Israel.", "top_k": 3})
@@ -111,6 +126,8 @@ def _greet(taken: socket.socket) -> None:
         f"  curl -s {url}/v1/link -H 'content-type: application/json' -d '{example}'\n",
         flush=True,
     )
+    if settings.demo and settings.admin_key_file is not None:
+        print(f"To change entities on the page, give it the key in {settings.admin_key_file}\n", flush=True)
 
 
 def _explain(error: Exception) -> str:

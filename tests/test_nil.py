@@ -128,13 +128,13 @@ def labelled(tiny_model, tiny_index, tmp_path):
 
 def test_calibrate_stores_what_the_linker_then_reads(own_model, tiny_index, labelled, capsys):
     options = ["--model", str(own_model), "--index", str(tiny_index), "--mentions", str(labelled)]
-    assert main(["calibrate", *options, "--precision", "0.5", "--threads", "1"]) == 0
+    assert main(["calibrate", *options, "--wanted-precision", "0.5", "--threads", "1"]) == 0
     printed = json.loads(capsys.readouterr().out)
     linker = Linker.open(own_model, tiny_index, threads=1)
     assert linker.nil_threshold == printed["threshold"]
     assert (linker.nil.mentions, linker.nil.answered, linker.nil.precision) == (6, 6, 0.5)
     assert linker.info()["nil_threshold"]["entities"] == 13
-    assert main(["calibrate", *options, "--precision", "1.5"]) == 2
+    assert main(["calibrate", *options, "--wanted-precision", "1.5"]) == 2
     assert "precision" in capsys.readouterr().err
     assert Linker.open(own_model, tiny_index, threads=1).nil == linker.nil  # a refusal changes nothing
 

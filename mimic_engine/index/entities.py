@@ -1,7 +1,7 @@
 """Entity metadata on disk: an Arrow table of ids, names and texts, and the lookup from id to row.
 
-No folded array is here. Pictures are not stored: of an image given as a path or
-URL the text is kept, of one given as bytes the text ``sha256:HEX``.
+No folded array is here, and no picture: of an image given as a path or URL the
+text is kept, of one given as bytes its hash (:mod:`mimic_engine.index.pictures`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
 from mimic_engine.index.arrays import read_array_file, write_array_file
+from mimic_engine.index.pictures import picture_name
 from mimic_engine.types import Entity, ImageSource
 
 SCHEMA = pa.schema(
@@ -34,7 +35,7 @@ _ROWS_A_BATCH = 1024  # fixed: the file's bytes do not depend on how the build w
 def image_text(image: ImageSource) -> str:
     """What the table keeps of an image: its path or URL, or the hash of its bytes."""
     if isinstance(image, bytes):
-        return "sha256:" + hashlib.sha256(image).hexdigest()
+        return picture_name(image)
     return str(image)
 
 

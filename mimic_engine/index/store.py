@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError, IndexMismatchError, InvalidInputError, UnknownEntityError
@@ -20,6 +21,7 @@ from mimic_engine.index.deleted import DeadRows, read_deleted
 from mimic_engine.index.entities import IdLookup, hash_ids, read_entity_table
 from mimic_engine.index.format import IndexManifest
 from mimic_engine.index.layout import check_stored, trailing_shapes
+from mimic_engine.index.pictures import picture_path
 from mimic_engine.index.records import ARRAYS, ENTITIES, IDS, SEGMENTS, SegmentRecord
 from mimic_engine.index.snapshots import list_snapshots, read_snapshot
 from mimic_engine.index.verify import IndexReport, check_files
@@ -194,6 +196,15 @@ class Index:
         images = tuple(self._columns["images"][self._checked(row)].as_py())
         id_, name, description, kind = (self._text(c, row) for c in ("id", "name", "description", "type"))
         return Entity(id_, name, description, images, kind)
+
+    def picture(self, row: int) -> Path | None:
+        """File of the first picture of one row; None where there is none, or it is not on this machine."""
+        images = self.entity(row).images
+        return picture_path(self.path, str(images[0])) if images else None
+
+    def image_texts(self) -> set[str]:
+        """What the entities call their pictures, dead rows included."""
+        return set(pc.list_flatten(self._columns["images"]).to_pylist())
 
     def ids(self, rows: Rows) -> list[str]:
         """Entity ids of n rows."""

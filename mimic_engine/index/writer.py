@@ -41,6 +41,7 @@ from mimic_engine.index.parts import (
     same_rows,
     split_small,
 )
+from mimic_engine.index.pictures import drop_pictures, keep_picture
 from mimic_engine.index.records import SEGMENTS, SegmentRecord, segment_name
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import (
@@ -83,6 +84,7 @@ class IndexWriter:
     featurizer : the model that folded the index; only :meth:`upsert` needs it
     keep_snapshots : snapshots that stay on disk after a change, the newest included
     batch_size : entities folded at once
+    keep_pictures : keep pictures that are given as bytes (:mod:`mimic_engine.index.pictures`)
 
     Raises
     ------
@@ -108,13 +110,14 @@ class IndexWriter:
         *,
         keep_snapshots: int = KEEP_SNAPSHOTS,
         batch_size: int = 32,
+        keep_pictures: bool = False,
     ) -> None:
         for name, value in (("keep_snapshots", keep_snapshots), ("batch_size", batch_size)):
             if value < 1:
                 raise InvalidInputError(f"{name}: {value} is under 1", field=name)
         layout = folded_shapes(trailing_shapes(index.segments[0]))
         self._fold = None if featurizer is None else CheckedFold(featurizer, layout)
-        self._keep, self._batch_size = keep_snapshots, batch_size
+        self._keep, self._batch_size, self._keep_pictures = keep_snapshots, batch_size, keep_pictures
         self._lock = hold(index.path)
         try:
             self._index = index.snapshot()
@@ -167,6 +170,7 @@ class IndexWriter:
         if not batch:
             return self._unchanged()
         with self._changing() as index:
+            self._keep_bytes(batch)
             found = index.find([e.id for e in batch])
             kept, small = split_small(parts_of(index, without=found[found >= 0]), len(batch))
             rows = np.concatenate([np.empty(0, np.int64), *(p.live_rows for p in small)])
@@ -202,7 +206,7 @@ class IndexWriter:
         return replace(self._unchanged(), deleted=len(wanted))
 
     def compact(self, *, segment_rows: int = SEGMENT_ROWS) -> Change:
-        """Drop dead rows, merge small segments, and forget all older snapshots.
+        """Drop dead rows, merge small segments, forget older snapshots and pictures that nobody has.
 
         Live rows keep their order and their bits, so every answer is the same
         as before. A segment without dead rows that is at least half full is left
@@ -229,7 +233,7 @@ class IndexWriter:
                     number += 1
             if number != index.manifest.next_segment:
                 self._publish(compacted, number)
-        self._tidy(1)
+        self._tidy(1, pictures=True)
         return self._unchanged()
 
     def forget(self, keep: int) -> None:
@@ -272,11 +276,20 @@ class IndexWriter:
             return IndexWriteError(f"{path}: the change was not made, the index is as it was: {error}")
         return IndexWriteError(f"{path}: the change is made, but may not survive a power cut: {error}")
 
-    def _tidy(self, keep: int | None) -> None:
+    def _keep_bytes(self, entities: Sequence[Entity]) -> None:
+        """Keep the pictures of a change that is about to be made; without it compaction drops them."""
+        for entity in entities if self._keep_pictures else ():
+            for image in entity.images:
+                if isinstance(image, bytes):
+                    keep_picture(self._index.path, image)
+
+    def _tidy(self, keep: int | None, *, pictures: bool = False) -> None:
         """Remove what no snapshot needs; what cannot be removed does no harm: logged, and tried again."""
         path = self._index.path
         try:
             remove_unnamed(path) if keep is None else forget(path, keep)
+            if pictures:
+                drop_pictures(path, self._index.image_texts())
         except (OSError, IndexFormatError) as error:
             logger.warning("%s: files that are not needed could not be removed: %s", path, error)
 

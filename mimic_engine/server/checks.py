@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
@@ -29,6 +30,9 @@ class IndexLike(Protocol):
 
     def entity(self, row: int) -> Entity:
         """Metadata of a row."""
+
+    def picture(self, row: int) -> Path | None:
+        """File of the first picture of a row; None where there is none, or it is not on this machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ _MEANING = {
     500: "Fault of the service; the log has it under the id",
     503: "Warming up, draining or dead; see Retry-After",
     504: "Deadline passed",
+    507: "The index could not be written: a full disk, say; what was there is as it was",
 }
 
 
@@ -107,8 +108,8 @@ STREAM = _route(
 STREAM["openapi_extra"]["parameters"] = [
     {"name": "timeout_ms", "in": "query", "schema": {"type": "number"}, "description": "Deadline of a line"}
 ]
-PUT_ENTITY = _route(_json("ReloadAnswer"), 403, 409, 413, 415, 422, 500, body=_json("EntityBody"))
-DELETE_ENTITY = _route(_json("ReloadAnswer"), 403, 404, 409, 422, 500)
+PUT_ENTITY = _route(_json("ReloadAnswer"), 403, 409, 413, 415, 422, 500, 507, body=_json("EntityBody"))
+DELETE_ENTITY = _route(_json("ReloadAnswer"), 403, 404, 409, 422, 500, 507)
 ENTITY = _route(_json("EntityAnswer"), 404, 422)
 IMAGE = _route(
     {

@@ -21,6 +21,7 @@ from mimic_engine.errors import (
     ImageError,
     ImageTypeError,
     IndexLockedError,
+    IndexWriteError,
     InvalidInputError,
     MimicError,
     NotReadyError,
@@ -46,6 +47,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (UnauthorisedError, 401, "unauthorised"),
     (ForbiddenError, 403, "forbidden"),
     (IndexLockedError, 409, "index_locked"),
+    (IndexWriteError, 507, "index_not_written"),  # a full disk, say; only the admin sees it
     (QueueFullError, 429, "queue_full"),
     (DeadlineError, 504, "deadline_exceeded"),
     (NotReadyError, 503, "not_ready"),

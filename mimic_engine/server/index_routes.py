@@ -55,6 +55,7 @@ def install(app: FastAPI, service: LinkService) -> None:
                 "version": mimic_engine.__version__,
                 "model_hash": linker.model_hash,
                 "entities": len(linker.index),
+                "changes": service.takes_changes,
                 "limits": service.settings.model_dump(include=set(docs.PUBLIC_LIMITS)),
                 "linker": dict(linker.info()),
             }

@@ -37,13 +37,12 @@ def install(app: FastAPI, service: LinkService, examples: Sequence[Mention]) -> 
 
     @app.get("/v1/images/{entity_id:path}", tags=["index"], **docs.IMAGE)
     async def entity_image(entity_id: str, request: Request) -> Response:
-        """Give the first picture of an entity, where the index names a file of this machine."""
+        """Give the first picture of an entity, where this machine has it."""
         index = service.linker.index
         try:
-            images = index.entity(int(index.rows([entity_id])[0])).images
+            source = index.picture(int(index.rows([entity_id])[0]))
         except UnknownEntityError as error:
             return json_response(describe(error)[1], 404)
-        source = images[0] if images else None
         return await _picture(request, f"entity {entity_id!r}", source, limits)
 
     @app.get("/v1/examples", tags=["service"], **docs.EXAMPLES)
@@ -66,7 +65,7 @@ def _example(number: int, mention: Mention) -> ExampleBody:
 
 async def _picture(request: Request, owner: str, source: ImageSource | None, limits: ImageLimits) -> Response:
     """Answer with the picture, with 304 where the caller has it, or with 404 where there is none to show."""
-    if source is None or (isinstance(source, str) and _is_elsewhere(source)):
+    if source is None:
         return _no_picture(f"{owner} has no picture that this service can show")
     try:
         content, media_type = await asyncio.to_thread(read_encoded, source, limits)
@@ -80,11 +79,6 @@ async def _picture(request: Request, owner: str, source: ImageSource | None, lim
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=media_type, headers=headers)
-
-
-def _is_elsewhere(image: str) -> bool:
-    """Whether an image is named by its address or by the hash of bytes that were not kept."""
-    return "://" in image or image.startswith("sha256:")
 
 
 def _no_picture(message: str) -> Response:

@@ -228,6 +228,11 @@ class LinkService:
         async with self._reloading:
             return await self._take_up_newest()
 
+    @property
+    def takes_changes(self) -> bool:
+        """Whether entities can be changed at all, by whoever has the admin key."""
+        return self._writer is not None
+
     async def change(self, work: Callable[[EntityWriter], object]) -> None:
         """Change the index, one change at a time, and link from then on against the new state.
 

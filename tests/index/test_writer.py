@@ -493,3 +493,41 @@ def test_manifests_of_old_snapshots_are_what_they_were(tiny, built):
 def test_iterating_twice_is_not_needed(tiny, built):
     index = built(5).upsert((Entity(i, "x") for i in "abc"), tiny.HashFold())
     assert set(itertools.islice(content(index), 5, None)) == set("abc")
+
+
+def test_pictures_given_as_bytes_are_kept_until_nobody_has_them(built, tiny):
+    index = built()
+    with IndexWriter(index, tiny.HashFold(), keep_pictures=True) as writer:
+        writer.upsert(
+            [Entity("new", "New", images=(b"one", b"two")), Entity("other", "Other", images=(b"one",))]
+        )
+        index = writer.index
+        for name in ("new", "other"):
+            path = index.picture(int(index.rows([name])[0]))
+            assert path is not None and path.read_bytes() == b"one"
+        writer.upsert([Entity("new", "New", images=(b"three",))])
+        assert len(list((index.path / "pictures").iterdir())) == 3  # older snapshots may still show them
+        writer.compact()
+        index = writer.index
+        kept = {path.read_bytes() for path in (index.path / "pictures").iterdir()}
+        assert kept == {b"one", b"three"}
+        path = index.picture(int(index.rows(["new"])[0]))
+        assert path is not None and path.read_bytes() == b"three"
+    assert verify_index(index.path)
+
+
+def test_pictures_are_kept_only_where_asked_and_named_files_stay_where_they_are(built, tiny):
+    index = built()
+    with IndexWriter(index, tiny.HashFold()) as writer:
+        writer.upsert(
+            [
+                Entity("bytes", "B", images=(b"one",)),
+                Entity("path", "P", images=("some/file.png",)),
+                Entity("url", "U", images=("https://example.org/a.png",)),
+                Entity("none", "N"),
+            ]
+        )
+        index = writer.index
+        paths = [index.picture(int(row)) for row in index.rows(["bytes", "path", "url", "none"])]
+        assert paths == [None, Path("some/file.png"), None, None]
+        assert not (index.path / "pictures").exists()

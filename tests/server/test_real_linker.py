@@ -150,6 +150,31 @@ def test_a_broken_picture_or_a_locked_index_changes_nothing(changing):
     assert client.get("/v1/info").json()["entities"] == 13
 
 
+def test_a_full_disk_is_said_and_changes_nothing(changing, monkeypatch):
+    client, _ = changing
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IndexWriter, "_publish", full)
+        answer = client.put("/v1/entities/N1", json={"name": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "index_not_written")
+    assert "the index is as it was" in answer.text
+    assert client.get("/v1/info").json()["entities"] == 13
+    assert client.put("/v1/entities/N1", json={"name": "a"}).json()["entities"] == 14
+
+
+def test_a_picture_that_came_with_an_entity_can_be_looked_at(changing, tiny_picture):
+    client, _ = changing
+    assert client.get("/v1/info").json()["changes"] is True
+    picture = tiny_picture.read_bytes()
+    answer = client.put("/v1/entities/N1", json={"name": "a", "images": [base64.b64encode(picture).decode()]})
+    assert answer.status_code == 200
+    shown = client.get("/v1/images/N1")
+    assert (shown.status_code, shown.headers["content-type"], shown.content) == (200, "image/png", picture)
+
+
 def test_an_unknown_entity_is_named_and_no_place_on_this_machine(real, tiny_index):
     _, client = real
     answer = client.get("/v1/entities/E77")

@@ -1,11 +1,13 @@
 import socket
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.serve import main
+from mimic_engine.serve import _with_demo_key, main
 from mimic_engine.server.lifecycle import DrainingServer, bind
 from mimic_engine.server.settings import Settings
 
@@ -73,3 +75,23 @@ def test_failed_warm_up_stops_the_server(linker):
         server = DrainingServer(create_app(linker, settings), settings)
         server.run(sockets=[taken])
     assert str(server.startup_failure) == "no such graph"
+
+
+def test_the_demo_on_this_machine_can_be_changed_by_whoever_can_read_the_users_files(tmp_path):
+    settings = Settings(demo=True, cache=str(tmp_path))
+    key = Path(_with_demo_key(settings).admin_key_file)
+    assert key.parent == tmp_path
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    first = key.read_text()
+    assert len(first.strip()) >= 32
+    assert Path(_with_demo_key(settings).admin_key_file).read_text() == first  # the next start has the same
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"demo": False}, {"host": "0.0.0.0"}, {"admin_key_file": "mine"}],
+)
+def test_nothing_else_gets_a_key_of_its_own(tmp_path, options):
+    settings = Settings(**({"demo": True, "cache": str(tmp_path)} | options))
+    assert _with_demo_key(settings) == settings
+    assert not list(tmp_path.iterdir())

@@ -10,10 +10,12 @@ import io
 import sys
 import threading
 import time
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, UnknownEntityError
+from mimic_engine.index.pictures import picture_path
 from mimic_engine.types import Candidate, Entity, Explanation, LinkResult, TokenSpan
 
 ENTITIES = (
@@ -52,6 +54,10 @@ class WordIndex:
 
     def entity(self, row):
         return self.entities[row]
+
+    def picture(self, row):
+        images = [image for image in self.entities[row].images if not isinstance(image, bytes)]
+        return picture_path(Path("/nowhere"), str(images[0])) if images else None
 
 
 class WordLinker:
