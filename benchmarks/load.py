@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import RESULTS
 from benchmarks.open_loop import Caller, Question, Row, offer, session, summarise
 from benchmarks.service_process import ServiceProcess
-from benchmarks.workload import Scene, add_arguments
+from benchmarks.workload import Scene, add_arguments, leave_cores
 from mimic_engine.record import write_result
 
 FIRST_SHARE = 0.25  # of the rate of one client that waits for each answer
@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     scene = Scene.open(args)
     questions = scene.questions(args.threads)
+    leave_cores(args)
     with ServiceProcess(scene.command(args)) as service:
         rows = asyncio.run(
             sweep(service.address, questions, seconds=args.seconds, settle_s=args.settle, factor=args.factor)

@@ -95,6 +95,7 @@ class Row:
     queue_share: float | None
     device_p99_ms: float | None
     rejected_p99_ms: float | None
+    rejected_service_p99_ms: float | None  # of that, what the service says it took
     generator_late_p99_ms: float
 
     def to_json(self) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def summarise(samples: Sequence[Sample], rate_per_s: float, seconds: float, sett
     total = sum(s.parts_ms.get("total", 0.0) for s in accepted)
     queued = sum(s.parts_ms.get("queue", 0.0) for s in accepted)
     latencies = [s.latency_ms for s in accepted]
-    rejected = [s.latency_ms for s in counted if s.status == 429]
+    rejected = [s for s in counted if s.status == 429]
     return Row(
         rate_per_s=rate_per_s,
         seconds=seconds - settle_s,
@@ -189,7 +190,8 @@ def summarise(samples: Sequence[Sample], rate_per_s: float, seconds: float, sett
         p99_ms=percentile(latencies, 99),
         queue_share=queued / total if total else None,
         device_p99_ms=percentile([s.parts_ms.get("device", 0.0) for s in accepted], 99),
-        rejected_p99_ms=percentile(rejected, 99),
+        rejected_p99_ms=percentile([s.latency_ms for s in rejected], 99),
+        rejected_service_p99_ms=percentile([s.parts_ms.get("total", 0.0) for s in rejected], 99),
         generator_late_p99_ms=percentile([s.late_ms for s in counted], 99) or 0.0,
     )
 

@@ -15,7 +15,7 @@ from benchmarks import RESULTS
 from benchmarks.load import line, peak, run_at, sweep
 from benchmarks.open_loop import Caller, Question, session
 from benchmarks.service_process import ServiceProcess
-from benchmarks.workload import Scene, add_arguments
+from benchmarks.workload import Scene, add_arguments, leave_cores
 from mimic_engine.errors import EngineError
 from mimic_engine.record import write_result
 
@@ -48,6 +48,7 @@ async def measure(
         "throughput_share": row.throughput_per_s / best,
         "accepted_p99_ms": row.p99_ms,
         "rejected_p99_ms": row.rejected_p99_ms,
+        "rejected_service_p99_ms": row.rejected_service_p99_ms,
         "service_p99_ms": row.device_p99_ms,
         "memory_before_bytes": before,
         "memory_after_bytes": service.memory_bytes,
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     scene = Scene.open(args)
     questions = scene.questions(args.threads)
+    leave_cores(args)
     with ServiceProcess(scene.command(args)) as service:
         result = asyncio.run(
             measure(service, questions, seconds=args.seconds, settle_s=args.settle, factor=args.factor)

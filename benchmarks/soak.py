@@ -21,7 +21,7 @@ from benchmarks.changes import BESIDE, Changer, admin_options
 from benchmarks.load import serial_rate
 from benchmarks.open_loop import Caller, Question, Sample, offer, percentile, session
 from benchmarks.service_process import ServiceProcess
-from benchmarks.workload import Scene, add_arguments
+from benchmarks.workload import Scene, add_arguments, leave_cores
 from mimic_engine.record import write_result
 
 CHUNK_S = 10.0
@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     scene = Scene.open(args)
     questions = scene.questions(args.threads)
+    leave_cores(args)
     with contextlib.ExitStack() as stack:
         options = stack.enter_context(admin_options())
         scene = stack.enter_context(scene.copied())  # the run changes the index

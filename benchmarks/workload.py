@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,8 @@ class Scene:
     def command(self, args: argparse.Namespace) -> list[str]:
         """Command of the service that is asked."""
         threads = [] if args.threads is None else ["--threads", str(args.threads)]
-        return serve_command(self.model, self.index, [*threads, *args.serve])
+        bound = [] if args.cores is None else ["taskset", "--cpu-list", ",".join(map(str, args.cores))]
+        return [*bound, *serve_command(self.model, self.index, [*threads, *args.serve])]
 
     def questions(self, threads: int | None = None) -> list[Question]:
         """Bodies with the answers that the engine gives."""
@@ -97,8 +99,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, default=400, help="different mentions (%(default)s)")
     parser.add_argument("--threads", type=int, help="cores of service and engine; all by default")
     parser.add_argument(
+        "--cores",
+        type=_cores,
+        help="numbers of the cores that the service has to itself, 0 or 0,1; this program takes the others "
+        "(Linux). By default both share all",
+    )
+    parser.add_argument(
         "--serve", nargs=argparse.REMAINDER, default=[], help="the rest are flags of the service"
     )
+
+
+def leave_cores(args: argparse.Namespace) -> None:
+    """Keep off the cores that ``--cores`` gives to the service.
+
+    Raises
+    ------
+    DataError
+        If that leaves none, or one of them is not there.
+    """
+    if args.cores is None:
+        return
+    mine = os.sched_getaffinity(0)
+    if not set(args.cores) < mine:
+        raise DataError(f"--cores: {args.cores} must be some, and not all, of {sorted(mine)}")
+    os.sched_setaffinity(0, mine - set(args.cores))
+
+
+def _cores(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def choose(mentions: Sequence[Mention], kind: str, count: int) -> tuple[Mention, ...]:

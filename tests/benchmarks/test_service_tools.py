@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from benchmarks import load, overhead, overload, soak
 from benchmarks.changes import admin_options
 from benchmarks.open_loop import Question
 from benchmarks.service_process import ServiceProcess, serve_command
-from benchmarks.workload import Scene, add_arguments, body_of, choose
+from benchmarks.workload import Scene, add_arguments, body_of, choose, leave_cores
 from mimic_engine.engine import Linker
 from mimic_engine.errors import DataError, EngineError
 from mimic_engine.record import HEADER
@@ -165,6 +166,27 @@ def test_a_scene_needs_all_of_its_files_or_none(tiny_model):
     args = parser.parse_args(["--threads", "2", "--serve", "--max-queue-size", "64"])
     command = Scene(Path("m"), Path("i"), ()).command(args)
     assert command[-4:] == ["--threads", "2", "--max-queue-size", "64"]
+
+
+def test_the_service_gets_its_cores_and_the_load_keeps_off_them(monkeypatch):
+    taken = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: taken.append(cores), raising=False)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--cores", "0,4"])
+    assert Scene(Path("m"), Path("i"), ()).command(args)[:4] == [
+        "taskset",
+        "--cpu-list",
+        "0,4",
+        sys.executable,
+    ]
+    leave_cores(args)
+    leave_cores(parser.parse_args([]))
+    assert taken == [{1}]
+    for wrong in ("0,1,4", "2"):
+        with pytest.raises(DataError, match=r"--cores: .* must be some, and not all, of \[0, 1, 4\]"):
+            leave_cores(parser.parse_args(["--cores", wrong]))
 
 
 def test_mentions_are_chosen_by_kind_and_always_the_same():
