@@ -1,0 +1,13 @@
+"""Probes: what is asked of a trained model beyond its metrics, by the names that experiment files use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mimic_engine.train.experiments.probes.base import Probe
+from mimic_engine.train.experiments.probes.seen import seen
+
+PROBES: Mapping[str, Probe] = MappingProxyType({"seen": seen})
+
+__all__ = ["PROBES", "Probe"]
