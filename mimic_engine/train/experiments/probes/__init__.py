@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from mimic_engine.train.experiments.probes.answers import answers
 from mimic_engine.train.experiments.probes.base import Probe
 from mimic_engine.train.experiments.probes.seen import seen
 
-PROBES: Mapping[str, Probe] = MappingProxyType({"seen": seen})
+PROBES: Mapping[str, Probe] = MappingProxyType({"answers": answers, "seen": seen})
 
 __all__ = ["PROBES", "Probe"]
