@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.train.experiments.probes.base import Rows, find_best, mentions_of, scanning
+from mimic_engine.train.experiments.probes.base import Rows, folded, mentions_of, scanning
 from mimic_engine.train.experiments.trained import TrainedRun
 from mimic_engine.types import Entity
 
@@ -37,8 +37,9 @@ def answers(run: TrainedRun, split: str) -> dict[str, Any]:
     """
     mentions = mentions_of(run, split)
     by, group = same_entities(run.dataset.entities)
+    arrays = folded(run, mentions.records)
     with scanning(run) as scan:
-        best = find_best(run, scan, mentions.records, max(TOP)).rows  # (M, K)
+        best = scan.search(arrays, min(max(TOP), len(scan))).rows  # (M, K)
     sizes = np.bincount(group)[group[mentions.gold]]  # (M,)
     several = sizes > 1
     inside = group[best] == group[mentions.gold][:, None]  # (M, K)

@@ -1,4 +1,4 @@
-"""What a probe is, and the steps that probes share: the mentions of a split, their best candidates.
+"""What a probe is, and the steps that probes share: folding the mentions of a split, scanning entities.
 
 A probe is asked about a trained run and the name of a split, and answers in plain JSON.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,10 @@ from mimic_engine.train.corpus import Split
 from mimic_engine.train.encode import RecordEncoder, fold_mentions
 from mimic_engine.train.experiments.trained import TrainedRun
 from mimic_engine.train.ranking import entity_scan
-from mimic_engine.types import Array
+from mimic_engine.types import MentionArrays
 
 Rows = NDArray[np.int64]
 Probe = Callable[[TrainedRun, str], dict[str, Any]]
-
-
-class Best(NamedTuple):
-    """The K best entities of each of M mentions, best first."""
-
-    rows: Rows  # (M, K)
-    scores: Array  # (M, K), total scores
 
 
 def mentions_of(run: TrainedRun, split: str) -> Split:
@@ -47,23 +40,18 @@ def mentions_of(run: TrainedRun, split: str) -> Split:
     return splits[split]
 
 
+def folded(run: TrainedRun, records: Rows, encode: RecordEncoder | None = None) -> MentionArrays:
+    """Fold mention records, the model in evaluation mode; ``encode`` may show them otherwise than the run.
+
+    To be called before a scan is opened: that leaves PyTorch one thread.
+    """
+    run.encode.model.eval()
+    return fold_mentions(encode or run.encode, records, run.config.encode_batch)
+
+
 @contextmanager
 def scanning(run: TrainedRun, encode: RecordEncoder | None = None) -> Iterator[Scan]:
-    """Scan all entities with the model in evaluation mode; ``encode`` may see them otherwise than the run."""
-    encode = encode or run.encode
-    encode.model.eval()
-    with entity_scan(encode, run.config.encode_batch) as scan:
+    """Scan all entities, the model in evaluation mode; ``encode`` may show them otherwise than the run."""
+    run.encode.model.eval()
+    with entity_scan(encode or run.encode, run.config.encode_batch) as scan:
         yield scan
-
-
-def rank_gold(run: TrainedRun, scan: Scan, split: Split) -> Rows:
-    """1-based rank of each gold entity among all, ties counted against it; (M,)."""
-    mentions = fold_mentions(run.encode, split.records, run.config.encode_batch)
-    return scan.ranks(mentions, split.gold)
-
-
-def find_best(run: TrainedRun, scan: Scan, records: Rows, k: int) -> Best:
-    """The ``k`` best entities of mention records, all where there are fewer; equal scores by entity row."""
-    mentions = fold_mentions(run.encode, records, run.config.encode_batch)
-    found = scan.search(mentions, min(k, len(scan)))
-    return Best(found.rows, found.scores)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.scoring.scan import Scan
-from mimic_engine.train.experiments.probes.base import find_best, mentions_of, scanning
+from mimic_engine.train.corpus import Split
+from mimic_engine.train.experiments.probes.base import folded, mentions_of, scanning
 from mimic_engine.train.experiments.probes.temperature import (
     Floats,
     fit_temperature,
@@ -21,6 +22,7 @@ from mimic_engine.train.experiments.probes.temperature import (
     probabilities,
 )
 from mimic_engine.train.experiments.trained import TrainedRun
+from mimic_engine.types import MentionArrays
 
 FITTED_ON = "dev"
 BINS = 15
@@ -70,9 +72,11 @@ def calibration(run: TrainedRun, split: str, *, k: int = 100, bins: int = BINS) 
     InvalidInputError
         If the split, or "dev", was not read or has no mentions.
     """
+    both = [mentions_of(run, name) for name in (FITTED_ON, split)]
+    arrays = [folded(run, mentions.records) for mentions in both]
     with scanning(run) as scan:
-        dev, own = (_rank(run, scan, name, k) for name in (FITTED_ON, split))
         candidates = min(k, len(scan))
+        dev, own = (_rank(scan, *part, candidates) for part in zip(arrays, both, strict=True))
     temperature = fit_temperature(*dev.within)
     return {
         "temperature": temperature,
@@ -120,9 +124,8 @@ def risk_coverage(confidence: Floats, right: NDArray[np.bool_]) -> list[dict[str
     ]
 
 
-def _rank(run: TrainedRun, scan: Scan, split: str, k: int) -> Ranked:
-    mentions = mentions_of(run, split)
-    best = find_best(run, scan, mentions.records, k)
+def _rank(scan: Scan, arrays: MentionArrays, mentions: Split, k: int) -> Ranked:
+    best = scan.search(arrays, k)
     found = best.rows == mentions.gold[:, None]  # (M, K)
     return Ranked(best.scores.astype(np.float64), np.where(found.any(1), found.argmax(1), -1))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mimic_engine.train.experiments.probes.base import Rows, mentions_of, rank_gold, scanning
+from mimic_engine.train.experiments.probes.base import Rows, folded, mentions_of, scanning
 from mimic_engine.train.experiments.trained import TrainedRun
 from mimic_engine.train.metrics import ranking_metrics
 
@@ -31,8 +31,9 @@ def seen(run: TrainedRun, split: str) -> dict[str, Any]:
     """
     mentions = mentions_of(run, split)
     trained = np.unique(mentions_of(run, "train").gold)
+    arrays = folded(run, mentions.records)
     with scanning(run) as scan:
-        ranks, candidates = rank_gold(run, scan, mentions), len(scan)
+        ranks, candidates = scan.ranks(arrays, mentions.gold), len(scan)
     known = np.isin(mentions.gold, trained)  # (M,)
     return {
         "all": ranking_metrics(ranks, candidates).to_json(),
