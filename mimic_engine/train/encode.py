@@ -9,6 +9,7 @@ share the zero picture).
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -77,6 +78,14 @@ class RecordEncoder:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def over(self, corpus: Corpus) -> RecordEncoder:
+        """Give an encoder of the same texts with other pictures; new ones are not in its cache yet."""
+        other = copy.copy(self)
+        other.corpus = corpus
+        if corpus.pictures != self.corpus.pictures:
+            other._image_cache = None
+        return other
 
     def fill_caches(self, folder: Path, *, dtype: str, batch_size: int, progress: bool) -> None:
         """Compute, or open, the features of the encoders that are not trained."""
