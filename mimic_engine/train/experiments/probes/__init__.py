@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mimic_engine.train.experiments.probes.answers import answers
+from mimic_engine.train.experiments.probes import answers, calibration, pictures, seen
 from mimic_engine.train.experiments.probes.base import Probe
-from mimic_engine.train.experiments.probes.calibration import calibration
-from mimic_engine.train.experiments.probes.seen import seen
 
-PROBES: Mapping[str, Probe] = MappingProxyType({"answers": answers, "calibration": calibration, "seen": seen})
+PROBES: Mapping[str, Probe] = MappingProxyType(
+    {
+        "answers": answers.answers,
+        "calibration": calibration.calibration,
+        "pictures": pictures.pictures,
+        "seen": seen.seen,
+    }
+)
 
 __all__ = ["PROBES", "Probe"]
