@@ -211,9 +211,8 @@ def test_each_treated_picture_is_encoded_once_over_runs(pictured, make_run, monk
         vit, "forward", lambda self, pixels: (rows.append(len(pixels)), forward(self, pixels))[1]
     )
     pictures(run, "dev", least=5)
-    assert sum(rows) == len(TREATMENTS) * (
-        18 + 2
-    )  # each cache looks at its first row for shapes, and has "none"
+    once = 18 + 2  # the missing picture too, and a first look at it for the shapes
+    assert sum(rows) == len(TREATMENTS) * once
     rows.clear()
     pictures(run, "dev", least=5)
     assert not rows
@@ -226,7 +225,7 @@ def test_a_limit_is_kept_and_stated(pictured, make_run):
 
 
 def test_mentions_without_a_picture_take_no_part(tiny, make_run):
-    """Six of eighteen training mentions of the tiny data have one: too few by default."""
+    """Twelve of 36 training mentions of the tiny data have one: too few by default."""
     run = make_run(tiny)
     found = PROBES["pictures"](run, "train")
     having = sum(m.mention.image is not None for m in tiny.splits["train"])
