@@ -10,6 +10,7 @@ from mimic_engine.server import docs, schemas
 from mimic_engine.server.bodies import read_json
 from mimic_engine.server.checks import check_entity
 from mimic_engine.server.errors import describe, json_response
+from mimic_engine.server.paths import REST
 from mimic_engine.server.schemas import EntityAnswer, ReloadAnswer
 from mimic_engine.server.service import LinkService
 
@@ -17,7 +18,7 @@ from mimic_engine.server.service import LinkService
 def install(app: FastAPI, service: LinkService) -> None:
     """Add the routes."""
 
-    @app.get("/v1/entities/{entity_id:path}", tags=["index"], **docs.ENTITY)
+    @app.get(f"/v1/entities/{{entity_id:{REST}}}", tags=["index"], **docs.ENTITY)
     async def entity(entity_id: str) -> Response:
         """Give what the index holds about one entity."""
         index = service.linker.index
@@ -29,7 +30,7 @@ def install(app: FastAPI, service: LinkService) -> None:
             EntityAnswer(found.id, found.name, found.description, found.type, len(found.images))
         )
 
-    @app.put("/v1/entities/{entity_id:path}", tags=["admin"], **docs.PUT_ENTITY)
+    @app.put(f"/v1/entities/{{entity_id:{REST}}}", tags=["admin"], **docs.PUT_ENTITY)
     async def put_entity(entity_id: str, request: Request) -> Response:
         """Add or replace an entity; when this answers, it is stored and linked against."""
         body = schemas.decode_entity(await read_json(request))
@@ -37,7 +38,7 @@ def install(app: FastAPI, service: LinkService) -> None:
         await service.change(lambda writer: writer.upsert([entity]))
         return json_response(ReloadAnswer(True, len(service.linker.index)))
 
-    @app.delete("/v1/entities/{entity_id:path}", tags=["admin"], **docs.DELETE_ENTITY)
+    @app.delete(f"/v1/entities/{{entity_id:{REST}}}", tags=["admin"], **docs.DELETE_ENTITY)
     async def delete_entity(entity_id: str) -> Response:
         """Delete an entity; when this answers, it is gone."""
         try:

@@ -17,6 +17,7 @@ from mimic_engine.errors import InvalidInputError, UnknownEntityError
 from mimic_engine.images import ImageLimits, read_encoded
 from mimic_engine.server import docs
 from mimic_engine.server.errors import describe, json_response
+from mimic_engine.server.paths import REST
 from mimic_engine.server.schemas import ErrorBody, ErrorDetail, ExampleBody, ExamplesBody
 from mimic_engine.server.service import LinkService
 from mimic_engine.types import ImageSource, Mention
@@ -35,7 +36,7 @@ def install(app: FastAPI, service: LinkService, examples: Sequence[Mention]) -> 
     limits = ImageLimits(max_bytes=service.settings.max_image_bytes)
     listed = json_response(ExamplesBody([_example(i, m) for i, m in enumerate(examples)]))
 
-    @app.get("/v1/images/{entity_id:path}", tags=["index"], **docs.IMAGE)
+    @app.get(f"/v1/images/{{entity_id:{REST}}}", tags=["index"], **docs.IMAGE)
     async def entity_image(entity_id: str, request: Request) -> Response:
         """Give the first picture of an entity, where this machine has it."""
         index = service.linker.index

@@ -3,6 +3,7 @@
 import base64
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -148,6 +149,24 @@ def test_a_broken_picture_or_a_locked_index_changes_nothing(changing):
         locked = client.put("/v1/entities/N1", json={"name": "a"})
     assert (locked.status_code, locked.json()["error"]["code"]) == (409, "index_locked")
     assert client.get("/v1/info").json()["entities"] == 13
+
+
+@pytest.mark.parametrize("id_", ["a/b", " ", "x/../y", "é 北", "50%"])
+def test_an_id_may_be_any_printable_text(changing, id_):
+    client, _ = changing
+    address = f"/v1/entities/{quote(id_, safe='')}"
+    assert client.put(address, json={"name": "a"}).status_code == 200
+    assert client.get(address).json()["id"] == id_
+    assert client.delete(address).status_code == 200
+    assert client.get(address).status_code == 404
+
+
+def test_an_id_with_a_line_break_is_refused_and_not_lost_on_the_way(changing):
+    client, _ = changing
+    answer = client.put("/v1/entities/line%0Abreak", json={"name": "a"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith("id: ")
+    assert "'line\\nbreak'" in client.get("/v1/entities/line%0Abreak").json()["error"]["message"]
 
 
 def test_a_full_disk_is_said_and_changes_nothing(changing, monkeypatch):
