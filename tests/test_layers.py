@@ -36,7 +36,13 @@ TRAINING_COMMANDS = (
     "mimic_engine.encoding.backends",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
-OPTIONAL = {"simplejpeg": "jpeg", "httpx2": "client", "opentelemetry": "otel"}  # by extra; in functions
+OPTIONAL = {  # by extra; in functions
+    "simplejpeg": "jpeg",
+    "httpx2": "client",
+    "opentelemetry": "otel",
+    "rdflib": "nif",
+    "sentencex": "nif",
+}
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotlib", "triton", "tensorrt")
 
 ABOVE_SCORING = (
