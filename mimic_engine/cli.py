@@ -1,7 +1,8 @@
-"""The command line: ``mimic-engine index ACTION``, ``link`` and ``calibrate``.
+"""The command line: ``mimic-engine index ACTION``, ``link``, ``nif ACTION`` and ``calibrate``.
 
-Here are the actions ``build``, ``info`` and ``verify``; those that change an index
-are in :mod:`mimic_engine.cli_index`, what concerns codes in :mod:`mimic_engine.cli_codes`.
+Here are the actions ``build``, ``info`` and ``verify``; those that change an index are in
+:mod:`mimic_engine.cli_index`, what concerns codes in :mod:`mimic_engine.cli_codes`, and NIF
+documents in :mod:`mimic_engine.cli_nif`.
 
 Training, evaluation and the service have commands of their own
 (``python -m mimic_engine.train``, ``.evaluate``, ``.serve``). A wrong input
@@ -33,6 +34,7 @@ from mimic_engine.cli_codes import (
     verify_agreement,
 )
 from mimic_engine.cli_index import add_commands
+from mimic_engine.cli_nif import add_nif
 from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.types import MODES, SCORERS, LinkResult, Mention
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     add_recode(actions.add_parser("recode", help="cluster the token queries of an index anew"))
     add_commands(actions)
     _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
+    nif = commands.add_parser("nif", help="link NIF documents, or read their mentions")
+    add_nif(nif.add_subparsers(required=True, metavar="ACTION"))
     _add_calibrate(commands.add_parser("calibrate", help="choose below which score a mention is nil"))
     return parser
 
