@@ -1,9 +1,10 @@
 """Evaluation of a model on a data set: ``python -m mimic_engine.evaluate`` (section 4.1.3 of the paper).
 
-Every mention is ranked among all entities by the exact scan; a tie counts
-against the gold entity. An exported model runs on ONNX Runtime, a training
-checkpoint on PyTorch; entities come from an index or are folded in memory.
-Mentions go through in batches, so memory does not grow with their number.
+Every mention is ranked among all entities by the exact scan, or among candidates that
+a file gives it (:mod:`mimic_engine.given_candidates`); a tie counts against the gold
+entity. An exported model runs on ONNX Runtime, a training checkpoint on PyTorch;
+entities come from an index or are folded in memory. Mentions go through in batches,
+so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +24,12 @@ from tqdm import tqdm
 
 from mimic_engine.data.pictures import BrokenImages
 from mimic_engine.data.source import Dataset, open_dataset
+from mimic_engine.data.with_candidates import CandidateCounts, MentionWithCandidates, read_with_candidates
 from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
+from mimic_engine.given_candidates import GivenRanks
 from mimic_engine.index.store import Index
 from mimic_engine.record import header, write_result
 from mimic_engine.scoring.base import ScanKernels
@@ -35,6 +39,7 @@ from mimic_engine.train.metrics import Metrics, ranking_metrics
 from mimic_engine.types import Entity, EntityArrays, LabelledMention, MentionArrays
 
 SPLITS = ("train", "dev", "test")
+RowsOf = Callable[[Sequence[str]], NDArray[np.int64]]  # entity ids to their rows, (n,)
 ENTITIES_PER_SEGMENT = 256
 TIES = "counted against the gold entity: its rank is the number of entities that score at least as much"
 
@@ -130,12 +135,6 @@ def fold_in_memory(
     return [featurizer.entities(entities[i : i + ENTITIES_PER_SEGMENT]) for i in bar]
 
 
-def gold_rows(mentions: Iterable[LabelledMention], entities: Sequence[Entity]) -> NDArray[np.int64]:
-    """Row of each mention's answer among ``entities``; (M,)."""
-    row = {e.id: i for i, e in enumerate(entities)}
-    return np.array([row[m.answer] for m in mentions], dtype=np.int64)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and write the result; 0, 1 with a message on an error that has one, 2 on wrong usage."""
     args = _parser().parse_args(argv)
@@ -154,16 +153,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    for name, least in (("batch_size", 1), ("limit", 0)):
-        if getattr(args, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise InvalidInputError(f"{flag}: must be at least {least}, got {getattr(args, name)}")
-    if args.out is not None and args.out.is_dir():
-        raise InvalidInputError(f"--out: {args.out} is a folder")
-    dataset = open_dataset(args.data, splits=tuple(dict.fromkeys(args.split)))
+    _check(args)
+    splits = () if args.candidates is not None else tuple(dict.fromkeys(args.split or ["test"]))
+    dataset = open_dataset(args.data, splits=splits)
+    counts = CandidateCounts()
+    given = _given(args, dataset, counts)
     broken = BrokenImages(args.broken_images)
     featurizer, kernels, notes = _open_model(args)
-    segments, alive, gold = _candidates(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
+    segments, alive, rows_of = _entities(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
     scan = Scan(segments, kernels, threads=1 if kernels.name == "torch" else args.threads)
     ranker = scan if alive is None else _Alive(scan, alive)
@@ -174,13 +171,59 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             if not chosen:
                 raise DataError(f"{args.data}: no mentions in split {split!r}")
             options = {"batch_size": args.batch_size, "progress": not args.quiet}
-            rows = gold[split][: len(chosen)]
-            result[split] = evaluate(featurizer, ranker, chosen, rows, broken, **options).to_json()
+            gold = rows_of([m.answer for m in chosen])
+            result[split] = evaluate(featurizer, ranker, chosen, gold, broken, **options).to_json()
+        if args.candidates is not None:
+            result["candidates"] = _among_given(args, featurizer, GivenRanks(scan, rows_of), given, broken)
     finally:
         scan.close()
     result["data"] = dataset.report.to_json()
+    if args.candidates is not None:
+        result["data"]["candidates"] = asdict(counts)
     result["broken_images"] = [f"{b.owner}: {b.source}" for b in broken.found]
     return result
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, least in (("batch_size", 1), ("limit", 0)):
+        if getattr(args, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise InvalidInputError(f"{flag}: must be at least {least}, got {getattr(args, name)}")
+    if args.out is not None and args.out.is_dir():
+        raise InvalidInputError(f"--out: {args.out} is a folder")
+    if args.candidates is not None and args.split is not None:
+        raise InvalidInputError(
+            "--split: of the data set's own mentions; --candidates has mentions of its own"
+        )
+
+
+def _given(
+    args: argparse.Namespace, dataset: Dataset, counts: CandidateCounts
+) -> Sequence[MentionWithCandidates]:
+    """The mentions of ``--candidates``, none without it."""
+    if args.candidates is None:
+        return ()
+    found = read_with_candidates(args.candidates, dataset.entities, counts=counts)
+    chosen = list(islice(found, args.limit or None))
+    if not chosen:
+        raise DataError(f"{args.candidates}: no mentions")
+    return chosen
+
+
+def _among_given(
+    args: argparse.Namespace,
+    featurizer: Featurizer,
+    ranks: GivenRanks,
+    mentions: Sequence[MentionWithCandidates],
+    broken: BrokenImages,
+) -> dict[str, Any]:
+    """Rank every mention's answer among its own candidates."""
+    starts = range(0, len(mentions), args.batch_size)
+    for start in tqdm(starts, desc="batches of mentions", disable=args.quiet):
+        batch = mentions[start : start + args.batch_size]
+        prepared = [prepare_labelled(featurizer, one.labelled, broken) for one in batch]
+        ranks.add(featurizer.fold_prepared(prepared), batch)
+    return {"file": args.candidates.name} | ranks.result().to_json()
 
 
 def prepare_labelled(
@@ -213,17 +256,17 @@ def _open_model(args: argparse.Namespace) -> tuple[Featurizer, ScanKernels, dict
     )
 
 
-def _candidates(
+def _entities(
     args: argparse.Namespace, dataset: Dataset, featurizer: KnowledgeBaseFeaturizer
-) -> tuple[Sequence[EntityArrays], NDArray[np.bool_] | None, dict[str, NDArray[np.int64]]]:
-    """Folded entities, which of them are alive (None for all), and the gold rows of each split among them."""
+) -> tuple[Sequence[EntityArrays], NDArray[np.bool_] | None, RowsOf]:
+    """Folded entities, which of them are alive (None for all), and what gives the rows of ids among them."""
     if args.index is None:
-        gold = {s: gold_rows(mentions, dataset.entities) for s, mentions in dataset.splits.items()}
-        return fold_in_memory(featurizer, dataset.entities, progress=not args.quiet), None, gold
+        row = {entity.id: i for i, entity in enumerate(dataset.entities)}
+        folded = fold_in_memory(featurizer, dataset.entities, progress=not args.quiet)
+        return folded, None, lambda ids: np.array([row[i] for i in ids], np.int64)
     index = Index.open(args.index)
     index.check_model(featurizer.model_hash)
-    gold = {s: index.rows([m.answer for m in ms]) for s, ms in dataset.splits.items()}
-    return index.segments, index.alive, gold
+    return index.segments, index.alive, index.rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,7 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="exported model or training checkpoint (a folder)")
     add("--data", type=Path, required=True, help="data set folder")
-    add("--split", nargs="+", choices=SPLITS, default=["test"], help="splits to evaluate (default: test)")
+    add("--split", nargs="+", choices=SPLITS, help="splits to evaluate (default: test)")
+    add("--candidates", type=Path, help="JSON of mentions with candidates of their own, instead of a split")
     add("--out", type=Path, help="result file (default: standard output)")
     add("--index", type=Path, help="index of the same model; by default the entities are folded in memory")
     add(

@@ -11,7 +11,7 @@ counts, as in the published code. Mention ids may repeat: one photo, several men
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
@@ -44,7 +44,7 @@ class _MentionRecord(msgspec.Struct):
     imgPath: str | None
 
 
-_Record = TypeVar("_Record", _EntityRecord, _MentionRecord)
+Record = TypeVar("Record")
 
 
 def is_mimic_folder(folder: Path) -> bool:
@@ -70,11 +70,11 @@ def read_entities(
         QID comes twice, or ``qid2id.json`` says otherwise; names file and record.
     """
     counts = ReadCounts() if counts is None else counts
-    pictures = _picture_folder(folder, "kb_image", images)
+    pictures = picture_folder(folder, "kb_image", images)
     path = folder / ENTITY_FILE
     numbers = _read_numbers(folder / ID_FILE)
     seen: set[str] = set()
-    for place, record in _records(path, _EntityRecord):
+    for place, record in json_records(path, msgspec.json.Decoder(_EntityRecord).decode):
         if not record.qid:
             raise DataError(f"{place}: qid is empty")
         if record.qid in seen:
@@ -113,8 +113,8 @@ def read_mentions(
         type, or an answer is unknown; names file and record.
     """
     counts = ReadCounts() if counts is None else counts
-    pictures = _picture_folder(folder, "mention_image", images)
-    for place, record in _records(split_file(folder, split), _MentionRecord):
+    pictures = picture_folder(folder, "mention_image", images)
+    for place, record in json_records(split_file(folder, split), msgspec.json.Decoder(_MentionRecord).decode):
         if record.answer not in entity_ids:
             if record.answer.lower() == NIL:
                 counts.nil_skipped += 1
@@ -145,7 +145,14 @@ def has_split(folder: Path, split: str) -> bool:
     return any(folder.glob(f"*_{split}.json"))
 
 
-def _picture_folder(folder: Path, name: str, images: Path | None) -> Path:
+def picture_folder(folder: Path, name: str, images: Path | None) -> Path:
+    """The folder ``name`` of pictures: in ``images`` if given, else in the data set's or the one around it.
+
+    Raises
+    ------
+    DataError
+        If ``images`` has no such folder.
+    """
     if images is not None:
         if not (images / name).is_dir():
             raise DataError(f"images folder {images}: has no folder {name}")
@@ -171,17 +178,22 @@ def _read_numbers(path: Path) -> dict[str, int] | None:
         raise DataError(f"{path}: {error}") from error
 
 
-def _records(path: Path, kind: type[_Record]) -> Iterator[tuple[str, _Record]]:
-    """Every record of a JSON list, with its place for messages ("FILE: record 3", counted from 0)."""
+def json_records(path: Path, decode: Callable[[msgspec.Raw], Record]) -> Iterator[tuple[str, Record]]:
+    """Every record of a JSON list, with its place for messages ("FILE: record 3", counted from 0).
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, is no JSON list, or ``decode`` refuses a record as msgspec does.
+    """
     try:
         raw = msgspec.json.decode(_read(path), type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a JSON list of records ({error})") from error
-    decoder = msgspec.json.Decoder(kind)
     for number, item in enumerate(raw):
         place = f"{path}: record {number}"
         try:
-            yield place, decoder.decode(item)
+            yield place, decode(item)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DataError(f"{place}: {error}{_id_of(item)}") from error
 
