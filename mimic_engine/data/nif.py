@@ -22,6 +22,7 @@ from mimic_engine.errors import DataError
 if TYPE_CHECKING:
     from rdflib import Graph
 
+_QUOTED = 100  # characters of a text that a message quotes
 _STRUCTURE = ("Sentence", "Paragraph", "Title", "Structure")
 
 
@@ -82,10 +83,11 @@ class _Reader:
         self._type = rdflib.RDF.type
 
     def documents(self) -> list[NifDocument]:
+        has_text, refers = self._uri(NIF + "isString"), self._uri(NIF + "referenceContext")
         contexts = set(self.graph.subjects(self._type, self._uri(NIF + "Context")))
-        contexts |= set(self.graph.subjects(self._uri(NIF + "isString")))
+        contexts |= {c for c in self.graph.objects(None, refers) if (c, has_text, None) in self.graph}
         members: dict[Any, list[Any]] = {context: [] for context in contexts}
-        for subject, context in self.graph.subject_objects(self._uri(NIF + "referenceContext")):
+        for subject, context in self.graph.subject_objects(refers):
             if context not in members:
                 raise DataError(
                     f"{self.path}: annotation {subject}: its nif:referenceContext {context} is no nif:Context"
@@ -185,6 +187,10 @@ def _mismatch(where: str, text: str, start: int, stop: int, anchor: str) -> str:
     units = text.encode("utf-16-le")[2 * start : 2 * stop].decode("utf-16-le", "replace")
     hint = "; the offsets seem to count UTF-16 units, NIF counts code points" if units == anchor else ""
     return (
-        f"{where}: characters {start} to {stop} of the text are {text[start:stop]!r}, "
-        f"but nif:anchorOf is {anchor!r}{hint}"
+        f"{where}: characters {start} to {stop} of the text are {_quoted(text[start:stop])}, "
+        f"but nif:anchorOf is {_quoted(anchor)}{hint}"
     )
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}..."

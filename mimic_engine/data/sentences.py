@@ -60,14 +60,15 @@ class SentenceFinder:
     def _window(self, first: int, last: int, start: int, stop: int) -> Bounds:
         """Of ``text[first:last]`` the words around the mention; what one side lacks the other gets."""
         spans = [m.span() for m in _WORD.finditer(self.text, first, last)]
-        own = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
-        if len(spans) <= self.words or not own:
+        if len(spans) <= self.words:
             return first, last
-        room = max(0, self.words - (own[-1] - own[0] + 1))
-        before, after = own[0], len(spans) - 1 - own[-1]
+        before, after = sum(b <= start for _, b in spans), sum(a >= stop for a, _ in spans)
+        own = len(spans) - before - after
+        room = max(0, self.words - own)
         left = min(before, max(room // 2, room - after))
         right = min(after, room - left)
-        return min(start, spans[own[0] - left][0]), max(stop, spans[own[-1] + right][1])
+        shown = spans[before - left : before + own + right]
+        return min(start, shown[0][0]), max(stop, shown[-1][1])
 
 
 def _load_splitter() -> Callable[[str, str], list[dict[str, int]]]:

@@ -89,6 +89,20 @@ def test_a_mention_may_be_all_of_a_text(read):
         assert (annotation.start, annotation.stop, annotation.uri) == (0, 21, document.uri)
 
 
+def test_a_phrase_with_a_text_of_its_own_is_no_document(read):
+    phrase = FIRST.replace("nif:anchorOf", 'nif:isString "Jordan" ; nif:anchorOf')
+    untyped = CONTEXT.replace("a nif:Context, nif:String ;", "")
+    assert read(HEAD + CONTEXT + phrase + SECOND) == read(HEAD + untyped + phrase + SECOND) == [EXPECTED]
+
+
+def test_long_texts_are_quoted_in_part(read):
+    long = CONTEXT.replace("🏀 Jordan left Jordan.", "🏀 Jordan " + 1000 * "x")
+    whole = FIRST.replace('"8"^^', '"900"^^')
+    with pytest.raises(DataError, match=r"x'\.\.\., but nif:anchorOf is 'Jordan'") as caught:
+        read(HEAD + long + whole)
+    assert len(str(caught.value)) < 500
+
+
 def test_documents_come_by_uri_and_may_have_no_annotation(read):
     other = CONTEXT.replace("x.test/d", "x.test/a").replace("@en", "")
     found = read(HEAD + CONTEXT + other)

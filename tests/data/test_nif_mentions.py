@@ -96,6 +96,10 @@ def test_the_mention_is_in_its_sentence_and_that_in_the_text(data):
         assert len(sentence.split()) <= max(words, len(text[start:stop].split()))
 
 
+def test_a_mention_without_a_word_has_words_around_it_too():
+    assert SentenceFinder("a b c d e", "en", 2)(3, 4) == "b c"
+
+
 def test_words_are_not_negative():
     with pytest.raises(InvalidInputError, match="words: must be at least 0, got -1"):
         SentenceFinder("a", words=-1)
