@@ -7,6 +7,7 @@ carriage returns, and offsets count both.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterator
@@ -59,14 +60,14 @@ def read_graph(path: Path) -> Graph:
     name = _format(path, READS)
     rdflib = load_rdflib()
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     graph: Graph = rdflib.Graph()
     base = f"http://document.invalid/{quote(path.name)}"  # of relative names, which then show no folder
     try:
         with _silence():
-            graph.parse(data=content, format=name, publicID=base)
+            graph.parse(source=io.BytesIO(content), format=name, publicID=base)
     except Exception as error:  # each of the library's parsers raises its own kinds
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise DataError(f"{path}: not {name} ({type(error).__name__}: {reason})") from error

@@ -73,6 +73,21 @@ def test_the_other_formats_say_the_same(read, tmp_path, name, kind):
     assert read(graph.serialize(format=kind), name) == [EXPECTED]
 
 
+@pytest.mark.parametrize("encoding", ["ISO-8859-1", "UTF-16", "utf-8-sig"])
+def test_xml_is_read_in_the_encoding_that_it_names(tmp_path, encoding):
+    names = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:n="http://persistence.uni-leipzig.org/nlp2rdf/ontologies/nif-core#"'
+    body = '<n:Context rdf:about="http://x.test/d"><n:isString>Müller</n:isString></n:Context>'
+    declared = "UTF-8" if encoding == "utf-8-sig" else encoding
+    text = f'<?xml version="1.0" encoding="{declared}"?><rdf:RDF {names}>{body}</rdf:RDF>'
+    (tmp_path / "d.rdf").write_bytes(text.encode(encoding))
+    assert read_documents(tmp_path / "d.rdf") == [NifDocument("http://x.test/d", "Müller")]
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "d.ttl").write_text(HEAD + CONTEXT + FIRST + SECOND, "utf-8-sig")
+    assert read_documents(tmp_path / "d.ttl") == [EXPECTED]
+
+
 def test_structure_is_no_annotation_but_a_blank_node_is(read):
     sentence = SECOND.replace("nif:Phrase", "nif:Sentence").replace("14,20>", "sentence>")
     blank = SECOND.replace("<http://x.test/d#char=14,20> a", "[] a")
