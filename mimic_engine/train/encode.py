@@ -101,6 +101,10 @@ class RecordEncoder:
             key = cache_key([self._identity("text", dtype), str(t.input_ids.shape), *data])
             self._text_cache = fill(key, len(t.input_ids), self._raw_texts, label="texts")
 
+    def share_caches(self, other: RecordEncoder) -> None:
+        """Use the features that ``other`` has cached: of the same corpus, under the same frozen encoders."""
+        self._text_cache, self._image_cache = other._text_cache, other._image_cache
+
     def broken_pictures(self) -> list[str]:
         """Pictures that could not be decoded and were taken for missing, with their owners."""
         if self._image_cache is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer
@@ -17,7 +18,7 @@ from mimic_engine.model.checkpoint import tokenizer_json_text
 from mimic_engine.model.mimic import Mimic
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import TrainConfig
-from mimic_engine.train.corpus import build_corpus
+from mimic_engine.train.corpus import Corpus, build_corpus
 from mimic_engine.train.distributed import Group, join_group, leave_group
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.state import Progress
@@ -39,7 +40,7 @@ def train(config: TrainConfig) -> Progress:
     config.out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = _device(config)
+    device = chosen_device(config)
     group = join_group(device)
     try:
         return build_trainer(config, _read(config), device, group).fit()
@@ -50,23 +51,42 @@ def train(config: TrainConfig) -> Progress:
 def build_trainer(config: TrainConfig, dataset: Dataset, device: str, group: Group | None = None) -> Trainer:
     """Model, corpus, caches and trainer of a run over ``dataset`` (splits "train" and "dev")."""
     group = group or Group()
+    model = fresh_model(config, device, group)
+    encode = build_encode(config, model, build_run_corpus(config, dataset, ("train", "dev")))
+    fill_caches(config, encode, group)
+    return Trainer(config, encode, tokenizer_json(config), group)
+
+
+def fresh_model(config: TrainConfig, device: str, group: Group | None = None) -> Mimic:
+    """Pretrained encoders, and projections and matcher drawn by the run's seed; in evaluation mode."""
     torch.manual_seed(config.seed)
-    place = f"cuda:{group.local_rank}" if device == "cuda" else device
-    model = Mimic.build(config.model_config()).to(place)
-    tokenizer_json = tokenizer_json_text(config.model_config().encoder.text_source)
-    text = TextPreprocessor(Tokenizer.from_str(tokenizer_json), model.config.text)
-    splits = {name: dataset.splits[name] for name in ("train", "dev")}
-    corpus = build_corpus(dataset.entities, splits, text)
-    encode = RecordEncoder(
+    place = f"cuda:{(group or Group()).local_rank}" if device == "cuda" else device
+    return Mimic.build(config.model_config()).to(place).eval()
+
+
+def build_run_corpus(config: TrainConfig, dataset: Dataset, splits: Sequence[str]) -> Corpus:
+    """Entities and the mentions of ``splits``, tokenised as the run's text encoder reads them."""
+    text = TextPreprocessor(Tokenizer.from_str(tokenizer_json(config)), config.model_config().text)
+    return build_corpus(dataset.entities, {name: dataset.splits[name] for name in splits}, text)
+
+
+def build_encode(config: TrainConfig, model: Mimic, corpus: Corpus) -> RecordEncoder:
+    """Records of ``corpus`` to features under ``model``; without caches as yet."""
+    on_gpu = next(model.parameters()).is_cuda
+    return RecordEncoder(
         model,
         corpus,
         ImagePreprocessor(model.config.image),
         train_text=config.train_text_encoder,
         train_image=config.train_image_encoder,
         broken=BrokenImages(config.broken_images),
-        bf16=config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda")),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and on_gpu),
     )
-    model.eval()
+
+
+def fill_caches(config: TrainConfig, encode: RecordEncoder, group: Group | None = None) -> None:
+    """Compute or open the features of frozen encoders; lists broken pictures in the log."""
+    group = group or Group()
     folder = config.cache or config.out / "cache"
     group.main_first(
         lambda: encode.fill_caches(
@@ -76,7 +96,11 @@ def build_trainer(config: TrainConfig, dataset: Dataset, device: str, group: Gro
     lost = encode.broken_pictures()
     if lost:
         log.warning("%d broken images are taken for missing:\n%s", len(lost), "\n".join(lost))
-    return Trainer(config, encode, tokenizer_json, group)
+
+
+def tokenizer_json(config: TrainConfig) -> str:
+    """Text of the tokenizer file of the run's text encoder."""
+    return tokenizer_json_text(config.model_config().encoder.text_source)
 
 
 def _read(config: TrainConfig) -> Dataset:
@@ -88,7 +112,8 @@ def _read(config: TrainConfig) -> Dataset:
     return dataset
 
 
-def _device(config: TrainConfig) -> str:
+def chosen_device(config: TrainConfig) -> str:
+    """The torch device that ``--device`` means here; InvalidInputError where there is no such one."""
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.device.startswith("cuda") and not torch.cuda.is_available():

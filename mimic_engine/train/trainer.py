@@ -173,9 +173,11 @@ class Trainer:
                     log.step(progress.step, losses)
                     bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
         progress.epoch += 1
-        progress.seconds += time.monotonic() - start
-        start = time.monotonic()
+        took = time.monotonic() - start
+        progress.seconds += took
+        start += took
         row = {"epoch": progress.epoch, "step": progress.step, "lr": self.optimiser.param_groups[-1]["lr"]}
+        row["step_seconds"] = took / max(1, steps)
         row |= {name: total / max(1, steps) for name, total in sums.items()}
         last = progress.step >= self.total_steps or progress.epoch >= self.config.epochs
         if last or progress.epoch % self.config.validate_every == 0:

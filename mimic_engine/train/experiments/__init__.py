@@ -1,1 +1,5 @@
-"""Experiments: grids of training configurations, what is asked of each trained model, and their results."""
+"""Declared grids of trainings: run, evaluated once on test, summarised over seeds, and drawn.
+
+``python -m mimic_engine.train.experiments NAME``; the declarations are the
+files under ``benchmarks/experiments/``.
+"""

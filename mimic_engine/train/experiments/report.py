@@ -1,0 +1,163 @@
+"""Writes what an experiment found: one JSON with every run, a Markdown table, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimic_engine.record import replace_file, write_result
+from mimic_engine.train.experiments.declaration import Experiment
+from mimic_engine.train.experiments.plots import draw
+from mimic_engine.train.experiments.results import Outcome
+from mimic_engine.train.experiments.summary import (
+    Spread,
+    Summary,
+    differences,
+    summarise,
+    summary_json,
+    two_by_two,
+)
+
+TABLE = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An experiment on a data set with the outcomes so far, by configuration."""
+
+    experiment: Experiment
+    data: Mapping[str, Any]  # as ExperimentData.to_json gives it
+    options: Mapping[str, Mapping[str, Any]]  # of each configuration
+    outcomes: Mapping[str, Sequence[Outcome]]
+
+    @property
+    def stem(self) -> str:
+        """What the files are named by: experiment and data set."""
+        return f"{self.experiment.name}-{self.data['name']}"
+
+    def write(self, out: Path) -> Path:
+        """Write the three files to ``out``; returns the JSON's path."""
+        replace_file(out / f"{self.stem}.md", self.markdown().encode())
+        title = f"{self.experiment.title}: {self.data['name']}"
+        draw(self.outcomes, title, out / f"{self.stem}.png")
+        return write_result(out / f"{self.stem}.json", self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Every run and the summaries."""
+        e = self.experiment
+        out: dict[str, Any] = {
+            "experiment": {k: getattr(e, k) for k in ("name", "title", "question", "expected")},
+            "data": dict(self.data),
+            "baseline": e.baseline,
+            "configurations": [self._configuration(name) for name in self.options],
+        }
+        if e.two_by_two is not None:
+            parts = two_by_two(e.two_by_two, self.outcomes)
+            names = {k: getattr(e.two_by_two, k) for k in e.two_by_two.__slots__}
+            out["two_by_two"] = names | {"adds": {k: summary_json(v) for k, v in parts.items()}}
+        return out
+
+    def markdown(self) -> str:
+        """Tables of dev and test, of the cost, of the two-by-two where there is one, and of what diverged."""
+        lines = [f"# {self.experiment.title}: {self.data['name']}", ""]
+        lines += [f"Asked: {self.experiment.question}", "", f"Expected: {self.experiment.expected}", ""]
+        for split in ("test", "dev"):
+            lines += [f"## {split}" + (f" ({self.data['test_is']})" if split == "test" else ""), ""]
+            lines += self._table(split)
+        lines += ["## Cost", "", *self._costs(), *self._two_by_two(), *self._diverged()]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def _configuration(self, name: str) -> dict[str, Any]:
+        runs = self._runs(name)
+        summary = summary_json(summarise(runs))
+        if self.experiment.baseline is not None:
+            to_baseline = differences(runs, self._runs(self.experiment.baseline))
+            summary["difference"] = summary_json(to_baseline)
+        return {
+            "name": name,
+            "options": dict(self.options[name]),
+            "runs": [run.to_json() for run in runs],
+            "summary": summary,
+        }
+
+    def _runs(self, name: str) -> Sequence[Outcome]:
+        return self.outcomes.get(name, ())
+
+    def _table(self, split: str) -> list[str]:
+        base = self.experiment.baseline
+        head = ["configuration", *TABLE.values()]
+        head += [f"{metric} - {base}" for metric in TABLE.values()] if base is not None else []
+        rows = []
+        for name in self.options:
+            runs = self._runs(name)
+            row = [name, *_cells(summarise(runs), split)]
+            if base is not None:
+                row += _cells(differences(runs, self._runs(base)), split, sign="+")
+            rows.append([*row, _counted(summarise(runs)[split]["mrr"], runs)])
+        return _lines([*head, "n"], rows)
+
+    def _costs(self) -> list[str]:
+        rows = []
+        for name in self.options:
+            costs = [run.run.cost for run in self._runs(name) if run.run.cost is not None]
+            if costs:
+                mean = {k: Spread.of([cost[k] for cost in costs]).mean or 0.0 for k in _COSTS}
+                rows.append([name, *(f"{mean[k]:{how}}" for k, (_, how) in _COSTS.items())])
+        return _lines(["configuration", *(head for head, _ in _COSTS.values())], rows)
+
+    def _two_by_two(self) -> list[str]:
+        table = self.experiment.two_by_two
+        if table is None:
+            return []
+        lines = ["## Two by two", "", f"First: {table.first}. Second: {table.second}.", ""]
+        for split in ("test", "dev"):
+            parts = two_by_two(table, self.outcomes).items()
+            rows = [
+                [label, *_cells(part, split, sign="+"), str(part[split]["mrr"].n)] for label, part in parts
+            ]
+            lines += _lines([f"adds, on {split}", *TABLE.values(), "n"], rows)
+        return lines
+
+    def _diverged(self) -> list[str]:
+        found = [
+            f"- {name}, seed {run.run.seed}: {run.run.message}"
+            for name in self.options
+            for run in self._runs(name)
+            if run.run.status == "diverged"
+        ]
+        return ["## Diverged", "", *found] if found else []
+
+
+_COSTS = {
+    "parameters": ("parameters", ",.0f"),
+    "pair_multiply_adds": ("multiply-adds a pair", ",.0f"),
+    "fold_multiply_adds": ("multiply-adds an entity's fold", ",.0f"),
+    "index_bytes_per_entity": ("index bytes an entity", ",.0f"),
+    "scan_ms": ("ms a mention, exact", ".2f"),
+    "train_seconds": ("training s", ".0f"),
+    "step_seconds": ("s a step", ".3f"),
+}
+
+
+def _cells(summary: Summary, split: str, sign: str = "") -> list[str]:
+    return [_cell(summary[split][metric], sign) for metric in TABLE]
+
+
+def _cell(spread: Spread, sign: str) -> str:
+    if spread.mean is None:
+        return "-"
+    mean = f"{spread.mean:{sign}.4f}"
+    return mean if spread.std is None else f"{mean} ± {spread.std:.4f}"
+
+
+def _counted(spread: Spread, runs: Sequence[Outcome]) -> str:
+    lost = sum(run.run.status == "diverged" for run in runs)
+    return f"{spread.n}, {lost} diverged" if lost else str(spread.n)
+
+
+def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [*lines, ""]
