@@ -39,10 +39,10 @@ def _run(args: argparse.Namespace) -> Path:
     from mimic_engine.train.experiments.probes import PROBES
     from mimic_engine.train.experiments.runner import Runner, Setting
 
-    if args.seeds < 1:
-        raise InvalidInputError(f"--seeds: {args.seeds} is less than 1")
-    if args.limit_steps < 0:
-        raise InvalidInputError(f"--limit-steps: {args.limit_steps} is less than 0")
+    for flag, least in (("seeds", 1), ("limit_steps", 0), ("epochs", 0), ("threads", 0)):
+        if getattr(args, flag) < least:
+            name = flag.replace("_", "-")
+            raise InvalidInputError(f"--{name}: {getattr(args, flag)} is less than {least}")
     experiment = read_experiment(find_experiment(args.name), PROBES)
     folder = Path(args.data)
     if args.data == DEMO:
@@ -64,6 +64,7 @@ def _run(args: argparse.Namespace) -> Path:
         text_source=text,
         image_source=image,
         limit_steps=args.limit_steps,
+        epochs=args.epochs,
         only=tuple(args.only),
         device=args.device,
         threads=args.threads,
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache", type=Path, help="folder of cached features; OUT/cache if not given")
     add("--only", nargs="+", default=[], metavar="CONFIG", help="run only these configurations now")
     add("--limit-steps", type=int, default=0, help="stop each run after this many steps; 0 = as declared")
+    add("--epochs", type=int, default=0, help="passes over the training mentions; 0 = as declared")
     add("--encoder", choices=("clip", "minilm-efficientnet", "bert-vit"), default="minilm-efficientnet")
     add("--text-source", help="text encoder: folder or hub id (the demo's MiniLM, fetched, by default)")
     add("--image-source", help="image encoder (the demo's EfficientNet-Lite0, fetched, by default)")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mimic_engine.errors import DataError, InvalidInputError
 from mimic_engine.record import replace_file
+from mimic_engine.train.config import TrainConfig
 
 FILE = "experiment.json"
 VERSION = 1
@@ -72,6 +73,8 @@ class Ledger:
 
 
 def _changed_options(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Options that differ; one that came later had its default before."""
+    before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | dict(before)
     return [
         f"configuration {name!r}: {option} was {before.get(option)!r}, is {now.get(option)!r}"
         for option in {**before, **now}

@@ -6,9 +6,10 @@ from collections.abc import Hashable
 from dataclasses import asdict, replace
 
 from mimic_engine.data.source import SPLITS
+from mimic_engine.model.hashing import state_hash
 from mimic_engine.model.mimic import Mimic
 from mimic_engine.train.config import TrainConfig
-from mimic_engine.train.encode import RecordEncoder
+from mimic_engine.train.encode import BACKBONE_KEYS, RecordEncoder
 from mimic_engine.train.experiments.data import ExperimentData, trained_split
 from mimic_engine.train.run import (
     build_encode,
@@ -44,6 +45,14 @@ class Materials:
     def __init__(self, data: ExperimentData) -> None:
         self.data = data
         self._filled: dict[Hashable, RecordEncoder] = {}
+
+    def encoder_hashes(self, config: TrainConfig) -> dict[str, str]:
+        """SHA-256 of the pretrained weights of each encoder."""
+        state = fresh_model(config, "cpu").encoder.state_dict()
+        return {
+            f"{side} encoder": state_hash({k: v for k, v in state.items() if k.startswith(keys)})
+            for side, keys in BACKBONE_KEYS.items()
+        }
 
     def trainer(self, config: TrainConfig, train_on: str) -> tuple[Trainer, RecordEncoder]:
         """A trainer as the run's options say, and the encoder that it trains, drawn anew by the seed."""

@@ -71,16 +71,15 @@ class Report:
 
     def _configuration(self, name: str) -> dict[str, Any]:
         runs = self._runs(name)
-        summary = summary_json(summarise(runs))
-        if self.experiment.baseline is not None:
-            to_baseline = differences(runs, self._runs(self.experiment.baseline))
-            summary["difference"] = summary_json(to_baseline)
-        return {
+        out = {
             "name": name,
             "options": dict(self.options[name]),
             "runs": [run.to_json() for run in runs],
-            "summary": summary,
+            "summary": summary_json(summarise(runs)),
         }
+        if self.experiment.baseline is not None:
+            out["difference"] = summary_json(differences(runs, self._runs(self.experiment.baseline)))
+        return out
 
     def _runs(self, name: str) -> Sequence[Outcome]:
         return self.outcomes.get(name, ())

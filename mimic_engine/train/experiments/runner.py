@@ -40,6 +40,7 @@ class Setting:
     text_source: str | None
     image_source: str | None
     limit_steps: int = 0
+    epochs: int = 0  # instead of what is declared; 0 = as declared
     only: tuple[str, ...] = ()
     device: str = "auto"
     threads: int = 0
@@ -74,10 +75,9 @@ class Runner:
         self._setting = setting
         self._probes = probes
         self._materials = Materials(data)
-        names = [c.name for c in experiment.configurations]
-        for name in setting.only:
-            if name not in names:
-                raise InvalidInputError(f"--only: {name!r} is not one of {', '.join(names)}")
+        self._wanted = self._chosen()
+        for configuration in self._wanted:
+            data.training(configuration.train_on)
         self._runs = [
             _Run(c, self._config(c, s)) for c in experiment.configurations for s in range(setting.seeds)
         ]
@@ -92,15 +92,25 @@ class Runner:
         MimicError
             If a run fails otherwise than by diverging; carries a note that names the run.
         """
+        if self._data.name not in self._experiment.data:
+            meant = ", ".join(self._experiment.data) or "none"
+            log.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
         self._ledger().enter(self._setting.out)
-        wanted = self._setting.only or tuple(c.name for c in self._experiment.configurations)
-        self._train([run for run in self._runs if run.configuration.name in wanted])
+        self._train([run for run in self._runs if run.configuration in self._wanted])
         unfinished = [run for run in self._runs if self._outcome(run) is None]
         if unfinished:
             log.info("test is read when every run is finished; %d are not", len(unfinished))
         else:
             self._test()
         return self._report().write(self._setting.out)
+
+    def _chosen(self) -> list[Configuration]:
+        """The configurations to run now."""
+        by_name = {c.name: c for c in self._experiment.configurations}
+        for name in self._setting.only:
+            if name not in by_name:
+                raise InvalidInputError(f"--only: {name!r} is not one of {', '.join(by_name)}")
+        return [by_name[name] for name in self._setting.only or by_name]
 
     def _train(self, runs: Sequence[_Run]) -> None:
         for number, run in enumerate(runs):
@@ -144,6 +154,8 @@ class Runner:
         s, options = self._setting, {"cache_dtype": "float16", **configuration.options}
         if s.limit_steps:
             options["max_steps"] = s.limit_steps
+        if s.epochs:
+            options["epochs"] = s.epochs
         return TrainConfig(
             data=self._data.own.path,
             out=s.out / "runs" / configuration.name / str(seed),
@@ -169,7 +181,8 @@ class Runner:
         }
 
     def _ledger(self) -> Ledger:
-        return Ledger(self._experiment.name, self._data.fingerprints(), self._options())
+        made_from = self._data.fingerprints() | self._materials.encoder_hashes(self._runs[0].config)
+        return Ledger(self._experiment.name, made_from, self._options())
 
     def _report(self) -> Report:
         outcomes: dict[str, list[Outcome]] = {c.name: [] for c in self._experiment.configurations}

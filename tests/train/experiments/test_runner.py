@@ -1,10 +1,52 @@
-"""Whole experiments on tiny data."""
+"""Whole experiments on tiny data: what is trained, resumed, refused, tested and written."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+import mimic_engine.train.experiments.runner as runner_module
+from mimic_engine.errors import DataError, InvalidInputError
+from mimic_engine.train.config import TrainConfig
+from mimic_engine.train.encode import fold_mentions
+from mimic_engine.train.experiments.__main__ import main
+from mimic_engine.train.experiments.data import open_data
+from mimic_engine.train.experiments.declaration import read_experiment
+from mimic_engine.train.metrics import ranking_metrics
+from mimic_engine.train.ranking import entity_scan
+from mimic_engine.train.run import train
+from mimic_engine.train.trainer import Trainer
+
+# Kills itself without warning in the second epoch of the second run.
+KILLED = """
+import os, signal, sys
+from mimic_engine.train.experiments.__main__ import main
+from mimic_engine.train.trainer import Trainer
+step = Trainer.step
+def killing(trainer, batches):
+    if trainer.config.out.parts[-2:] == ("full", "1") and trainer.progress.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, batches)
+Trainer.step = killing
+sys.exit(main())
+"""
+
+
+def _runs(path: Path) -> dict[tuple[str, int], dict]:
+    result = json.loads(path.read_text())
+    return {(c["name"], r["seed"]): r for c in result["configurations"] for r in c["runs"]}
+
+
+def _without_times(run: dict) -> dict:
+    curve = [{k: v for k, v in row.items() if "seconds" not in k} for row in run["curve"]]
+    return {k: run[k] for k in ("status", "dev", "test", "steps", "epochs")} | {"curve": curve}
 
 
 def test_every_run_is_trained_tested_and_reported(runner, tmp_path):
@@ -12,19 +54,206 @@ def test_every_run_is_trained_tested_and_reported(runner, tmp_path):
     assert path == tmp_path / "out" / "tiny-tiny.json"
     result = json.loads(path.read_text())
     assert [c["name"] for c in result["configurations"]] == ["full", "no-text"]
-    print(json.dumps(result["configurations"][1]["runs"][0], indent=1))
-    print((tmp_path / "out" / "tiny-tiny.md").read_text())
+    assert result["experiment"]["question"] == "What does the text unit add?"
+    assert result["data"]["test_is"] == "test split"
+    assert result["data"]["mentions"] == {"train": 36, "dev": 18, "test": 12}
     for c in result["configurations"]:
         assert [r["seed"] for r in c["runs"]] == [0, 1]
         for run in c["runs"]:
-            assert (
-                run["status"] == "done" and run["dev"]["candidates"] == 18 and run["test"]["mentions"] == 12
-            )
+            assert run["status"] == "done" and "message" not in run
+            assert (run["dev"]["candidates"], run["test"]["mentions"], run["steps"]) == (18, 12, 6)
             assert [row["epoch"] for row in run["curve"]] == [1, 2]
+            assert run["dev"]["mrr"] == max(row["mrr"] for row in run["curve"])
             assert not (tmp_path / "out" / "runs" / c["name"] / str(run["seed"]) / "last.pt").exists()
-    full, no_text = (c["summary"] for c in result["configurations"])
-    assert full["difference"]["test"]["mrr"]["mean"] == 0
+    full, no_text = result["configurations"]
+    assert full["difference"]["test"]["mrr"] == {"mean": 0, "std": 0, "n": 2}
     assert no_text["difference"]["dev"]["mrr"]["mean"] == pytest.approx(
-        no_text["dev"]["mrr"]["mean"] - full["dev"]["mrr"]["mean"]
+        no_text["summary"]["dev"]["mrr"]["mean"] - full["summary"]["dev"]["mrr"]["mean"]
     )
+    table = (tmp_path / "out" / "tiny-tiny.md").read_text()
+    assert f"{full['summary']['test']['hits@1']['mean']:.4f} ± " in table
     assert (tmp_path / "out" / "tiny-tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_the_training_that_its_options_say(runner, options, tmp_path):
+    run = _runs(runner(seeds=1).run())["full", 0]
+    config: TrainConfig = options(out=tmp_path / "alone", cache_dtype="float16", seed=0)
+    progress = train(config)
+    assert [row["loss"] for row in run["curve"]] == [row["loss"] for row in progress.rows]
+    assert run["dev"]["mrr"] == progress.best_mrr
+
+
+def test_a_killed_experiment_goes_on_and_gives_the_same(runner, declared, setting, data, tmp_path):
+    declared()
+    whole = _runs(runner(out=tmp_path / "whole").run())
+    s = setting()
+    command = ["tiny.toml", "--data", data, "--out", s.out, "--cache", s.cache, "--seeds", "2"]
+    command += ["--threads", "1", "--device", "cpu"]
+    command += ["--encoder", s.encoder, "--text-source", s.text_source, "--image-source", s.image_source]
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, command)], cwd=tmp_path, env=_environment()
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert (s.out / "runs" / "full" / "1" / "last.pt").exists()
+    first = (s.out / "runs" / "full" / "0" / "result.json").read_bytes()
+    again = _runs(runner().run())
+    assert (s.out / "runs" / "full" / "0" / "result.json").read_bytes() == first
+    assert {k: _without_times(r) for k, r in again.items()} == {
+        k: _without_times(r) for k, r in whole.items()
+    }
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(runner_module.__file__).parents[3])}
+
+
+def test_what_is_finished_is_not_done_again(runner, monkeypatch, tmp_path):
+    runner().run()
+    before = {p: p.read_bytes() for p in (tmp_path / "out" / "runs").rglob("*.json")}
+    monkeypatch.setattr(runner_module, "finish_run", None)
+    monkeypatch.setattr(runner_module, "read_test", None)
+    runner().run()
+    assert {p: p.read_bytes() for p in (tmp_path / "out" / "runs").rglob("*.json")} == before
+
+
+def test_test_is_read_when_every_run_is_finished(runner, tmp_path):
+    first = _runs(runner(only=("no-text",)).run())
+    assert {key: run["test"] for key, run in first.items()} == {("no-text", 0): None, ("no-text", 1): None}
+    assert not list((tmp_path / "out").rglob("test.json"))
+    whole = _runs(runner().run())
+    assert len(whole) == 4 and all(run["test"] for run in whole.values())
+    more = _runs(runner(seeds=3).run())
+    assert len(more) == 6
+    assert all(more[key] == run for key, run in whole.items())
+
+
+def test_a_diverged_run_is_reported_and_left_out_of_means(runner, declared, tmp_path):
+    wild = '[[configuration]]\nname = "wild"\noptions = { lr = 1e30 }\n'
+    path = runner(declared(more=wild), only=("full", "wild", "no-text")).run()
+    runs = _runs(path)
+    assert {key[0] for key, run in runs.items() if run["status"] == "diverged"} == {"wild"}
+    assert "the loss is" in runs["wild", 0]["message"] and "test" in runs["wild", 0]
+    wild_entry = json.loads(path.read_text())["configurations"][2]
+    assert len(wild_entry["runs"]) == 2
+    assert wild_entry["summary"]["test"]["mrr"] == {"mean": None, "std": None, "n": 0}
+    table = path.with_suffix(".md").read_text()
+    assert "| wild | - | - | - | - | - | - | - | - | 0, 2 diverged |" in table
+    assert "- wild, seed 1: step 2: the loss is" in table
+    before = (tmp_path / "out" / "runs" / "wild" / "0" / "result.json").stat().st_mtime_ns
+    runner(declared(more=wild)).run()
+    assert (tmp_path / "out" / "runs" / "wild" / "0" / "result.json").stat().st_mtime_ns == before
+
+
+def test_another_error_names_the_run(runner, monkeypatch):
+    def broken(trainer, batches):
+        raise DataError("no more pictures")
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(DataError, match="no more pictures") as caught:
+        runner().run()
+    assert caught.value.__notes__ == ["in run full, seed 0"]
+
+
+def test_a_changed_declaration_or_data_set_is_refused(runner, declared, data, tmp_path, setting):
+    runner(seeds=1).run()
+    with pytest.raises(InvalidInputError, match=r"'full': lr was 0.003, is 0.01; .*'no-text': lr was 0.003"):
+        runner(declared(("lr = 3e-3", "lr = 1e-2")), seeds=1).run()
+    with pytest.raises(InvalidInputError, match="configuration 'no-text' is no longer declared"):
+        runner(declared(("no-text", "without-text"))).run()
+    with pytest.raises(InvalidInputError, match="'full': max_steps was 0, is 5"):
+        runner(limit_steps=5).run()
+    runner(declared(("A lot.", "Little.")), seeds=1).run()
+    changed = tmp_path / "changed"
+    shutil.copytree(data, changed)
+    lines = (changed / "dev.jsonl").read_text().splitlines(keepends=True)
+    (changed / "dev.jsonl").write_text("".join(lines[1:]))
+    experiment = read_experiment(declared(), ())
+    other = runner_module.Runner(experiment, open_data(changed, "tiny"), setting(), {})
+    with pytest.raises(
+        InvalidInputError, match=r"something else: dev mentions \(hash \w{12} before, \w{12} now\)\. "
+    ):
+        other.run()
+
+
+def test_other_encoders_are_refused(runner, setting, encoders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    runner(seeds=1).run()
+    folder = tmp_path / "bert"
+    shutil.copytree(encoders[0], folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InvalidInputError, match="something else: text encoder"):
+        runner(seeds=1, text_source=str(folder)).run()
+
+
+def test_a_text_encoder_may_be_trained(runner, declared):
+    runs = _runs(runner(declared(("lr = 3e-3", "lr = 3e-3\ntrain_text_encoder = true")), seeds=1).run())
+    assert runs["full", 0]["test"]["mentions"] == 12
+
+
+def test_probes_see_the_best_model_and_the_data(runner, declared):
+    def again(run, split):
+        assert split == "test"
+        dev = run.encode.corpus.splits["dev"]
+        with entity_scan(run.encode, 16) as scan:
+            ranks = scan.ranks(fold_mentions(run.encode, dev.records, 16), dev.gold)
+        rows = {e.id: i for i, e in enumerate(run.dataset.entities)}
+        for name, mentions in run.dataset.splits.items():
+            assert [rows[m.answer] for m in mentions] == run.encode.corpus.splits[name].gold.tolist()
+        return ranking_metrics(ranks, 18).to_json()
+
+    path = declared(("baseline", 'probes = ["again"]\nbaseline'))
+    for run in _runs(runner(path, probes={"again": again}).run()).values():
+        assert run["probes"]["again"] == run["dev"]
+
+
+def test_training_on_other_data_sets(runner, declared, data, tmp_path):
+    """The other data set knows half of the entities, and two that this one lacks."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    kb = [json.loads(line) for line in (data / "kb.jsonl").read_text().splitlines()]
+    known = {e["id"] for e in kb[:9]}
+    kb = [*kb[:9], *({**e, "id": "X" + e["id"]} for e in kb[:2])]
+    (other / "test.jsonl").unlink()
+    (other / "kb.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kb))
+    for split in ("train", "dev"):
+        mentions = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
+        mentions = [
+            m if i else {**m, "answer": "XE0"} for i, m in enumerate(mentions) if m["answer"] in known
+        ]
+        (other / f"{split}.jsonl").write_text("".join(json.dumps(m) + "\n" for m in mentions))
+
+    def trained(run, split):
+        answers = {m.answer for m in run.dataset.splits["train"]}
+        gold = run.encode.corpus.splits["train"].gold
+        assert {run.dataset.entities[row].id for row in gold} == answers
+        return {"answers": len(answers), "mentions": len(gold)}
+
+    path = declared(
+        ("baseline", 'probes = ["trained"]\nbaseline'),
+        ('"no-text"', '"elsewhere"'),
+        ("options = { tglu = false }", 'train_on = "others"'),
+    )
+    with pytest.raises(DataError, match="--others: a configuration trains on other"):
+        runner(path, probes={"trained": trained})
+    result = runner(path, probes={"trained": trained}, others=(other, data), seeds=1).run()
+    runs = _runs(result)
+    assert runs["full", 0]["dev"]["candidates"] == 18
+    assert runs["elsewhere", 0]["dev"]["candidates"] == 20  # both, joined: 18 and two of the other's own
+    assert runs["elsewhere", 0]["test"]["candidates"] == 18
+    assert runs["full", 0]["probes"]["trained"] == {"answers": 18, "mentions": 36}
+    assert runs["elsewhere", 0]["probes"]["trained"] == {"answers": 18, "mentions": 36 + 17}
+    assert json.loads(result.read_text())["data"]["others"]["mentions"]["train"] == 36 + 18
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, data, declared, capsys):
+    assert main(["nothing", "--data", str(data), "--out", str(tmp_path)]) == 1
+    assert "'nothing' is not one of ablation" in capsys.readouterr().err
+    assert main([str(declared()), "--data", str(data), "--out", str(tmp_path), "--seeds", "0"]) == 1
+    assert capsys.readouterr().err == "error: --seeds: 0 is less than 1\n"
+
+
+def test_only_names_a_configuration(runner):
+    with pytest.raises(InvalidInputError, match="--only: 'nothing' is not one of full, no-text"):
+        runner(only=("nothing",))
