@@ -77,6 +77,7 @@ def test_the_notices_name_every_package_of_the_demo_with_its_licence():
 def test_flags_of_scripts_and_modules_exist():
     parsers = {
         "mimic_engine.train": ROOT / "mimic_engine" / "train" / "config.py",
+        "mimic_engine.train.experiments": ROOT / "mimic_engine" / "train" / "experiments" / "__main__.py",
         "mimic_engine.evaluate": ROOT / "mimic_engine" / "evaluate.py",
         "mimic_engine.serve": ROOT / "mimic_engine" / "server" / "settings.py",
         "benchmarks.report": ROOT / "benchmarks" / "report.py",

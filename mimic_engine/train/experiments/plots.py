@@ -22,6 +22,7 @@ def draw(outcomes: Outcomes, title: str, path: Path) -> None:
     """Write the picture (PNG); runs that diverged have their curve up to there and no point of cost."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -34,6 +35,9 @@ def draw(outcomes: Outcomes, title: str, path: Path) -> None:
     split = "test" if _has_test(outcomes) else "dev"
     cost.set(xlabel="ms a mention, exact scan", ylabel=f"{split} Hits@1, mean ± std", xscale="log")
     cost.set(title="Accuracy against cost (area: index bytes an entity)")
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for formatted in (cost.xaxis.set_major_formatter, cost.xaxis.set_minor_formatter):
+        formatted("{x:g}")
     for axes in (curves, cost):
         axes.grid(alpha=0.3, which="both")
     figure.suptitle(title)

@@ -29,7 +29,7 @@ class Report:
 
     experiment: Experiment
     data: Mapping[str, Any]  # as ExperimentData.to_json gives it
-    options: Mapping[str, Mapping[str, Any]]  # of each configuration
+    options: Mapping[str, Mapping[str, Any]]  # of each configuration, those that are not the defaults
     outcomes: Mapping[str, Sequence[Outcome]]
 
     @property
@@ -92,7 +92,9 @@ class Report:
         for name in self.options:
             runs = self._runs(name)
             row = [name, *_cells(summarise(runs), split)]
-            if base is not None:
+            if base is not None and name == base:
+                row += [""] * len(TABLE)
+            elif base is not None:
                 row += _cells(differences(runs, self._runs(base)), split, sign="+")
             rows.append([*row, _counted(summarise(runs)[split]["mrr"], runs)])
         return _lines([*head, "n"], rows)

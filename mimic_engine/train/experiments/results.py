@@ -59,7 +59,7 @@ class RunResult(_Stored):
 
 
 @dataclass(frozen=True, slots=True)
-class TestReading(_Stored):
+class Reading(_Stored):
     """What a run's best model does on test, and what the probes say of it."""
 
     test: Mapping[str, float]
@@ -71,7 +71,7 @@ class Outcome:
     """A finished run of a configuration, and its test result where test has been read."""
 
     run: RunResult
-    test: TestReading | None
+    test: Reading | None
 
     def to_json(self) -> dict[str, Any]:
         """As in the result file of the experiment."""
@@ -86,4 +86,4 @@ class Outcome:
 def read_outcome(folder: Path) -> Outcome | None:
     """The outcome in a run folder; None where the run is not finished."""
     run = RunResult.read(folder / RESULT)
-    return None if run is None else Outcome(run, TestReading.read(folder / TEST))
+    return None if run is None else Outcome(run, Reading.read(folder / TEST))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +189,14 @@ class Runner:
         for run in self._runs:
             if (outcome := self._outcome(run)) is not None:
                 outcomes[run.configuration.name].append(outcome)
-        return Report(self._experiment, self._data.to_json(), self._options(), outcomes)
+        chosen = {name: _chosen_ones(options) for name, options in self._options().items()}
+        return Report(self._experiment, self._data.to_json(), chosen, outcomes)
+
+
+def _chosen_ones(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are not a training's defaults."""
+    usual = {f.name: f.default for f in fields(TrainConfig)} | {"train_on": "own"}
+    return {name: value for name, value in options.items() if usual[name] != value}
 
 
 @contextmanager

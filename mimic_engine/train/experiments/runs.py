@@ -13,7 +13,7 @@ from mimic_engine.train.encode import fold_mentions
 from mimic_engine.train.experiments.cost import measure_cost
 from mimic_engine.train.experiments.materials import Materials
 from mimic_engine.train.experiments.probes import Probe
-from mimic_engine.train.experiments.results import RESULT, TEST, RunResult, TestReading
+from mimic_engine.train.experiments.results import RESULT, TEST, Reading, RunResult
 from mimic_engine.train.experiments.trained import TrainedRun
 from mimic_engine.train.metrics import ranking_metrics
 from mimic_engine.train.ranking import entity_scan
@@ -60,7 +60,7 @@ def read_test(
     train_on: str,
     probes: Sequence[str],
     known: Mapping[str, Probe],
-) -> TestReading:
+) -> Reading:
     """Evaluate a run's best model on test and ask the probes about it; write the result."""
     checkpoint = load_checkpoint(
         config.out / "best", text_source=config.text_source, image_source=config.image_source
@@ -71,6 +71,6 @@ def read_test(
     with entity_scan(encode, config.encode_batch) as scan:
         metrics = ranking_metrics(scan.ranks(mentions, test.gold), len(scan))
     run = TrainedRun(config, encode, materials.data.tested(train_on))
-    result = TestReading(metrics.to_json(), {name: known[name](run, "test") for name in probes})
+    result = Reading(metrics.to_json(), {name: known[name](run, "test") for name in probes})
     result.write(config.out / TEST)
     return result

@@ -66,6 +66,8 @@ def test_every_run_is_trained_tested_and_reported(runner, tmp_path):
             assert run["dev"]["mrr"] == max(row["mrr"] for row in run["curve"])
             assert not (tmp_path / "out" / "runs" / c["name"] / str(run["seed"]) / "last.pt").exists()
     full, no_text = result["configurations"]
+    assert no_text["options"] == full["options"] | {"tglu": False}
+    assert full["options"]["cache_dtype"] == "float16" and "eps" not in full["options"]
     assert full["difference"]["test"]["mrr"] == {"mean": 0, "std": 0, "n": 2}
     assert no_text["difference"]["dev"]["mrr"]["mean"] == pytest.approx(
         no_text["summary"]["dev"]["mrr"]["mean"] - full["summary"]["dev"]["mrr"]["mean"]
