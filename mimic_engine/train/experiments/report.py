@@ -10,6 +10,7 @@ from typing import Any
 from mimic_engine.record import replace_file, write_result
 from mimic_engine.train.experiments.declaration import Experiment
 from mimic_engine.train.experiments.plots import draw
+from mimic_engine.train.experiments.probe_plots import draw_probes
 from mimic_engine.train.experiments.results import Outcome
 from mimic_engine.train.experiments.summary import (
     Spread,
@@ -38,10 +39,11 @@ class Report:
         return f"{self.experiment.name}-{self.data['name']}"
 
     def write(self, out: Path) -> Path:
-        """Write the three files to ``out``; returns the JSON's path."""
+        """Write the three files, and a picture for each probe that has one, to ``out``; the JSON's path."""
         replace_file(out / f"{self.stem}.md", self.markdown().encode())
         title = f"{self.experiment.title}: {self.data['name']}"
         draw(self.outcomes, title, out / f"{self.stem}.png")
+        draw_probes(self.outcomes, out, self.stem)
         return write_result(out / f"{self.stem}.json", self.to_json())
 
     def to_json(self) -> dict[str, Any]:

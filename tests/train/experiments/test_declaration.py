@@ -9,8 +9,8 @@ import pytest
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.train.experiments.declaration import FOLDER, find_experiment, read_experiment
 from mimic_engine.train.experiments.options import GIVEN, known_options
+from mimic_engine.train.experiments.probes import PROBES
 
-PROBES = ("answers", "calibration", "pictures", "seen")
 HEAD = 'title = "T"\nquestion = "Q"\nexpected = "E"\n'
 
 

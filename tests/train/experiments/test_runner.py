@@ -16,9 +16,12 @@ import mimic_engine.train.experiments.runner as runner_module
 from mimic_engine.errors import DataError, InvalidInputError
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.encode import fold_mentions
+from mimic_engine.train.experiments import probe_plots
 from mimic_engine.train.experiments.__main__ import main
 from mimic_engine.train.experiments.data import open_data
 from mimic_engine.train.experiments.declaration import read_experiment
+from mimic_engine.train.experiments.probes import PROBES
+from mimic_engine.train.experiments.results import Outcome, Reading, RunResult
 from mimic_engine.train.metrics import ranking_metrics
 from mimic_engine.train.ranking import entity_scan
 from mimic_engine.train.run import train
@@ -208,6 +211,33 @@ def test_probes_see_the_best_model_and_the_data(runner, declared):
     path = declared(("baseline", 'probes = ["again"]\nbaseline'))
     for run in _runs(runner(path, probes={"again": again}).run()).values():
         assert run["probes"]["again"] == run["dev"]
+
+
+def test_the_probes_that_there_are_answer_and_are_drawn(runner, declared, tmp_path):
+    path = declared(("baseline", 'probes = ["seen", "answers", "calibration", "pictures"]\nbaseline'))
+    runs = _runs(runner(path, probes=PROBES, seeds=1).run())
+    assert set(runs["full", 0]["probes"]) == {"seen", "answers", "calibration", "pictures"}
+    assert runs["full", 0]["probes"]["seen"]["all"]["mrr"] == runs["full", 0]["test"]["mrr"]
+    drawn = {p.name for p in (tmp_path / "out").glob("*.png")}
+    assert drawn == {"tiny-tiny.png", "tiny-tiny-full-reliability.png", "tiny-tiny-no-text-reliability.png"}
+
+
+@pytest.mark.parametrize(
+    ("result", "kinds"),
+    [
+        ({"conclusive": False, "reason": "12 pictures"}, []),
+        ({"conclusive": True, "gate": None}, ["pictures"]),
+        ({"conclusive": True, "gate": {}}, ["pictures", "gates"]),
+    ],
+)
+def test_pictures_and_gates_are_drawn_where_there_are_some(monkeypatch, tmp_path, result, kinds):
+    drawn = []
+    for kind in ("pictures", "gates"):
+        monkeypatch.setattr(probe_plots, f"draw_{kind}", lambda result, path: drawn.append((result, path)))
+    run = RunResult(0, "done", None, {}, 1.0, 1, 1, [], None)
+    tested = [Outcome(run, None), Outcome(run, Reading({}, {"pictures": result}))]
+    probe_plots.draw_probes({"a": tested, "b": []}, tmp_path, "stem")
+    assert drawn == [(result, tmp_path / f"stem-a-{kind}.png") for kind in kinds]
 
 
 def test_training_on_other_data_sets(runner, declared, data, tmp_path):
