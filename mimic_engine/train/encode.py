@@ -204,6 +204,8 @@ class RecordEncoder:
         state = self.model.encoder.state_dict()
         weights = state_hash({k: v for k, v in state.items() if k.startswith(BACKBONE_KEYS[side])})
         settings = {side: config[side], "pooling": config["encoder"]["text_pooling"]}
+        if side == "text":  # masked padding is not encoded at all, see _text
+            settings["mask_padding"] = config["matcher"]["mask_padding"]
         return json.dumps([side, weights, dtype, settings], sort_keys=True)
 
     def _autocast(self, trained: bool) -> torch.autocast:

@@ -181,6 +181,20 @@ def test_cutting_padding_leaves_the_scores_as_they_are(options: Options) -> None
         torch.testing.assert_close(model(encode(records), encode(records)).total, model(plain, plain).total)
 
 
+def test_cached_padding_is_that_of_the_own_masking(options: Options, tmp_path: Path) -> None:
+    records = np.arange(20)
+    kept = {}
+    for masked in (True, False):  # over one cache
+        encode = _trainer(options(mask_padding=masked, cache=tmp_path / "cache"))._encode
+        kept[masked] = encode(records, 12).text_tokens
+    trained = _trainer(options(train_text_encoder=True))._encode
+    trained.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(kept[False], trained(records, 12).text_tokens)
+    padding = encode.corpus.tokens.attention_mask[records] == 0
+    assert (kept[True][padding] == 0).all(-1).any() and kept[False][padding].any(-1).all()
+
+
 def test_a_broken_image_stops_or_is_listed_even_from_the_cache(
     options: Options, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

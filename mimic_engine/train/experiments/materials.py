@@ -26,7 +26,7 @@ from mimic_engine.train.trainer import Trainer
 _INDIFFERENT = frozenset(
     (
         *("data", "out", "cache", "seed", "resume", "threads", "freeze_embeddings", "tglu", "vision", "cmfu"),
-        *("mask_padding", "unit_losses", "lr", "encoder_lr", "head_lr", "schedule", "warmup", "beta1"),
+        *("unit_losses", "lr", "encoder_lr", "head_lr", "schedule", "warmup", "beta1"),
         *("beta2", "eps", "weight_decay", "grad_clip", "accumulate", "batch_size", "epochs", "max_steps"),
         *("same_entity", "hard_batches", "drop_images", "drop_texts", "extra_negatives", "validate_every"),
         *("patience", "dev_limit", "precision", "encode_batch"),
@@ -65,9 +65,7 @@ class Materials:
         whole = self._encoder(config, model, "own")
         splits = {name: whole.corpus.splits[name] for name in SPLITS}
         trained = whole.corpus.splits[trained_split(train_on)]
-        encode = build_encode(config, model, replace(whole.corpus, splits=splits | {"train": trained}))
-        encode.share_caches(whole)
-        return encode
+        return whole.over(replace(whole.corpus, splits=splits | {"train": trained}))
 
     def _encoder(self, config: TrainConfig, model: Mimic, train_on: str) -> RecordEncoder:
         key = train_on, *((k, v) for k, v in asdict(config).items() if k not in _INDIFFERENT)
