@@ -92,14 +92,15 @@ class RecordEncoder:
         fill = partial(cached_features, folder, dtype=dtype, batch_size=batch_size, progress=progress)
         if not self._train_image:
             pictures = self.corpus.pictures
-            what = [self._identity("image", dtype), self.broken.policy, *map(picture_identity, pictures)]
-            self._image_cache = fill(cache_key(what), len(pictures) + 1, self._raw_images, label="pictures")
+            key = cache_key([self._identity("image", dtype), self.broken.policy])
+            names = [cache_key([what]) for what in ("", *map(picture_identity, pictures))]
+            self._image_cache = fill(key, names, self._raw_images, label="pictures")
         if not self._train_text:
             t = self.corpus.tokens
+            key = cache_key([self._identity("text", dtype), str(t.input_ids.shape[1])])
             arrays = (t.input_ids, t.attention_mask, t.token_type_ids)
-            data = [a.tobytes() for a in arrays]
-            key = cache_key([self._identity("text", dtype), str(t.input_ids.shape), *data])
-            self._text_cache = fill(key, len(t.input_ids), self._raw_texts, label="texts")
+            names = [cache_key(row.tobytes() for row in rows) for rows in zip(*arrays, strict=True)]
+            self._text_cache = fill(key, names, self._raw_texts, label="texts")
 
     def share_caches(self, other: RecordEncoder) -> None:
         """Use the features that ``other`` has cached: of the same corpus, under the same frozen encoders."""
