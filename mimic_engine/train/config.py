@@ -77,6 +77,12 @@ class TrainConfig:
         0.0, "share of mentions with a picture whose text is left out in training, so that pictures count"
     )
     extra_negatives: int = _option(0, "entities of confusable names added to each batch as negatives")
+    mined_negatives: int = _option(
+        0, "entities added to each batch that the model itself ranks high for its mentions and wrongly"
+    )
+    mine_depth: int = _option(16, "wrong entities kept of each mention's ranking, to draw from")
+    mine_from: int = _option(1, "epochs before the first mining")
+    mine_every: int = _option(1, "epochs between minings")
 
     validate_every: int = _option(2, "epochs between validations")
     patience: int = _option(3, "validations without a better MRR before training stops")
@@ -178,6 +184,7 @@ def _check_limits(c: TrainConfig) -> None:
     at_least = {"batch_size": 2, "accumulate": 1, "epochs": 1, "max_length": 4, "image_size": 8}
     at_least |= {"validate_every": 1, "patience": 1, "encode_batch": 1, "seed": 0}
     at_least |= {"max_steps": 0, "dev_limit": 0, "threads": 0, "extra_negatives": 0}
+    at_least |= {"mined_negatives": 0, "mine_depth": 1, "mine_from": 0, "mine_every": 1}
     for name, limit in at_least.items():
         if getattr(c, name) < limit:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is less than {limit}")
@@ -206,8 +213,9 @@ def _check_limits(c: TrainConfig) -> None:
         raise InvalidInputError("--image-source: clip encodes both; give --text-source alone")
     if c.freeze_embeddings and not c.train_text_encoder:
         raise InvalidInputError("--freeze-embeddings: has no effect without --train-text-encoder")
-    if c.same_entity == "ignore" and c.extra_negatives:
-        raise InvalidInputError("--extra-negatives: needs --same-entity merge")
+    for name in ("extra_negatives", "mined_negatives"):
+        if c.same_entity == "ignore" and getattr(c, name):
+            raise InvalidInputError(f"{_flag(name)}: needs --same-entity merge")
     _ = c.loss_units
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mimic_engine.model.matcher import Features
 
 Rows = NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ class Group:
         if not self.main:
             action()
 
-    def from_main(self, value: float) -> float:
-        """The main process's number, in every process."""
+    def from_main(self, value: T) -> T:
+        """The main process's number or array, in every process."""
         if self.world == 1:
             return value
         box = [value]

@@ -6,9 +6,11 @@ gold entity of one is never a negative of the other; under ``ignore`` every
 mention brings its own column, as in the published code.
 
 Confusable names make the hard part of entity linking, and random batches
-hardly ever hold two of them. Two means, both from the tokens of entity names:
-a share of each batch filled with mentions whose gold entities share a name
-token, and extra entities whose names share a token with a gold one.
+hardly ever hold two of them. Two means from the tokens of entity names: a share
+of each batch filled with mentions whose gold entities share a name token, and
+extra entities whose names share a token with a gold one. A third is given from
+outside: entities that a model ranks high for the batch's mentions
+(:mod:`mimic_engine.train.mining`).
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class NameIndex:
 
 
 class BatchSampler:
-    """Batches of an epoch, a function of (seed, epoch) alone: nothing to save for a resume.
+    """Batches of an epoch, a function of seed, epoch and the mined entities that are given.
 
     Parameters
     ----------
@@ -69,7 +71,8 @@ class BatchSampler:
     batch_size : mentions a batch; the last one of an epoch may be smaller.
     same_entity : "merge" or "ignore", see above.
     hard_share : share of each batch, 0 to 1, filled with groups of confusable names.
-    extra_negatives : entities added to each batch ("merge" only).
+    extra_negatives : entities of confusable names added to each batch ("merge" only).
+    mined_negatives : mined entities added to each batch ("merge" only).
     smallest : batches of fewer mentions are left out (a lone mention has no negative).
     seed : of everything random here.
     """
@@ -83,6 +86,7 @@ class BatchSampler:
         same_entity: Literal["merge", "ignore"] = "merge",
         hard_share: float = 0.0,
         extra_negatives: int = 0,
+        mined_negatives: int = 0,
         smallest: int = 2,
         seed: int = 0,
     ) -> None:
@@ -93,6 +97,7 @@ class BatchSampler:
         self._same_entity = same_entity
         self._hard_share = hard_share
         self._extra = extra_negatives
+        self._mined = mined_negatives
         self._smallest = smallest
         self._seed = seed
         self._names = NameIndex(names) if hard_share or extra_negatives else NameIndex([])
@@ -101,8 +106,11 @@ class BatchSampler:
         whole, rest = divmod(len(self._gold), self._batch_size)
         return whole + (rest >= self._smallest)
 
-    def batches(self, epoch: int) -> list[Batch]:
-        """All batches of an epoch; each mention in at most one of them."""
+    def batches(self, epoch: int, mined: Rows | None = None) -> list[Batch]:
+        """All batches of an epoch; each mention in at most one of them.
+
+        ``mined`` (M, depth) are entities that are wrong for each training mention, to draw from.
+        """
         rng = np.random.default_rng((self._seed, epoch))
         order = rng.permutation(len(self._gold))
         hard = self._hard_order(order, rng)[: round(self._hard_share * len(order))]
@@ -112,7 +120,7 @@ class BatchSampler:
             start, stop = i * self._batch_size, min((i + 1) * self._batch_size, len(order))
             h = slice(*(round(x * len(hard) / len(order)) for x in (start, stop)))
             parts.append(np.concatenate([hard[h], easy[start - h.start : stop - h.stop]]))
-        return [self._batch(parts[i], rng) for i in rng.permutation(len(parts))]
+        return [self._batch(parts[i], mined, rng) for i in rng.permutation(len(parts))]
 
     def _hard_order(self, order: Rows, rng: np.random.Generator) -> Rows:
         """Mentions in groups of one shared name token each, the groups in random order."""
@@ -129,14 +137,17 @@ class BatchSampler:
         shuffled = [useful[i] for i in rng.permutation(len(useful))]
         return np.array([m for g in shuffled for m in g], dtype=np.int64)
 
-    def _batch(self, mentions: Rows, rng: np.random.Generator) -> Batch:
+    def _batch(self, mentions: Rows, mined: Rows | None, rng: np.random.Generator) -> Batch:
         gold = self._gold[mentions]
         if self._same_entity == "ignore":
             return Batch(mentions, gold, np.arange(len(gold)))
         entities, target = np.unique(gold, return_inverse=True)
-        return Batch(mentions, np.concatenate([entities, self._negatives(gold, rng)]), target)
+        entities = np.concatenate([entities, self._confusable(gold, rng)])
+        if mined is not None:
+            entities = np.concatenate([entities, _drawn(mined[mentions], entities, self._mined, rng)])
+        return Batch(mentions, entities, target)
 
-    def _negatives(self, gold: Rows, rng: np.random.Generator) -> Rows:
+    def _confusable(self, gold: Rows, rng: np.random.Generator) -> Rows:
         """Up to ``extra_negatives`` entities that share a name token with a gold one."""
         taken, out = set(gold.tolist()), []
         for row in rng.permutation(np.resize(gold, max(len(gold), self._extra))) if self._extra else ():
@@ -150,6 +161,17 @@ class BatchSampler:
             if len(out) == self._extra:
                 break
         return np.array(out, dtype=np.int64)
+
+
+def _drawn(mined: Rows, taken: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """Up to ``count`` of the mined entities (B, depth) that are not ``taken``.
+
+    In rounds: one of each mention, in random order, then another of each.
+    """
+    order = rng.permuted(mined, axis=1)[rng.permutation(len(mined))].T.reshape(-1)  # (depth B,)
+    fresh = order[~np.isin(order, taken)]
+    first = np.sort(np.unique(fresh, return_index=True)[1])
+    return fresh[first[:count]]
 
 
 def _interleaved(mentions: list[int], gold: Rows) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.train.config import TrainConfig
 
-VERSION = 1
+VERSION = 2
 # Options that may differ when a run goes on: where things are and how long it lasts, not what it computes.
 FREE = frozenset(
     ("data", "out", "text_source", "image_source", "cache", "resume", "patience", "threads", "max_steps")
@@ -34,9 +35,17 @@ class Progress:
 
 
 def save_state(
-    path: Path, config: TrainConfig, progress: Progress, model: nn.Module, optimiser: torch.optim.Optimizer
+    path: Path,
+    config: TrainConfig,
+    progress: Progress,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    more: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimiser, random states and progress; to a temporary name, fsynced, renamed."""
+    """Write weights, optimiser, random states, progress and ``more``; to a temporary name, fsynced, renamed.
+
+    ``more`` is what else the next epoch depends on: tensors, numbers and mappings of them, or None.
+    """
     content = {
         "version": VERSION,
         "config": config.to_json(),
@@ -45,6 +54,7 @@ def save_state(
         "optimiser": optimiser.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "more": dict(more),
     }
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
@@ -56,8 +66,12 @@ def save_state(
 
 def load_state(
     path: Path, config: TrainConfig, model: nn.Module, optimiser: torch.optim.Optimizer
-) -> Progress:
+) -> tuple[Progress, dict[str, Any]]:
     """Read what :func:`save_state` wrote into ``model``, ``optimiser`` and the random generators.
+
+    Returns
+    -------
+    How far the run was, and ``more`` as it was written.
 
     Raises
     ------
@@ -80,7 +94,7 @@ def load_state(
     torch.set_rng_state(content["rng"])
     if content["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(content["cuda_rng"])
-    return Progress(**content["progress"])
+    return Progress(**content["progress"]), content["more"]
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from mimic_engine.train.encode import RecordEncoder, fold_mentions
 from mimic_engine.train.log import RunLog
 from mimic_engine.train.matching import batch_scores
 from mimic_engine.train.metrics import Metrics, ranking_metrics
+from mimic_engine.train.mining import mine_negatives
 from mimic_engine.train.optimiser import build_optimiser, freeze, rate_factor, set_modes, set_rates
 from mimic_engine.train.ranking import entity_scan
 from mimic_engine.train.sampler import Batch, BatchSampler
@@ -57,6 +58,7 @@ class Trainer:
         freeze(self.model, config)
         self.optimiser = build_optimiser(self.model, config)
         self._train, self._dev = encode.corpus.splits["train"], self._dev_sample()
+        self._mined: NDArray[np.int64] | None = None  # (M, depth), see mining.py
         self.sampler = BatchSampler(
             self._train.gold,
             encode.corpus.names,
@@ -64,6 +66,7 @@ class Trainer:
             same_entity=config.same_entity,
             hard_share=config.hard_batches,
             extra_negatives=config.extra_negatives,
+            mined_negatives=config.mined_negatives,
             smallest=max(2, self.group.world),
             seed=config.seed,
         )
@@ -83,8 +86,7 @@ class Trainer:
         """Train to the last epoch, the step limit, or the early stop; resumes where the options say so."""
         torch.manual_seed(self.config.seed * self.group.world + self.group.rank)
         if self.config.resume:
-            path = self.config.out / "last.pt"
-            self.progress = load_state(path, self.config, self.model, self.optimiser)
+            self._load()
         log = RunLog(self.config.out, self.progress.rows) if self.group.main else None
         try:
             while not self._finished():
@@ -163,6 +165,7 @@ class Trainer:
         start = time.monotonic()
         progress, sums, steps = self.progress, defaultdict[str, float](float), 0
         label = f"epoch {progress.epoch + 1}/{self.config.epochs}"
+        self._mine()
         with tqdm(self._groups(progress.epoch), desc=label, unit="step", disable=log is None) as bar:
             for batches in bar:
                 losses = self.step(batches)
@@ -187,8 +190,27 @@ class Trainer:
         progress.rows.append(row)
         if log is not None:
             log.epoch(row)
-            save_state(self.config.out / "last.pt", self.config, progress, self.model, self.optimiser)
+            self._save()
             tqdm.write("  ".join(f"{k} {v:.6g}" for k, v in row.items()))
+
+    def _mine(self) -> None:
+        """Before an epoch: rank the training mentions where the options say so, once for all processes."""
+        c, since = self.config, self.progress.epoch - self.config.mine_from
+        if not c.mined_negatives or since < 0 or since % c.mine_every:
+            return
+        mined = None
+        if self.group.main:
+            mined = mine_negatives(self._encode, self._train, c.mine_depth, c.encode_batch, progress=True)
+        self._mined = self.group.from_main(mined)
+
+    def _save(self) -> None:
+        more = {"mined": None if self._mined is None else torch.from_numpy(self._mined)}
+        save_state(self.config.out / "last.pt", self.config, self.progress, self.model, self.optimiser, more)
+
+    def _load(self) -> None:
+        path = self.config.out / "last.pt"
+        self.progress, more = load_state(path, self.config, self.model, self.optimiser)
+        self._mined = None if more["mined"] is None else more["mined"].numpy()
 
     def _validated(self) -> dict[str, float]:
         """Dev metrics; keeps the model as the best one where its MRR is."""
@@ -223,7 +245,7 @@ class Trainer:
 
     def _groups(self, epoch: int) -> list[list[Batch]]:
         """The batches of an epoch, ``accumulate`` to a step, cut at the step limit."""
-        batches, k = self.sampler.batches(epoch), self.config.accumulate
+        batches, k = self.sampler.batches(epoch, self._mined), self.config.accumulate
         groups = [batches[i : i + k] for i in range(0, len(batches), k)]
         return groups[: self.total_steps - self.progress.step]
 

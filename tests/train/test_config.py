@@ -57,6 +57,8 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     (["--text-source", "a", "--image-source", "b"], "clip encodes both"),
     (["--freeze-embeddings"], "no effect without --train-text-encoder"),
     (["--extra-negatives", "2", "--same-entity", "ignore"], "needs --same-entity merge"),
+    (["--mined-negatives", "2", "--same-entity", "ignore"], "--mined-negatives: needs --same-entity merge"),
+    (["--mine-depth", "0"], "--mine-depth: 0 is less than 1"),
     (["--epochs", "many"], "invalid int value"),
     (["--precision", "fp8"], "invalid choice"),
     (["--colour"], "unrecognized arguments"),

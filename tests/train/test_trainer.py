@@ -43,7 +43,7 @@ def _losses(trainer: Trainer) -> list[float]:
             "precision": "bf16",
             "freeze_embeddings": True,
         },
-        {"vision": "concat", "hard_batches": 0.5, "extra_negatives": 3},
+        {"vision": "concat", "hard_batches": 0.5, "extra_negatives": 3, "mined_negatives": 4},
     ],
 )
 def test_training_lowers_the_loss_and_leaves_everything_behind(options: Options, change: dict) -> None:
@@ -62,7 +62,15 @@ def test_training_lowers_the_loss_and_leaves_everything_behind(options: Options,
     assert best.extra["dev"]["candidates"] == 18
 
 
-@pytest.mark.parametrize("change", [{}, {"train_text_encoder": True, "schedule": "cosine", "warmup": 0.2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"train_text_encoder": True, "schedule": "cosine", "warmup": 0.2},
+        # Stopped in the third epoch: its mined entities are the second's, which only the state still holds.
+        {"mined_negatives": 3, "mine_every": 2, "mine_depth": 4},
+    ],
+)
 def test_a_resumed_run_gives_the_same_losses_bit_for_bit(
     options: Options, tmp_path: Path, change: dict
 ) -> None:
