@@ -61,6 +61,13 @@ class TrainConfig:
     grad_clip: float = _option(0.0, "largest gradient norm; 0 = no clipping")
     accumulate: int = _option(1, "batches a step; negatives stay within each batch")
 
+    gradient_cache: int = _option(
+        0, "rows whose scores and features are in memory with their graph at a time; 0 = the whole batch"
+    )
+    ema: float = _option(
+        0.0, "decay of a moving average of the weights, which is validated and kept; 0 = none"
+    )
+
     batch_size: int = _option(128, "mentions a batch, over all processes")
     epochs: int = _option(20, "passes over the training mentions")
     max_steps: int = _option(0, "stop after this many steps; 0 = no limit")
@@ -185,6 +192,7 @@ def _check_limits(c: TrainConfig) -> None:
     at_least |= {"validate_every": 1, "patience": 1, "encode_batch": 1, "seed": 0}
     at_least |= {"max_steps": 0, "dev_limit": 0, "threads": 0, "extra_negatives": 0}
     at_least |= {"mined_negatives": 0, "mine_depth": 1, "mine_from": 0, "mine_every": 1}
+    at_least |= {"gradient_cache": 0}
     for name, limit in at_least.items():
         if getattr(c, name) < limit:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is less than {limit}")
@@ -199,7 +207,7 @@ def _check_limits(c: TrainConfig) -> None:
         raise InvalidInputError(
             f"--drop-images and --drop-texts: {c.drop_images} and {c.drop_texts} add up to more than 1"
         )
-    for name in ("beta1", "beta2"):
+    for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(c, name) < 1:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is not at least 0 and less than 1")
     for name in ("weight_decay", "grad_clip"):
@@ -213,6 +221,11 @@ def _check_limits(c: TrainConfig) -> None:
         raise InvalidInputError("--image-source: clip encodes both; give --text-source alone")
     if c.freeze_embeddings and not c.train_text_encoder:
         raise InvalidInputError("--freeze-embeddings: has no effect without --train-text-encoder")
+    if c.gradient_cache and c.train_image_encoder and c.encoder == "minilm-efficientnet":
+        raise InvalidInputError(
+            "--gradient-cache: EfficientNet-Lite0 in training (--train-image-encoder) normalises by "
+            "statistics of its whole batch, which cannot be encoded in pieces"
+        )
     for name in ("extra_negatives", "mined_negatives"):
         if c.same_entity == "ignore" and getattr(c, name):
             raise InvalidInputError(f"{_flag(name)}: needs --same-entity merge")

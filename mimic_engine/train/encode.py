@@ -87,6 +87,11 @@ class RecordEncoder:
             other._image_cache = None
         return other
 
+    @property
+    def trained_features(self) -> tuple[bool, bool, bool, bool, bool]:
+        """Which of the ``Features`` depend on weights in training (images always: their projections)."""
+        return self._train_text, self._train_text, False, True, True
+
     def fill_caches(self, folder: Path, *, dtype: str, batch_size: int, progress: bool) -> None:
         """Compute, or open, the features of the encoders that are not trained."""
         fill = partial(cached_features, folder, dtype=dtype, batch_size=batch_size, progress=progress)

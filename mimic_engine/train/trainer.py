@@ -1,6 +1,7 @@
 """The training loop: unit-consistent loss, steps, validation, early stop, checkpoints (section 4.1.4).
 
-What a step computes is in :meth:`Trainer.step`; read that first. Data come as
+What a step computes is in :meth:`Trainer.step` and
+:class:`~mimic_engine.train.batch_loss.BatchLoss`; read those first. Data come as
 a :class:`~mimic_engine.train.corpus.Corpus`, features from a
 :class:`~mimic_engine.train.encode.RecordEncoder`.
 """
@@ -11,6 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -20,14 +22,14 @@ from tqdm import tqdm
 
 from mimic_engine.errors import EngineError
 from mimic_engine.model.checkpoint import save_checkpoint
-from mimic_engine.model.loss import unit_consistent_loss
 from mimic_engine.model.mimic import Mimic
+from mimic_engine.train.average import WeightAverage
+from mimic_engine.train.batch_loss import BatchLoss
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.corpus import Split
 from mimic_engine.train.distributed import Group
 from mimic_engine.train.encode import RecordEncoder, fold_mentions
 from mimic_engine.train.log import RunLog
-from mimic_engine.train.matching import batch_scores
 from mimic_engine.train.metrics import Metrics, ranking_metrics
 from mimic_engine.train.mining import mine_negatives
 from mimic_engine.train.optimiser import build_optimiser, freeze, rate_factor, set_modes, set_rates
@@ -58,6 +60,8 @@ class Trainer:
         freeze(self.model, config)
         self.optimiser = build_optimiser(self.model, config)
         self._train, self._dev = encode.corpus.splits["train"], self._dev_sample()
+        self.batch_loss = BatchLoss(config, encode, self._train, self.group)
+        self._average = WeightAverage(self.model, config.ema) if config.ema else None
         self._mined: NDArray[np.int64] | None = None  # (M, depth), see mining.py
         self.sampler = BatchSampler(
             self._train.gold,
@@ -106,7 +110,8 @@ class Trainer:
         set_rates(self.optimiser, rate_factor(self.progress.step, self.total_steps, self.config))
         sums: dict[str, float] = defaultdict(float)
         for batch in batches:
-            for name, value in self._backward(batch, 1 / len(batches)).items():
+            losses = self.batch_loss.backward(batch, 1 / len(batches), self.progress.step)
+            for name, value in losses.items():
                 sums[name] += value
         if not math.isfinite(sums["loss"]):
             raise EngineError(
@@ -118,6 +123,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update()
         self.progress.step += 1
         return dict(sums)
 
@@ -128,38 +135,6 @@ class Trainer:
         mentions = fold_mentions(self._encode, self._dev.records, size)
         with entity_scan(self._encode, size) as scan:
             return ranking_metrics(scan.ranks(mentions, self._dev.gold), len(scan))
-
-    def _backward(self, batch: Batch, weight: float) -> dict[str, float]:
-        """Add the gradients of ``weight`` times the batch's loss; this batch's losses times ``weight``."""
-        group, encode = self.group, self._encode
-        mine = np.arange(len(batch.mentions))[group.rank :: group.world]
-        records = self._train.records[batch.mentions]
-        no_image, no_text = self._left_out(records)
-        own = encode(
-            records[mine], encode.length(records), without_image=no_image[mine], without_text=no_text[mine]
-        )
-        columns = encode(group.share(batch.entities), encode.length(batch.entities))
-        entities = group.gather(columns, len(batch.entities))
-        target = torch.from_numpy(batch.target[mine]).to(encode.device)
-        losses = unit_consistent_loss(
-            batch_scores(self.model.matcher, own, entities), self.config.loss_units, target
-        )
-        loss = torch.stack(list(losses.values())).sum()
-        share = weight * len(mine) / len(records)
-        (loss * share).backward()
-        values = group.sum(torch.stack([loss, *losses.values()]).detach() * share)
-        return dict(zip(("loss", *(f"loss_{n}" for n in losses)), values.tolist(), strict=True))
-
-    def _left_out(self, records: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which mentions of a batch lose their picture, and which their text; none that has a picture both.
-
-        A function of seed, step and records alone, so that every process and a resumed run agree.
-        """
-        draw = np.random.default_rng([self.config.seed, self.progress.step, int(records[0])])
-        chance = draw.random(len(records))  # (B,)
-        no_image = chance < self.config.drop_images
-        no_text = (chance >= 1 - self.config.drop_texts) & (self._encode.corpus.picture[records] > 0)
-        return no_image, no_text & ~no_image
 
     def _epoch(self, log: RunLog | None) -> None:
         start = time.monotonic()
@@ -204,23 +179,29 @@ class Trainer:
         self._mined = self.group.from_main(mined)
 
     def _save(self) -> None:
-        more = {"mined": None if self._mined is None else torch.from_numpy(self._mined)}
+        more = {
+            "mined": None if self._mined is None else torch.from_numpy(self._mined),
+            "average": None if self._average is None else self._average.state(),
+        }
         save_state(self.config.out / "last.pt", self.config, self.progress, self.model, self.optimiser, more)
 
     def _load(self) -> None:
         path = self.config.out / "last.pt"
         self.progress, more = load_state(path, self.config, self.model, self.optimiser)
         self._mined = None if more["mined"] is None else more["mined"].numpy()
+        if self._average is not None:
+            self._average.restore(more["average"])
 
     def _validated(self) -> dict[str, float]:
-        """Dev metrics; keeps the model as the best one where its MRR is."""
-        metrics = self.validate().to_json() if self.group.main else {}
-        mrr = self.group.from_main(float(metrics.get("mrr", 0.0)))
-        self.progress.waited += 1
-        if mrr > self.progress.best_mrr:
-            self.progress.best_mrr, self.progress.waited = mrr, 0
-            if self.group.main:
-                self._save_best(metrics)
+        """Dev metrics of the model that is to be kept; keeps it as the best one where its MRR is."""
+        with nullcontext() if self._average is None else self._average.applied():
+            metrics = self.validate().to_json() if self.group.main else {}
+            mrr = self.group.from_main(float(metrics.get("mrr", 0.0)))
+            self.progress.waited += 1
+            if mrr > self.progress.best_mrr:
+                self.progress.best_mrr, self.progress.waited = mrr, 0
+                if self.group.main:
+                    self._save_best(metrics)
         return {k: float(v) for k, v in metrics.items() if k.startswith("hits") or k in ("mrr", "mr")}
 
     def _save_best(self, metrics: dict[str, float | int]) -> None:

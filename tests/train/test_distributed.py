@@ -23,7 +23,10 @@ def _losses(run: Path) -> list[list[float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(options: Callable[..., TrainConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--gradient-cache", "3", "--mined-negatives", "4", "--ema", "0.5"]])
+def test_two_processes_train_as_one(
+    options: Callable[..., TrainConfig], tmp_path: Path, more: list[str]
+) -> None:
     # A ViT has no dropout, and its gradients pass through the gathered entity features.
     config = options(train_image_encoder=True, batch_size=11, extra_negatives=2, accumulate=2)
     flags = [
@@ -37,7 +40,7 @@ def test_two_processes_train_as_one(options: Callable[..., TrainConfig], tmp_pat
         ),
         *("--data", str(config.data), "--max-length", "12", "--image-size", "32", "--batch-size", "11"),
         *("--epochs", "2", "--validate-every", "1", "--lr", "0.003", "--device", "cpu", "--threads", "1"),
-        *("--extra-negatives", "2", "--accumulate", "2", "--train-image-encoder"),
+        *("--extra-negatives", "2", "--accumulate", "2", "--train-image-encoder", *more),
     ]
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

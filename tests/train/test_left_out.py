@@ -44,9 +44,8 @@ def test_what_is_left_out_depends_on_the_step_and_never_is_both(options: Options
     records = trainer._train.records
     seen = []
     for step in range(20):
-        trainer.progress.step = step
-        no_image, no_text = trainer._left_out(records)
-        again = trainer._left_out(records)
+        no_image, no_text = trainer.batch_loss.left_out(records, step)
+        again = trainer.batch_loss.left_out(records, step)
         np.testing.assert_array_equal(again, (no_image, no_text))
         assert not (no_image & no_text).any()
         assert not no_text[trainer._encode.corpus.picture[records] == 0].any()
@@ -59,7 +58,7 @@ def test_what_is_left_out_depends_on_the_step_and_never_is_both(options: Options
 
 def test_nothing_is_left_out_by_default(options: Options) -> None:
     trainer = _trainer(options())
-    no_image, no_text = trainer._left_out(trainer._train.records)
+    no_image, no_text = trainer.batch_loss.left_out(trainer._train.records, 0)
     assert not no_image.any()
     assert not no_text.any()
 

@@ -69,6 +69,7 @@ def test_training_lowers_the_loss_and_leaves_everything_behind(options: Options,
         {"train_text_encoder": True, "schedule": "cosine", "warmup": 0.2},
         # Stopped in the third epoch: its mined entities are the second's, which only the state still holds.
         {"mined_negatives": 3, "mine_every": 2, "mine_depth": 4},
+        {"ema": 0.9, "gradient_cache": 5},
     ],
 )
 def test_a_resumed_run_gives_the_same_losses_bit_for_bit(
@@ -119,7 +120,7 @@ def test_accumulating_is_the_gradient_of_the_mean_over_the_batches(options: Opti
     for weights in (((one, 0.5), (two, 0.5)), ((one, 1.0),), ((two, 1.0),)):
         trainer.model.zero_grad()
         for batch, weight in weights:
-            trainer._backward(batch, weight)
+            trainer.batch_loss.backward(batch, weight, 0)
         gradients.append(
             torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
         )

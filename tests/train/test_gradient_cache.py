@@ -1,0 +1,96 @@
+"""A batch in pieces gives the losses and gradients of the batch in one piece, dropout included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mimic_engine.train.config import TrainConfig
+from mimic_engine.train.optimiser import set_modes
+from mimic_engine.train.run import _read, build_trainer
+from mimic_engine.train.sampler import Batch
+from mimic_engine.train.trainer import Trainer
+
+Options = Callable[..., TrainConfig]
+TRAINED = {"train_text_encoder": True, "train_image_encoder": True}
+
+
+def _trainer(config: TrainConfig) -> Trainer:
+    config.out.mkdir(parents=True, exist_ok=True)
+    return build_trainer(config, _read(config), "cpu")
+
+
+def _gradients(
+    trainer: Trainer, batch: Batch, step: int = 3
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Losses and gradients of half the loss of a batch, random states the same at the start."""
+    torch.manual_seed(5)
+    trainer.model.zero_grad()
+    losses = trainer.batch_loss.backward(batch, 0.5, step)
+    return losses, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12, 99])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"drop_images": 0.4, "drop_texts": 0.4, "mask_padding": True},
+        {"vision": "off", "cmfu": False},
+        TRAINED,
+        TRAINED | {"mask_padding": True, "extra_negatives": 4, "freeze_embeddings": True},
+        TRAINED | {"precision": "bf16"},
+    ],
+)
+def test_losses_and_gradients_are_those_of_the_whole_batch(options: Options, change: dict, rows: int) -> None:
+    trainer = _trainer(options(**change))
+    trainer.model.eval()  # without dropout, pieces of any size agree
+    batch = trainer.sampler.batches(0)[0]
+    losses, whole = _gradients(trainer, batch)
+    trainer.batch_loss._config = replace(trainer.config, gradient_cache=rows)
+    got, pieces = _gradients(trainer, batch)
+    coarse = change.get("precision") == "bf16"
+    assert got == pytest.approx(losses, rel=5e-3 if coarse else 1e-5)
+    assert pieces.keys() == whole.keys()
+    scale = max(float(g.abs().max()) for g in whole.values())
+    for name, gradient in whole.items():
+        error = float((pieces[name] - gradient).abs().max())
+        assert error < (2e-2 if coarse else 1e-5) * scale, name
+
+
+def test_dropout_of_the_second_pass_is_that_of_the_first(options: Options) -> None:
+    trainer = _trainer(options(**TRAINED))
+    set_modes(trainer.model, trainer.config)
+    batch = trainer.sampler.batches(0)[0]
+    losses, whole = _gradients(trainer, batch)
+    after = torch.get_rng_state()
+    trainer.batch_loss._config = replace(
+        trainer.config, gradient_cache=12
+    )  # one piece a side: the same draws
+    got, pieces = _gradients(trainer, batch)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert got == pytest.approx(losses, rel=1e-5)
+    trainer.model.eval()
+    assert _gradients(trainer, batch)[0] != pytest.approx(losses, rel=1e-3)  # dropout did something
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_no_graph_of_the_whole_batch_is_held(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = _trainer(options(**TRAINED, gradient_cache=3))
+    encode, seen = type(trainer._encode).__call__, []
+
+    def counting(self: object, records: object, *args: object, **options: object) -> object:
+        seen.append((len(records), torch.is_grad_enabled()))
+        return encode(self, records, *args, **options)
+
+    monkeypatch.setattr(type(trainer._encode), "__call__", counting)
+    batch = trainer.sampler.batches(0)[0]
+    _gradients(trainer, batch)
+    assert max(rows for rows, _ in seen) == 3
+    first, second = ([rows for rows, grad in seen if grad is on] for on in (False, True))
+    assert first == second
+    assert sum(first) == len(batch.mentions) + len(batch.entities)
