@@ -36,7 +36,13 @@ def tglu(mention: dict[str, Tensor], entity: dict[str, Tensor], eps: float) -> T
 
 
 def dual(
-    query: Tensor, q: Tensor, key: Tensor, k: Tensor, gate_bias: float, bias_norm: float, eps: float
+    query: Tensor,
+    q: Tensor,
+    key: Tensor,
+    k: Tensor,
+    gate_bias: float | Tensor,
+    bias_norm: float | Tensor,
+    eps: float,
 ) -> Tensor:
     """One direction of VDLU for A query rows (A, 3, D), (A, 7) and K key rows (K, 3, D), (K, 7); (A, K)."""
     width = query.shape[-1]
