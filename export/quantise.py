@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.data.source import Dataset, open_dataset
+from mimic_engine.encoding.base import mean_pictures
 from mimic_engine.encoding.graph import OnnxGraph, available_threads
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
 from mimic_engine.encoding.session import ENCODERS, GraphSession, RunnableGraph
@@ -104,10 +105,12 @@ class Judge:
         row = {entity.id: i for i, entity in enumerate(data.entities)}
         self._gold = np.array([row[m.answer] for m in mentions])  # (M,)
         entities = data.entities
-        pictures = [next(iter(e.images), None) for e in entities]
+        albums = [e.images[: manifest.image.entity_pictures] or (None,) for e in entities]
+        pictures = [picture for album in albums for picture in album]
         inputs = Inputs(folder, manifest, [entity_pair(e) for e in entities], pictures)
         session = self.session({})
         text, image = session.encode_text(inputs.tokens), inputs.image_features(session.encode_image)
+        image = mean_pictures(image, [len(album) for album in albums])
         self._entities = dict(session.fold_entities(text, image).items())
         self._text: dict[str | None, TextFeatures] = {}
         self._image: dict[str | None, ImageFeatures] = {}

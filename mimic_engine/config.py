@@ -58,12 +58,20 @@ class TextConfig(_Config):
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig(_Config):
-    """How an image becomes pixels: resized to a square with LANCZOS, then ``(x * rescale - mean) / std``."""
+    """How an image becomes pixels: resized to a square with LANCZOS, then ``(x * rescale - mean) / std``.
+
+    Of an entity's pictures the first ``entity_pictures`` are used, and their features averaged.
+    """
 
     size: int = 224
     rescale: float = 1 / 255
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    entity_pictures: int = 1
+
+    def __post_init__(self) -> None:
+        if self.entity_pictures < 1:
+            raise ModelError(f"ImageConfig.entity_pictures: {self.entity_pictures} is less than 1")
 
 
 @dataclass(frozen=True, slots=True)

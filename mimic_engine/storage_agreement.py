@@ -226,9 +226,9 @@ def _evenly(mentions: Sequence[Mention], limit: int) -> list[Mention]:
 
 
 def _foldable(index: Index, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Entity]]:
-    """Those of the rows whose entity has no picture, or one that is at hand."""
+    """Those of the rows whose entity has no picture that is not at hand."""
     entities = [index.entity(row) for row in rows.tolist()]
-    there = [not e.images or Path(str(e.images[0])).is_file() for e in entities]
+    there = [all(Path(str(image)).is_file() for image in e.images) for e in entities]
     return rows[np.array(there)], [e for e, usable in zip(entities, there, strict=True) if usable]
 
 

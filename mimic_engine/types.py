@@ -34,7 +34,7 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A knowledge-base entry. ``images`` are bytes or paths; the model uses the first."""
+    """A knowledge-base entry. ``images`` are bytes or paths; how many the model uses is its own."""
 
     id: str
     name: str

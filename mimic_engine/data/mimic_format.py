@@ -5,8 +5,9 @@ A folder holds ``kb_entity.json``, optionally ``qid2id.json``, and one
 ``kb_image/`` and ``mention_image/``, inside that folder or beside it.
 
 An entity's id is its Wikidata QID, its description is ``attr``; names are
-URL-unquoted, other texts kept as they are. Only the first picture of an entity
-counts, as in the published code. Mention ids may repeat: one photo, several mentions.
+URL-unquoted, other texts kept as they are. An entity whose first picture is not
+there has none, whatever the others, as in the published code, which knows the first
+only. Mention ids may repeat: one photo, several mentions.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ def read_entities(
             raise DataError(
                 f"{place}: id {record.id} of {record.qid!r} is {numbers.get(record.qid)} in {ID_FILE}"
             )
-        there = counts.add(pictures / name for name in record.image_list[:1] if name)
+        names = record.image_list if all(record.image_list[:1]) else []
+        named = [pictures / name for name in names if name]
+        first = counts.add(named[:1])
+        there = first + tuple(path for path in named[1:] if first and path.is_file())
         yield Entity(record.qid, unquote(record.entity_name), record.attr, there, record.type)
 
 

@@ -22,6 +22,7 @@ from mimic_engine.types import (
     EntityArrays,
     FoldConstants,
     ImageFeatures,
+    ImageSource,
     Mention,
     MentionArrays,
     TextFeatures,
@@ -139,23 +140,31 @@ class Featurizer:
         return self.fold_prepared([self.prepare(m) for m in mentions])
 
     def entities(
-        self, entities: Sequence[Entity], pixels: Sequence[Array | None] | None = None
+        self, entities: Sequence[Entity], pixels: Sequence[Sequence[Array]] | None = None
     ) -> EntityArrays:
         """Folded arrays of N entities.
 
         Parameters
         ----------
-        entities : names and descriptions; the first image of each, where it has one.
-        pixels : (3, S, S) of each entity or None for a missing image, where the caller
+        entities : names, descriptions and :meth:`pictures` of each.
+        pixels : (3, S, S) of each picture of each entity, none for a missing one, where the caller
             has decoded the images itself (and decided about broken ones).
         """
         if pixels is None:
             pixels = [
-                self.images(e.images[0], field=f"image of entity {e.id!r}") if e.images else None
+                [self.images(image, field=f"image of entity {e.id!r}") for image in self.pictures(e)]
                 for e in entities
             ]
         text = self._session.encode_text(self._text([entity_pair(e) for e in entities]))
-        return self._session.fold_entities(text, self._encode_images(pixels))
+        flat: list[Array | None] = []
+        for album in pixels:
+            flat += album or [None]
+        counts = [max(1, len(album)) for album in pixels]
+        return self._session.fold_entities(text, mean_pictures(self._encode_images(flat), counts))
+
+    def pictures(self, entity: Entity) -> tuple[ImageSource, ...]:
+        """The pictures of an entity that the model takes."""
+        return entity.images[: self._session.image_config.entity_pictures]
 
     def _encode_images(self, pixels: Sequence[Array | None]) -> ImageFeatures:
         """Image features of each row; only the rows that have an image go through the encoder."""
@@ -166,6 +175,20 @@ class Featurizer:
             encoded = self._session.encode_image(np.stack([p for p in pixels if p is not None]))
             cls[present], tokens[present] = encoded.cls, encoded.tokens
         return ImageFeatures(cls, tokens)
+
+
+def mean_pictures(image: ImageFeatures, counts: Sequence[int]) -> ImageFeatures:
+    """Features of N entities from those of their pictures, ``counts[n]`` of each in turn: the means.
+
+    The projections to width D are affine, so this is the projection of the mean of the raw features.
+    """
+    if len(image.cls) == len(counts):
+        return image
+    rows = np.array(counts, np.int64)  # (N,)
+    starts, number = np.cumsum(rows) - rows, rows.astype(np.float32)  # (N,)
+    cls: Array = np.add.reduceat(image.cls, starts)  # (N, D)
+    tokens: Array = np.add.reduceat(image.tokens, starts)  # (N, P, D)
+    return ImageFeatures(cls / number[:, None], tokens / number[:, None, None])
 
 
 def _concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:

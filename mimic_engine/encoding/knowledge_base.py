@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mimic_engine.data.pictures import BrokenImages
 from mimic_engine.encoding.base import Featurizer
-from mimic_engine.types import Entity, EntityArrays, FoldConstants
+from mimic_engine.types import Array, Entity, EntityArrays, FoldConstants
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,16 @@ class KnowledgeBaseFeaturizer:
         return self.featurizer.model_hash
 
     def entities(self, entities: Sequence[Entity], /) -> EntityArrays:
-        """Folded arrays of a batch; the first picture of each entity, where it has one.
+        """Folded arrays of a batch; of each entity the pictures that the model takes and can use.
 
         Raises
         ------
         DataError
             If a picture is broken and the policy is to stop; names file and entity.
         """
-        pixels = [
-            self.broken.load(self.featurizer.images, e.images[0] if e.images else None, f"entity {e.id!r}")
-            for e in entities
-        ]
-        return self.featurizer.entities(entities, pixels)
+        return self.featurizer.entities(entities, [self._pixels(e) for e in entities])
+
+    def _pixels(self, entity: Entity) -> list[Array]:
+        sources = self.featurizer.pictures(entity)
+        loaded = [self.broken.load(self.featurizer.images, s, f"entity {entity.id!r}") for s in sources]
+        return [pixels for pixels in loaded if pixels is not None]

@@ -35,4 +35,6 @@ def _config_salt(config: ModelConfig) -> str:
     values = config.to_json()
     for source in ("text_source", "image_source"):
         del values["encoder"][source]
+    if config.image.entity_pictures == 1:  # the published model, whose hash does not speak of it
+        del values["image"]["entity_pictures"]
     return json.dumps(values, sort_keys=True)

@@ -127,7 +127,7 @@ class BatchAnswer(msgspec.Struct):
 class EntityBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Body of ``PUT /v1/entities/{id}``: the whole entity.
 
-    ``images`` are base64 of JPEG, PNG or WebP files; the model uses the first.
+    ``images`` are base64 of JPEG, PNG or WebP files; the model uses the first, or more if it was made so.
     """
 
     name: str

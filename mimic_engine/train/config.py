@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -35,6 +35,10 @@ class TrainConfig:
     image_source: str | None = _option(None, "image encoder: local folder, weights file or hub id")
     max_length: int = _option(40, "text tokens a side, padding included")
     image_size: int = _option(224, "pixels a side")
+    entity_pictures: Literal["first", "mean"] = _option(
+        "first", "an entity's picture is its first, or the mean of the features of several"
+    )
+    max_pictures: int = _option(8, "pictures of an entity that --entity-pictures mean takes, at most")
     train_text_encoder: bool = _option(False, "fine-tune the text encoder (frozen and cached by default)")
     train_image_encoder: bool = _option(False, "fine-tune the image encoder (frozen and cached by default)")
     freeze_embeddings: bool = _option(
@@ -115,7 +119,8 @@ class TrainConfig:
         matcher = MatcherConfig(
             tglu=self.tglu, vision=self.vision, cmfu=self.cmfu, mask_padding=self.mask_padding
         )
-        return ModelConfig(text, image, encoder, matcher)
+        pictures = self.max_pictures if self.entity_pictures == "mean" else 1
+        return ModelConfig(text, replace(image, entity_pictures=pictures), encoder, matcher)
 
     @property
     def loss_units(self) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ def _check_limits(c: TrainConfig) -> None:
     at_least |= {"validate_every": 1, "patience": 1, "encode_batch": 1, "seed": 0}
     at_least |= {"max_steps": 0, "dev_limit": 0, "threads": 0, "extra_negatives": 0}
     at_least |= {"mined_negatives": 0, "mine_depth": 1, "mine_from": 0, "mine_every": 1}
-    at_least |= {"gradient_cache": 0}
+    at_least |= {"gradient_cache": 0, "max_pictures": 2}
     for name, limit in at_least.items():
         if getattr(c, name) < limit:
             raise InvalidInputError(f"{_flag(name)}: {getattr(c, name)} is less than {limit}")

@@ -1,13 +1,15 @@
 """A data set as arrays: token ids of every text, distinct pictures, and who owns which.
 
 Entities and mentions are *records* of one table: record = one text and one
-picture (0 = no picture). Entities come first (record = entity row), then the
-mentions of each split.
+picture (0 = no picture). Several pictures of one entity are an album, which
+stands in the place of one picture. Entities come first (record = entity row),
+then the mentions of each split.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +34,27 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Album:
+    """Several pictures of one entity, whose features are averaged."""
+
+    sources: tuple[ImageSource, ...]
+
+
+Picture = ImageSource | Album
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
     """R records over T = R texts and the distinct pictures."""
 
     tokens: TokenBatch  # (R, L)
-    pictures: tuple[ImageSource, ...]  # picture 1 is pictures[0]
+    pictures: tuple[Picture, ...]  # picture 1 is pictures[0]
     owners: tuple[str, ...]  # of each picture: the first record that has it, for messages
     picture: Rows  # (R,), 0 = none
     names: tuple[str, ...]  # of the N entities
     splits: Mapping[str, Split]
     empty: int  # the record without text and picture, for texts that training leaves out
+    entity_pictures: int = 1  # of an entity, at most; the others are left out
 
     @property
     def entities(self) -> Rows:
@@ -53,8 +66,15 @@ def build_corpus(
     entities: Sequence[Entity],
     mentions: Mapping[str, Sequence[LabelledMention]],
     text: TextPreprocessor,
+    entity_pictures: int = 1,
 ) -> Corpus:
     """Tokenise all texts and number the distinct pictures.
+
+    Parameters
+    ----------
+    entities, mentions : of which the splits' answers are entities.
+    text : tokenises.
+    entity_pictures : pictures of an entity that are used (``ImageConfig.entity_pictures`` of the model).
 
     Raises
     ------
@@ -64,7 +84,7 @@ def build_corpus(
     row = {e.id: i for i, e in enumerate(entities)}
     texts = [entity_pair(e) for e in entities]
     owners = [f"entity {e.id!r}" for e in entities]
-    images: list[ImageSource | None] = [e.images[0] if e.images else None for e in entities]
+    images: list[Picture | None] = [_picture(e.images[:entity_pictures]) for e in entities]
     splits = {}
     for name, labelled in mentions.items():
         records = np.arange(len(texts), len(texts) + len(labelled))
@@ -79,11 +99,19 @@ def build_corpus(
     first = {int(p): owner for p, owner in reversed(list(zip(picture, owners, strict=True)))}
     owned = tuple(first[p + 1] for p in range(len(pictures)))
     names = tuple(e.name for e in entities)
-    return Corpus(_tokenise(texts, text), pictures, owned, picture, names, splits, len(texts) - 1)
+    tokens = _tokenise(texts, text)
+    return Corpus(tokens, pictures, owned, picture, names, splits, len(texts) - 1, entity_pictures)
 
 
-def picture_identity(source: ImageSource) -> str:
+def picture_sources(picture: Picture) -> tuple[ImageSource, ...]:
+    """The pictures of an album, or the one picture."""
+    return picture.sources if isinstance(picture, Album) else (picture,)
+
+
+def picture_identity(source: Picture) -> str:
     """What tells one picture from another: a hash of its bytes, or path, size and time of the file."""
+    if isinstance(source, Album):
+        return json.dumps([picture_identity(s) for s in source.sources])
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     path = Path(source).resolve()
@@ -100,8 +128,14 @@ def _gold_rows(labelled: Iterable[LabelledMention], row: Mapping[str, int], spli
     return np.array(gold, dtype=np.int64)
 
 
-def _number(images: Iterable[ImageSource | None]) -> tuple[tuple[ImageSource, ...], Rows]:
-    number: dict[ImageSource, int] = {}
+def _picture(images: tuple[ImageSource, ...]) -> Picture | None:
+    if not images:
+        return None
+    return images[0] if len(images) == 1 else Album(images)
+
+
+def _number(images: Iterable[Picture | None]) -> tuple[tuple[Picture, ...], Rows]:
+    number: dict[Picture, int] = {}
     picture = [0 if image is None else number.setdefault(image, len(number) + 1) for image in images]
     return tuple(number), np.array(picture, dtype=np.int64)
 

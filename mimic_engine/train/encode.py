@@ -4,7 +4,7 @@ Trained encoders run under autocast (bf16 where chosen); frozen ones, the
 matcher and the image projections always in float32: in-batch scores are sums over several hundred
 products, too coarse in bf16 for a cross-entropy. Each distinct picture of a
 batch is projected once, however many records share it (all that have none
-share the zero picture).
+share the zero picture); the raw features of an album are the mean of its pictures'.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.errors import ModelError
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.encoders import Vectors
 from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.hashing import state_hash
 from mimic_engine.model.matcher import Features
 from mimic_engine.model.mimic import Mimic
-from mimic_engine.train.corpus import Corpus, picture_identity
+from mimic_engine.train.corpus import Corpus, Picture, picture_identity, picture_sources
 from mimic_engine.train.features import CachedFeatures, cache_key, cached_features
-from mimic_engine.types import Array, EntityArrays, ImageSource, MentionArrays
+from mimic_engine.types import Array, EntityArrays, MentionArrays
 
 Rows = NDArray[np.int64]
 # Weights that the raw features of a side depend on, by the start of their names in an encoder.
@@ -49,6 +50,11 @@ class RecordEncoder:
     train_text, train_image : encoders that run anew at each call; the others are cached.
     broken : policy for pictures that cannot be decoded; lists them.
     bf16 : run trained encoders under bfloat16 autocast.
+
+    Raises
+    ------
+    ModelError
+        If the corpus was built with another number of pictures an entity than the model takes.
     """
 
     def __init__(
@@ -62,6 +68,9 @@ class RecordEncoder:
         broken: BrokenImages,
         bf16: bool = False,
     ) -> None:
+        wanted = model.config.image.entity_pictures
+        if corpus.entity_pictures != wanted:
+            raise ModelError(f"corpus: {corpus.entity_pictures} pictures an entity, the model takes {wanted}")
         self.model = model
         self.corpus = corpus
         self.broken = broken
@@ -181,17 +190,22 @@ class RecordEncoder:
     def _image(self, pictures: Rows) -> Vectors:
         if self._image_cache is not None:
             return Vectors(*map(self._tensor, self._image_cache.take(pictures)))
-        pixels = self._tensor(np.stack([self._pixels(p) for p in pictures]))  # (R, 3, S, S)
-        with self._autocast(self._train_image):
-            out = self.model.encoder.image_backbone(pixels)
-        return Vectors(out.cls.float(), out.tokens.float())
+        albums = [self._pixels(p) for p in pictures]
+        parts = []
+        for pixels in self._tensor(np.concatenate(albums)).split(len(albums)):  # (at most R, 3, S, S)
+            with self._autocast(self._train_image):
+                parts.append(self.model.encoder.image_backbone(pixels))
+        counts = [len(a) for a in albums]
+        return Vectors(*(_means(torch.cat(p).float(), counts) for p in zip(*parts, strict=True)))
 
     def _pixels(self, picture: int) -> Array:
+        """Pixels (n, 3, S, S) of the n pictures of an album that can be used, or else of the missing one."""
         if picture == 0:
-            return self._images.missing()
-        source = self.corpus.pictures[picture - 1]
-        pixels = self.broken.load(self._images, source, self.corpus.owners[picture - 1])
-        return self._images.missing() if pixels is None else pixels
+            return self._images.missing()[None]
+        sources, owner = picture_sources(self.corpus.pictures[picture - 1]), self.corpus.owners[picture - 1]
+        loaded = [self.broken.load(self._images, s, owner) for s in sources]
+        usable = [pixels for pixels in loaded if pixels is not None]
+        return np.stack(usable or [self._images.missing()])
 
     @torch.no_grad()
     def _raw_images(self, pictures: Rows) -> tuple[Array, Array, Array]:
@@ -209,6 +223,7 @@ class RecordEncoder:
         config = self.model.config.to_json()
         state = self.model.encoder.state_dict()
         weights = state_hash({k: v for k, v in state.items() if k.startswith(BACKBONE_KEYS[side])})
+        config["image"].pop("entity_pictures")  # features of a picture do not depend on what is averaged
         settings = {side: config[side], "pooling": config["encoder"]["text_pooling"]}
         if side == "text":  # masked padding is not encoded at all, see _text
             settings["mask_padding"] = config["matcher"]["mask_padding"]
@@ -246,8 +261,16 @@ def _fold(encode: RecordEncoder, fold: nn.Module, records: Rows, batch_size: int
     return out
 
 
-def _name(source: ImageSource) -> str:
-    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+def _means(rows: Tensor, counts: list[int]) -> Tensor:
+    """Means (R, ...) of ``counts[r]`` rows each, one after another."""
+    if len(rows) == len(counts):
+        return rows
+    return torch.stack([part.mean(0) for part in rows.split(counts)])
+
+
+def _name(picture: Picture) -> str:
+    names = [f"{len(s)} bytes" if isinstance(s, bytes) else str(s) for s in picture_sources(picture)]
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 
 def _batches(rows: int, batch_size: int) -> Iterator[slice]:

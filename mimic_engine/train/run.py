@@ -67,7 +67,10 @@ def fresh_model(config: TrainConfig, device: str, group: Group | None = None) ->
 def build_run_corpus(config: TrainConfig, dataset: Dataset, splits: Sequence[str]) -> Corpus:
     """Entities and the mentions of ``splits``, tokenised as the run's text encoder reads them."""
     text = TextPreprocessor(Tokenizer.from_str(tokenizer_json(config)), config.model_config().text)
-    return build_corpus(dataset.entities, {name: dataset.splits[name] for name in splits}, text)
+    image = config.model_config().image
+    return build_corpus(
+        dataset.entities, {name: dataset.splits[name] for name in splits}, text, image.entity_pictures
+    )
 
 
 def build_encode(config: TrainConfig, model: Mimic, corpus: Corpus) -> RecordEncoder:

@@ -77,11 +77,19 @@ def test_entities(folder):
     counts = ReadCounts()
     a = folder.parent / "kb_image" / "a.jpg"
     assert list(read_entities(folder, counts=counts)) == [
-        Entity("Q1", "Café Müller", "attr%20stays", (a,), "entity"),
+        Entity("Q1", "Café Müller", "attr%20stays", (a, a.with_name("b.jpg")), "entity"),
         Entity("Q2", "100% Cotton", "", (), "entity"),
         Entity("Q3", "Name", "", (), "entity"),
     ]
     assert counts == ReadCounts(records=3, with_image=1, missing_images=1)
+
+
+def test_without_the_first_picture_the_others_do_not_count(folder):
+    second = list(read_entities(folder))[1]
+    assert second.images == ()
+    (folder.parent / "kb_image" / "gone.jpg").touch()
+    second = list(read_entities(folder))[1]
+    assert [image.name for image in second.images] == ["gone.jpg", "b.jpg"]
 
 
 def test_mentions(folder):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mimic_engine.errors import ImageError, TooLargeError
 from mimic_engine.images import decode_image
-from mimic_engine.train.corpus import Corpus
+from mimic_engine.train.corpus import Corpus, picture_sources
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.experiments.probes.base import Rows
 from mimic_engine.train.experiments.probes.treatments import Treatment, apply
@@ -34,7 +34,8 @@ def decode_pictures(run: TrainedRun, records: Rows) -> dict[int, Image.Image]:
     decoded = {}
     for number in np.unique(corpus.picture[records]).tolist():
         try:
-            image = decode_image(corpus.pictures[number - 1], field=f"image of {corpus.owners[number - 1]}")
+            source = picture_sources(corpus.pictures[number - 1])[0]  # a mention's picture is no album
+            image = decode_image(source, field=f"image of {corpus.owners[number - 1]}")
         except (ImageError, TooLargeError):
             if run.config.broken_images == "error":
                 raise
