@@ -68,6 +68,7 @@ class DrainingServer(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 access_log=False,  # ours knows the request id
+                timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
             )
         )

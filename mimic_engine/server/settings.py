@@ -150,6 +150,11 @@ class Settings(BaseSettings):
     max_top_k: int = Field(default=100, ge=1, description="Largest top_k")
     max_candidates: int = Field(default=10_000, ge=1, description="Longest list of candidate ids")
 
+    keep_alive_s: int = Field(
+        default=75,
+        ge=1,
+        description="How long an idle connection stays open, seconds; longer than a proxy in front keeps it",
+    )
     drain_grace_s: float = Field(
         default=0, ge=0, description="How long to go on accepting after readiness has failed, seconds"
     )
