@@ -146,6 +146,11 @@ def _appending(store: Path, lengths: Sequence[int]) -> Iterator[list[BinaryIO]]:
         files: list[BinaryIO] = []
         for name, length in zip((*ARRAYS, NAMES), lengths, strict=True):
             file = stack.enter_context((store / name).open("ab"))
+            if file.tell() < length:
+                raise DataError(
+                    f"{store / name}: holds {file.tell()} bytes of {length}: the cached features are "
+                    "damaged; delete the folder"
+                )
             file.truncate(length)
             files.append(file)
         yield files

@@ -94,6 +94,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (store / "tokens").write_bytes(b"x")
     with pytest.raises(DataError, match="kkk: the cached features are damaged; delete the folder"):
         encoder.cached(tmp_path)
+    with pytest.raises(DataError, match=r"tokens: holds 1 bytes of 80: .* delete the folder"):
+        Encoder([1, 2, 3]).cached(tmp_path)
     (store / "shapes.json").unlink()
     with pytest.raises(DataError, match="kkk: the cached features are damaged"):
         encoder.cached(tmp_path)
