@@ -115,7 +115,7 @@ class Device(ABC):
         size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         address, owner = self._allocate_pinned(size)
         self._pinned[address] = owner
-        return np.frombuffer(_host_memory(address, size), dtype, count=int(np.prod(shape))).reshape(shape)
+        return np.frombuffer(host_memory(address, size), dtype, count=int(np.prod(shape))).reshape(shape)
 
     def upload(self, host: NDArray[Any], buffer: Buffer, stream: Stream) -> None:
         """Queue a copy of a pinned array (or its first rows) to the start of a buffer."""
@@ -167,7 +167,8 @@ class Device(ABC):
             raise InvalidInputError(f"copy: {host.nbytes} bytes, the buffer holds {buffer.size_bytes}")
 
 
-def _host_memory(address: int, size_bytes: int) -> memoryview[int]:
+def host_memory(address: int, size_bytes: int) -> memoryview[int]:
+    """Host memory at an address, as bytes."""
     return memoryview((ctypes.c_char * size_bytes).from_address(address))
 
 
@@ -185,10 +186,15 @@ def open_device(backend: str = "cuda.core", index: int = 0) -> Device:
     """
     if backend not in BACKENDS:
         raise InvalidInputError(f"device backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    return CoreDevice(index) if backend == "cuda.core" else PycudaDevice(index)
+    if backend == "cuda.core":
+        return CoreDevice(index)
+    from mimic_engine.device_pycuda import PycudaDevice
+
+    return PycudaDevice(index)
 
 
-def _import(module: str, install: str) -> Any:
+def import_library(module: str, install: str) -> Any:
+    """A module that an extra brings; MissingDependencyError with the line that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -196,7 +202,7 @@ def _import(module: str, install: str) -> Any:
 
 
 @contextmanager
-def _errors(what: str) -> Iterator[None]:
+def library_errors(what: str) -> Iterator[None]:
     """Turn what a library raises into BackendError, with what was tried."""
     try:
         yield
@@ -211,8 +217,8 @@ class CoreDevice(Device):
 
     def __init__(self, index: int) -> None:
         super().__init__()
-        core = self._core = _import("cuda.core", INSTALL)
-        with _errors(f"CUDA device {index}"):
+        core = self._core = import_library("cuda.core", INSTALL)
+        with library_errors(f"CUDA device {index}"):
             self._device = core.Device(index)
             self.activate()
             major, minor = self._device.compute_capability
@@ -221,40 +227,40 @@ class CoreDevice(Device):
         self.architecture = f"sm_{major}{minor}"
 
     def _make_current(self) -> None:
-        with _errors("device"):
+        with library_errors("device"):
             self._device.set_current()
 
     def stream(self) -> Stream:
         """Make a stream."""
-        with _errors("stream"):
+        with library_errors("stream"):
             native = self._device.create_stream()
             return Stream(int(native.handle), native)
 
     def synchronize(self, stream: Stream) -> None:
         """Wait for a stream."""
-        with _errors("device"):
+        with library_errors("device"):
             stream.native.sync()
 
     def record(self, stream: Stream) -> Any:
         """Record an event."""
-        with _errors("event"):
+        with library_errors("event"):
             return stream.native.record()
 
     def wait(self, stream: Stream, event: Any) -> None:
         """Wait for an event on the device."""
-        with _errors("event"):
+        with library_errors("event"):
             stream.native.wait(event)
 
     def allocate(self, size_bytes: int) -> Buffer:
         """Allocate device memory."""
-        with _errors(f"{size_bytes} bytes of device memory"):
+        with library_errors(f"{size_bytes} bytes of device memory"):
             native = self._device.allocate(size_bytes, stream=self._own)
             self._own.sync()
             return Buffer(int(native.handle), size_bytes, native)
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Any:
         """Capture a graph."""
-        with _errors("graph capture"):
+        with library_errors("graph capture"):
             builder = stream.native.create_graph_builder()
             builder.begin_building()
             try:
@@ -265,12 +271,12 @@ class CoreDevice(Device):
 
     def replay(self, graph: Any, stream: Stream) -> None:
         """Queue a graph."""
-        with _errors("graph launch"):
+        with library_errors("graph launch"):
             graph.launch(stream.native)
 
     def kernel(self, cubin: bytes, name: str) -> Any:
         """Load a kernel."""
-        with _errors(f"kernel {name}"):
+        with library_errors(f"kernel {name}"):
             return self._core.ObjectCode.from_cubin(cubin).get_kernel(name)
 
     def launch(
@@ -284,112 +290,17 @@ class CoreDevice(Device):
         shared_bytes: int = 0,
     ) -> None:
         """Queue a kernel."""
-        with _errors("kernel launch"):
+        with library_errors("kernel launch"):
             config = self._core.LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
             self._core.launch(stream.native, config, kernel, *arguments)
 
     def _allocate_pinned(self, size_bytes: int) -> tuple[int, object]:
-        with _errors(f"{size_bytes} bytes of pinned memory"):
+        with library_errors(f"{size_bytes} bytes of pinned memory"):
             native = self._host_memory.allocate(size_bytes)
             return int(native.handle), native
 
     def _copy(self, target: int, source: int, size: int, stream: Stream, *, to_device: bool) -> None:
         del to_device  # unified addresses say it
-        with _errors("copy"):
+        with library_errors("copy"):
             from_handle = self._core.Buffer.from_handle
             from_handle(target, size).copy_from(from_handle(source, size), stream=stream.native)
-
-
-class PycudaDevice(Device):
-    """A device through PyCUDA, on the primary context."""
-
-    name = "pycuda"
-
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        driver = self._driver = _import("pycuda.driver", "pip install 'mimic-engine[pycuda]'")
-        with _errors(f"CUDA device {index}"):
-            driver.init()
-            device = driver.Device(index)
-            major, minor = device.compute_capability()
-            self._context = device.retain_primary_context()
-            self.activate()
-        self.architecture = f"sm_{major}{minor}"
-
-    def _make_current(self) -> None:
-        with _errors("device"):
-            self._context.push()
-
-    def stream(self) -> Stream:
-        """Make a stream."""
-        with _errors("stream"):
-            native = self._driver.Stream()
-            return Stream(int(native.handle), native)
-
-    def synchronize(self, stream: Stream) -> None:
-        """Wait for a stream."""
-        with _errors("device"):
-            stream.native.synchronize()
-
-    def record(self, stream: Stream) -> Any:
-        """Record an event."""
-        with _errors("event"):
-            return self._driver.Event().record(stream.native)
-
-    def wait(self, stream: Stream, event: Any) -> None:
-        """Wait for an event on the device."""
-        with _errors("event"):
-            stream.native.wait_for_event(event)
-
-    def allocate(self, size_bytes: int) -> Buffer:
-        """Allocate device memory."""
-        with _errors(f"{size_bytes} bytes of device memory"):
-            native = self._driver.mem_alloc(size_bytes)
-            return Buffer(int(native), size_bytes, native)
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Any:
-        """Capture a graph."""
-        with _errors("graph capture"):
-            stream.native.begin_capture()
-            try:
-                work()
-            finally:
-                graph = stream.native.end_capture()
-            return graph.instantiate()
-
-    def replay(self, graph: Any, stream: Stream) -> None:
-        """Queue a graph."""
-        with _errors("graph launch"):
-            graph.launch(stream.native)
-
-    def kernel(self, cubin: bytes, name: str) -> Any:
-        """Load a kernel."""
-        with _errors(f"kernel {name}"):
-            return self._driver.module_from_buffer(cubin).get_function(name)
-
-    def launch(
-        self,
-        kernel: Any,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        arguments: Sequence[Any],
-        stream: Stream,
-        *,
-        shared_bytes: int = 0,
-    ) -> None:
-        """Queue a kernel."""
-        with _errors("kernel launch"):
-            kernel(*arguments, grid=grid, block=block, stream=stream.native, shared=shared_bytes)
-
-    def _allocate_pinned(self, size_bytes: int) -> tuple[int, object]:
-        with _errors(f"{size_bytes} bytes of pinned memory"):
-            memory = self._driver.pagelocked_empty(size_bytes, np.uint8)
-            return int(memory.ctypes.data), memory
-
-    def _copy(self, target: int, source: int, size: int, stream: Stream, *, to_device: bool) -> None:
-        host = np.frombuffer(_host_memory(source if to_device else target, size), np.uint8)
-        with _errors("copy"):
-            if to_device:
-                self._driver.memcpy_htod_async(target, host, stream.native)
-            else:
-                self._driver.memcpy_dtoh_async(host, source, stream.native)
