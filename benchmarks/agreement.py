@@ -32,7 +32,7 @@ from mimic_engine.index.store import Index
 from mimic_engine.record import header, write_result
 from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import Scan, TopK
-from mimic_engine.types import SCORERS, LabelledMention, MentionArrays
+from mimic_engine.types import KERNELS, LabelledMention, MentionArrays
 
 TOP_K = 10
 BATCH = 64
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data", type=Path, required=True, help="data set with mentions of that index")
     add("--split", default="test")
     add("--limit", type=int, default=0, help="only the first mentions; 0 = all")
-    add("--scorer", choices=SCORERS, default="auto")
+    add("--scorer", choices=KERNELS, default="auto")
     add("--threads", type=int, default=available_threads(), help="%(default)s")
     args = parser.parse_args(argv)
     try:

@@ -28,7 +28,7 @@ from benchmarks.timing import sgemm_gflops
 from mimic_engine.encoding.graph import available_threads
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.record import write_result
-from mimic_engine.types import SCORERS
+from mimic_engine.types import KERNELS
 
 # Set before the first run. Shares of sgemm count 2 L L D operations a pair.
 EXPECTED = {
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="test", help="whose first mentions are asked (%(default)s)")
     add("--sizes", type=_numbers, default=(20_818, 110_000, 1_000_000), metavar="N,...", help="%(default)s")
     add("--batches", type=_numbers, default=(1, 8, 20, 64), metavar="B,...", help="%(default)s")
-    add("--scorer", choices=SCORERS, default="auto", help="kernels (%(default)s)")
+    add("--scorer", choices=KERNELS, default="auto", help="kernels (%(default)s)")
     add("--exact-pairs", type=int, default=10**7, help="most pairs of an exact scan (%(default)s)")
     add("--baseline-pairs", type=int, default=22 * 10**5, help="most pairs of the loop (%(default)s)")
     return parser

@@ -34,7 +34,7 @@ from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.record import write_result
 from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import Scan, TopK
-from mimic_engine.types import MODES, SCORERS, EntityArrays, FoldConstants, MentionArrays, Mode
+from mimic_engine.types import KERNELS, MODES, EntityArrays, FoldConstants, MentionArrays, Mode
 
 TOP_K = 10
 _SHARED = ("tglu_query", "tglu_query_scale", "tglu_token_weight")
@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mentions", type=int, default=20, help="asked one by one (%(default)s)")
     add("--sizes", type=_sizes, default=(10**4, 10**5, 10**6, 10**7), metavar="N,...", help="%(default)s")
     add("--certified-to", type=int, default=10**6, help="largest size of the certified mode (%(default)s)")
-    add("--scorer", choices=SCORERS, default="auto")
+    add("--scorer", choices=KERNELS, default="auto")
     add("--threads", type=int, default=available_threads(), help="%(default)s")
     add("--seconds", type=float, default=3.0, help="spent on each row (%(default)s)")
     return parser

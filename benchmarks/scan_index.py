@@ -28,7 +28,7 @@ from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.index.store import Index
 from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import CodeBook, Scan, TopK
-from mimic_engine.types import EntityArrays, MentionArrays, Mode, ScorerChoice
+from mimic_engine.types import EntityArrays, KernelChoice, MentionArrays, Mode
 
 TOP_K = 10
 
@@ -48,7 +48,7 @@ class IndexOptions:
     split: str
     entities: tuple[int, ...]
     batches: tuple[int, ...]
-    scorer: ScorerChoice
+    scorer: KernelChoice
     threads: int
     seconds: float
     exact_pairs: int

@@ -13,7 +13,7 @@ from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.matcher import Matcher
 from mimic_engine.scoring.choose import open_kernels
 from mimic_engine.scoring.scan import Scan
-from mimic_engine.types import MODES, Mode, ScorerChoice
+from mimic_engine.types import MODES, KernelChoice, Mode
 
 if TYPE_CHECKING:
     from benchmarks.conftest import BenchModel, Note, Scene
@@ -29,7 +29,7 @@ def test_scan(
     scene: Scene,
     batch: int,
     dtype: str,
-    kernels: ScorerChoice,
+    kernels: KernelChoice,
     mode: Mode,
     model: BenchModel,
     matcher: Matcher,

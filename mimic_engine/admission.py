@@ -1,4 +1,4 @@
-"""What a caller of the batcher holds: limits, places in the queue, and the outcomes of its items.
+"""What a caller of the batcher holds or is told: its state, limits, places in the queue, outcomes of items.
 
 The device side is :mod:`mimic_engine.batching`. No thread lives here, and no knowledge of HTTP.
 """
@@ -6,6 +6,7 @@ The device side is :mod:`mimic_engine.batching`. No thread lives here, and no kn
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import math
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from mimic_engine.errors import DeadlineError, EngineError, InvalidInputError, MimicError
+from mimic_engine.errors import DeadlineError, DeviceError, EngineError, InvalidInputError, MimicError
 
 if TYPE_CHECKING:
     from mimic_engine.batching import Batcher
@@ -23,6 +24,21 @@ I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
 R = TypeVar("R")  # its result
 
 logger = logging.getLogger(__name__)
+
+
+class State(enum.Enum):
+    """Life of a batcher; the value is what a caller is told."""
+
+    STARTING = "warming up"
+    READY = "ready"
+    RECOVERING = "recovering from a device error"
+    DRAINING = "draining"
+    CLOSED = "closed"
+    FAILED = "the device thread has died"
+    LOST = "the device is lost: only a restart helps"
+
+
+DEAD = (State.FAILED, State.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +224,19 @@ def call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None
         loop.call_soon_threadsafe(wake)
     except RuntimeError:  # the caller's event loop has been closed: nobody is left to tell
         logger.debug("an event loop was closed before its answer came")
+
+
+def notify_all(groups: Sequence[Group[I, R]]) -> None:
+    """Tell the callers of groups that are complete; not under the mutex."""
+    for group in groups:
+        group.notify()
+
+
+def engine_error(cause: BaseException) -> EngineError:
+    """The error that a caller gets for what befell the batch of its items; it tells nothing of the inside."""
+    if isinstance(cause, DeviceError):
+        error: EngineError = type(cause)(f"the device failed on a batch: {cause.reason}", reason=cause.reason)
+    else:
+        error = EngineError(f"the engine failed on a batch: {type(cause).__name__}")
+    error.__cause__ = cause
+    return error

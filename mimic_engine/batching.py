@@ -12,7 +12,6 @@ one :class:`Outcome`: a value, or the error that befell it.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import threading
 import time
@@ -21,14 +20,29 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from mimic_engine.admission import BatchLimits, BatchReport, Group, Outcome, Places, Ticket, call_soon
+from mimic_engine.admission import (
+    DEAD,
+    BatchLimits,
+    BatchReport,
+    Group,
+    Outcome,
+    Places,
+    State,
+    Ticket,
+    call_soon,
+    engine_error,
+    notify_all,
+)
 from mimic_engine.errors import (
+    DeviceError,
+    DeviceLostError,
     EngineError,
     MimicError,
     NotReadyError,
     QueueFullError,
     TooLargeError,
 )
+from mimic_engine.recovery import Recovery
 
 I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
 R = TypeVar("R")  # its result
@@ -36,16 +50,6 @@ R = TypeVar("R")  # its result
 __all__ = ["BatchLimits", "BatchReport", "Batcher", "Outcome", "Places", "State"]
 
 logger = logging.getLogger(__name__)
-
-
-class State(enum.Enum):
-    """Life of a batcher; the value is what a caller is told."""
-
-    STARTING = "warming up"
-    READY = "ready"
-    DRAINING = "draining"
-    CLOSED = "closed"
-    FAILED = "the device thread has died"
 
 
 class Batcher(Generic[I, R]):
@@ -56,7 +60,9 @@ class Batcher(Generic[I, R]):
     run
         Device work: a list of items in, one result for each in the same order. An exception of it
         fails the items of that batch with :class:`EngineError`; anything that is not an
-        ``Exception`` (``SystemExit``, ...) ends the device thread and fails everybody.
+        ``Exception`` (``SystemExit``, ...) ends the device thread and fails everybody. After a
+        :class:`DeviceError` who waits is refused too, and nobody is admitted until ``recovery`` has
+        succeeded; a device that is lost ends the thread.
     limits
         See :class:`BatchLimits`.
     cost
@@ -65,6 +71,8 @@ class Batcher(Generic[I, R]):
         Runs first, on the device thread; nothing is admitted before it has returned.
     on_batch
         Told of every batch, on the device thread, after its callers have been answered.
+    recovery
+        Gets the device back, on the device thread; without one its next batch is tried as it is.
     """
 
     def __init__(
@@ -75,10 +83,13 @@ class Batcher(Generic[I, R]):
         cost: Callable[[I], int] = lambda _: 1,
         warm_up: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
+        recovery: Recovery | None = None,
         name: str = "mimic-device",
     ) -> None:
         self.limits = limits or BatchLimits()
         self._run, self._cost, self._warm_up, self._on_batch = run, cost, warm_up, on_batch
+        self._recovery = recovery
+        self.recoveries = 0  # device errors after which the device came back
         self._mutex = threading.Lock()
         self._work = threading.Condition(self._mutex)  # the device thread waits here
         self._quiet = threading.Condition(self._mutex)  # drain() and wait_ready() wait here
@@ -103,7 +114,7 @@ class Batcher(Generic[I, R]):
     @property
     def alive(self) -> bool:
         """False once the device thread has ended, for whatever reason."""
-        return self._state is not State.FAILED and self._thread.is_alive()
+        return self._state not in DEAD and self._thread.is_alive()
 
     @property
     def failure(self) -> BaseException | None:
@@ -193,7 +204,7 @@ class Batcher(Generic[I, R]):
             raise TooLargeError(f"item: cost {max(costs)} is over max_batch_cost {limit}")
         group.fill(items, costs, self.limits.queue_timeout_ms)
         with self._mutex:
-            if self._state in (State.CLOSED, State.FAILED):
+            if self._state in (State.CLOSED, State.RECOVERING, *DEAD):
                 raise NotReadyError(f"not accepting work: {self._state.value}")
             self._held -= len(items)
             self._queue.update(dict.fromkeys(group.tickets))
@@ -211,11 +222,32 @@ class Batcher(Generic[I, R]):
                     self._state = State.READY
                 self._quiet.notify_all()
             while batch := self._next_batch():
-                self._process(batch)
+                fault = self._process(batch)
                 del batch  # who waits for work holds on to nothing
+                if fault is not None:
+                    self._recover(fault)
         except BaseException as error:
-            logger.critical("the device thread has died", exc_info=error)
             self._fail(error)
+            logger.critical("%s", self._state.value, exc_info=error)
+
+    def _recover(self, fault: DeviceError) -> None:
+        """Get the device back, unless the end has come meanwhile; DeviceLostError if it is gone."""
+        if isinstance(fault, DeviceLostError):
+            raise fault
+        if self._recovery is None or self._state is State.CLOSED:
+            return
+        if not self._recovery.run(self._still_recovering):
+            return
+        with self._mutex:
+            self.recoveries += 1
+            if self._state is State.RECOVERING:
+                self._state = State.READY
+            self._quiet.notify_all()
+
+    def _still_recovering(self, seconds: float) -> bool:
+        """Wait; False as soon as the batcher is drained or closed instead."""
+        with self._work:
+            return not self._work.wait_for(lambda: self._state is not State.RECOVERING, seconds)
 
     def _next_batch(self) -> list[Ticket[I, R]]:
         """Wait for work and take it; empty when the batcher is closed."""
@@ -228,7 +260,7 @@ class Batcher(Generic[I, R]):
                     return []
                 self._collect()
                 batch = self._take(done)
-            _notify(done)
+            notify_all(done)
             if batch:
                 return batch
 
@@ -262,7 +294,8 @@ class Batcher(Generic[I, R]):
         self._tell_quiet()
         return batch
 
-    def _process(self, batch: list[Ticket[I, R]]) -> None:
+    def _process(self, batch: list[Ticket[I, R]]) -> DeviceError | None:
+        """Run a batch and answer it; the device's error, where that is what befell it."""
         started = time.monotonic()
         failure: Exception | None = None
         results: list[R] = []
@@ -281,15 +314,28 @@ class Batcher(Generic[I, R]):
                 if failure is None:
                     outcome = Outcome(results[i], None, queue_s[i], service_s)
                 else:
-                    outcome = Outcome(None, _engine_error(failure), queue_s[i], service_s)
+                    outcome = Outcome(None, engine_error(failure), queue_s[i], service_s)
                 self._settle(ticket, outcome, done)
             recent = service_s / len(batch)
             self._item_s = recent if self._item_s is None else 0.8 * self._item_s + 0.2 * recent
             self._running, self._busy_since = [], None
+            if isinstance(failure, DeviceError):
+                self._refuse_who_waits(failure, done)
             self._tell_quiet()
-        _notify(done)
+        notify_all(done)
         cost = sum(ticket.cost for ticket in batch)
         self._on_batch(BatchReport(len(batch), cost, queue_s, service_s, failure is not None))
+        return failure if isinstance(failure, DeviceError) else None
+
+    def _refuse_who_waits(self, fault: DeviceError, done: list[Group[I, R]]) -> None:
+        """Under the mutex: admit nobody, and answer at once who would wait for a device that has failed."""
+        lost = isinstance(fault, DeviceLostError)
+        if self._recovery is None and not lost:
+            return
+        if self._state is State.READY:
+            self._state = State.RECOVERING
+        refused = State.LOST if lost else State.RECOVERING
+        done += self._settle_all(list(self._queue), lambda: NotReadyError(f"not answered: {refused.value}"))
 
     # -- settling: every item gets exactly one outcome ------------------------------------------------
 
@@ -312,14 +358,15 @@ class Batcher(Generic[I, R]):
                     self._settle(ticket, Outcome(None, error, now - ticket.enqueued), done)
             self._tell_room()
             self._tell_quiet()
-        _notify(done)
+        notify_all(done)
 
     def _fail(self, error: BaseException) -> None:
+        lost = isinstance(error, DeviceLostError)
         with self._mutex:
-            self._failure, self._state = error, State.FAILED
-            done = self._settle_all([*self._running, *self._queue], lambda: _engine_error(error))
+            self._failure, self._state = error, State.LOST if lost else State.FAILED
+            done = self._settle_all([*self._running, *self._queue], lambda: engine_error(error))
             self._running, self._busy_since = [], None
-        _notify(done)
+        notify_all(done)
 
     def _settle_all(self, tickets: list[Ticket[I, R]], error: Callable[[], MimicError]) -> list[Group[I, R]]:
         """Under the mutex: settle the tickets, which are those of the whole queue or more."""
@@ -347,47 +394,36 @@ class Batcher(Generic[I, R]):
             tell()
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
-        """Wait until the warm-up has ended; True if the batcher is ready then."""
+        """Wait until the warm-up or a recovery has ended; True if the batcher is ready then."""
         with self._quiet:
-            self._quiet.wait_for(lambda: self._state is not State.STARTING, timeout_s)
+            self._quiet.wait_for(lambda: self._state not in (State.STARTING, State.RECOVERING), timeout_s)
             return self._state is State.READY
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Admit nothing more and wait until all that was admitted is answered; False on a timeout."""
         with self._quiet:
-            if self._state in (State.STARTING, State.READY):
+            if self._state in (State.STARTING, State.READY, State.RECOVERING):
                 self._state = State.DRAINING
             self._work.notify()
             self._tell_room()
             return self._quiet.wait_for(
-                lambda: self._state in (State.FAILED, State.CLOSED) or not self._pending(), timeout_s
+                lambda: self._state in (State.CLOSED, *DEAD) or not self._pending(), timeout_s
             )
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuse what still waits, let the present batch finish, end the thread; False if it hangs on."""
         closed = NotReadyError("not answered: the service was closed")
         with self._mutex:
-            if self._state is not State.FAILED:
+            if self._state not in DEAD:
                 self._state = State.CLOSED
             done = self._settle_all(list(self._queue), lambda: closed)
             self._work.notify()
-        _notify(done)
+        notify_all(done)
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             return True
         hung = EngineError("not answered: the device hung while the service was closed")
         with self._mutex:
             done = self._settle_all(list(self._running), lambda: hung)
-        _notify(done)
+        notify_all(done)
         return False
-
-
-def _notify(groups: list[Group[I, R]]) -> None:
-    for group in groups:
-        group.notify()
-
-
-def _engine_error(cause: BaseException) -> EngineError:
-    error = EngineError(f"the engine failed on a batch: {type(cause).__name__}")
-    error.__cause__ = cause
-    return error

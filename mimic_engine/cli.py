@@ -37,7 +37,7 @@ from mimic_engine.cli_index import add_commands
 from mimic_engine.cli_nif import add_nif
 from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
-from mimic_engine.types import MODES, SCORERS, LinkResult, Mention
+from mimic_engine.types import MODES, PLACEMENTS, SCORERS, LinkResult, Mention
 
 LINK_BATCH = 32
 
@@ -122,6 +122,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--mode", choices=MODES, default="certified", help="how entities are found (%(default)s)")
     add("--rerank", type=int, metavar="R", help="entities that mode coded scores exactly")
     add("--scorer", choices=SCORERS, default="auto", help="what scores (%(default)s)")
+    add("--placement", choices=PLACEMENTS, default="auto", help="of token queries on a GPU (%(default)s)")
     add_backend(parser)
     add("--types", help="comma-separated entity types to choose among")
     add("--explain", action="store_true", help="add what each unit gave, and the tokens attended to")
@@ -209,7 +210,9 @@ def _link(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--{alone[0]}: goes with --mention, not with --input")
     if args.mention is not None and args.sentence is None:
         raise InvalidInputError("--sentence: missing; it is the text around the mention")
-    linker = Linker.open(args.model, args.index, scorer=args.scorer, **backend_options(args))
+    linker = Linker.open(
+        args.model, args.index, scorer=args.scorer, placement=args.placement, **backend_options(args)
+    )
     candidates, types = (
         None if given is None else [part for part in given.split(",") if part]
         for given in (args.candidates, args.types)

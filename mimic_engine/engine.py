@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,8 +29,9 @@ from mimic_engine.explain import explain_result
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
 from mimic_engine.nil import NilThreshold
-from mimic_engine.scoring.choose import open_kernels
-from mimic_engine.scoring.scan import DEFAULT_RERANK, Scan, TopK
+from mimic_engine.scoring.choose import ScanOptions, open_scan
+from mimic_engine.scoring.ranker import Ranker
+from mimic_engine.scoring.scan import DEFAULT_RERANK, TopK
 from mimic_engine.types import (
     Candidate,
     LinkOptions,
@@ -36,8 +39,13 @@ from mimic_engine.types import (
     Mention,
     MentionArrays,
     Mode,
+    PlacementChoice,
     ScorerChoice,
 )
+from mimic_engine.warming import WarmUp, first_and_steady
+
+GPU_BACKENDS = ("cuda", "tensorrt")  # of the encoders
+logger = logging.getLogger(__name__)
 
 
 class Linker:
@@ -58,7 +66,7 @@ class Linker:
         self,
         featurizer: Featurizer,
         index: Index,
-        scan: Scan,
+        scan: Ranker,
         nil: NilThreshold | None = None,
         *,
         verify: bool = True,
@@ -69,6 +77,7 @@ class Linker:
         self._scan = scan
         self._verify = verify
         promise = promised(index.manifest)
+        self.warmed: WarmUp | None = None
         self._rerank = DEFAULT_RERANK if promise is None else max(DEFAULT_RERANK, promise.r_999)
 
     @classmethod
@@ -81,6 +90,7 @@ class Linker:
         precision: str = "fp32",
         threads: int | None = None,
         scorer: ScorerChoice = "auto",
+        placement: PlacementChoice = "auto",
         verify: bool = True,
         image_limits: ImageLimits | None = None,
         engines: str | Path | None = None,
@@ -97,7 +107,10 @@ class Linker:
             "tensorrt", "torch", or "auto": the fastest that gives the CPU's answers on this machine.
         precision : of the encoder graphs: "fp32", "fp16", "int8", and "bf16" on a GPU.
         threads : CPU cores for encoders and scan; all that the process may use by default.
-        scorer : "cpu" (compiled kernels), "onnx", "numpy", or "auto", the fastest that is installed.
+        scorer : "cuda" (the scan on a GPU), "cpu" (compiled kernels), "onnx", "numpy", or "auto": the
+            GPU where the encoders run on one and the index fits, else the fastest that is installed.
+        placement : where the scan on a GPU keeps the token queries, four fifths of an index: "device",
+            "host" (pinned memory), or "auto", the device if they fit.
         verify : check the SHA-256 of every file before it is trusted.
         image_limits : byte, pixel and format limits of mention images.
         engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
@@ -113,7 +126,9 @@ class Linker:
         IndexFormatError, IndexMismatchError
             If the index is missing, damaged, empty, or was built with another model.
         MissingDependencyError
-            If the scorer "cpu" was asked for and is not installed.
+            If the scorer was asked for by name, and it or a device that it needs is not there.
+        EngineError
+            If the scorer is "cuda" and the index does not fit in the device's memory.
         """
         opened = Index.open(index, verify=verify)
         featurizer = open_featurizer(
@@ -129,8 +144,10 @@ class Linker:
         )
         opened.check_model(featurizer.model_hash)
         nil = NilThreshold.read(Path(model), featurizer.model_hash)
-        kernels = open_kernels(scorer, model, featurizer.constants, verify=verify)
-        scan = Scan(opened.segments, kernels, threads=threads, tie_key=opened.ids, codes=opened.codes)
+        options = ScanOptions(scorer, threads, placement, featurizer.backend in GPU_BACKENDS, verify)
+        scan = open_scan(
+            opened.segments, featurizer.constants, model, options, tie_key=opened.ids, codes=opened.codes
+        )
         return cls(featurizer, opened, scan, nil, verify=verify)
 
     def reopened(self) -> Self:
@@ -148,7 +165,9 @@ class Linker:
             return self
         newest.check_model(self.model_hash)
         scan = self._scan.over(newest.segments, newest.ids, newest.codes)
-        return type(self)(self.featurizer, newest, scan, self.nil, verify=self._verify)
+        linker = type(self)(self.featurizer, newest, scan, self.nil, verify=self._verify)
+        linker.warmed = self.warmed
+        return linker
 
     @property
     def nil_threshold(self) -> float | None:
@@ -244,12 +263,34 @@ class Linker:
         return self._scan.ranks(self.featurizer.mentions(mentions), gold, allowed=self.index.alive)
 
     def warm_up(self) -> None:
-        """Run every graph that a request needs, so that the first costs no more than the next."""
+        """Run everything in every shape that a request can have, so that the first costs what the next does.
+
+        ``warmed`` says, and the log, what the first request after it took against those that followed.
+        """
+        start = time.perf_counter()
         size = self.featurizer.image_size
-        for pixels in (None, np.zeros((3, size, size), np.float32)):
-            tokens = self.prepare(Mention("warm-up", "One mention, so that every graph has run.")).tokens
-            for mode in self._scan.modes:
-                self.link_prepared([PreparedMention(tokens, pixels)], [LinkOptions(1, mode=mode)])
+        tokens = self.prepare(Mention("warm-up", "One mention, so that every graph has run.")).tokens
+        mention = PreparedMention(tokens, np.zeros((3, size, size), np.float32))
+        encoder_runs = self.featurizer.warm_up()
+        searches = self._scan.warm_up(self.featurizer.fold_prepared([mention]), self.index.alive)
+        seconds = time.perf_counter() - start
+        first, steady = first_and_steady(lambda: self.link_prepared([mention], [LinkOptions(1)]))
+        self.warmed = WarmUp(seconds, encoder_runs, searches, first, steady)
+        logger.info("%s", self.warmed)
+
+    def recover(self) -> None:
+        """Take the device up anew after a DeviceError, and warm up; on the thread that links.
+
+        Linkers of the same model share the encoders, and have them back as well.
+
+        Raises
+        ------
+        MimicError
+            If that fails; mentions then fail too, until a later recovery succeeds.
+        """
+        self.featurizer.rebuild()
+        self._scan.rebuild()
+        self.warm_up()
 
     def info(self) -> dict[str, Any]:
         """What is loaded, for people and for ``/v1/info``; JSON types only."""
@@ -265,6 +306,7 @@ class Linker:
             "backend": self.featurizer.backend,
             "scorer": self._scan.scorer_name,
             "threads": self._scan.threads,
+            "warm_up": None if self.warmed is None else self.warmed.to_json(),
             "nil_threshold": None if self.nil is None else asdict(self.nil),
         }
 

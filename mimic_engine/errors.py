@@ -91,3 +91,15 @@ class NotReadyError(MimicError):
 
 class EngineError(MimicError):
     """The engine failed while it worked on a request (HTTP 500)."""
+
+
+class DeviceError(EngineError):
+    """The device failed in a batch, and is taken up anew (HTTP 503); ``reason`` says why, in words."""
+
+    def __init__(self, message: str, *, reason: str = "a run failed") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DeviceLostError(DeviceError):
+    """The device's context is broken: only a new process can use the device again (HTTP 503)."""

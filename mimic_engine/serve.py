@@ -87,6 +87,7 @@ def _serve(settings: Settings) -> int:
             checkpoint=settings.checkpoint,
             threads=settings.threads,
             scorer=settings.scorer,
+            placement=settings.placement,
             cache_bytes=settings.mention_cache_bytes,
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )

@@ -19,8 +19,14 @@ Array = NDArray[np.float32]
 ImageSource = bytes | str | Path  # encoded bytes, or the path of an image file
 Mode = Literal["exact", "certified", "coded"]  # how a scan answers, see mimic_engine/scoring/scan.py
 MODES: tuple[Mode, ...] = get_args(Mode)
-ScorerChoice = Literal["auto", "cpu", "onnx", "numpy"]  # what scores, see mimic_engine/scoring/choose.py
+KernelChoice = Literal["auto", "cpu", "onnx", "numpy"]  # what scores on the CPU
+KERNELS: tuple[KernelChoice, ...] = get_args(KernelChoice)
+ScorerChoice = Literal[
+    "auto", "cpu", "cuda", "onnx", "numpy"
+]  # what scores, see mimic_engine/scoring/choose.py
 SCORERS: tuple[ScorerChoice, ...] = get_args(ScorerChoice)
+PlacementChoice = Literal["auto", "device", "host"]  # where a GPU scan keeps the entities' token queries
+PLACEMENTS: tuple[PlacementChoice, ...] = get_args(PlacementChoice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,13 +27,14 @@ GPU_KERNELS = (
     "compile_report",
 )
 GPU = (
-    *(f"mimic_engine.scoring.{name}" for name in ("cuda", "cuda_memory", "cuda_passes")),
+    *(f"mimic_engine.scoring.{name}" for name in ("cuda", "cuda_memory", "cuda_passes", "cuda_ranker")),
     *(f"mimic_engine.kernels.{name}" for name in GPU_KERNELS),
 )
-# These import the torch layer inside functions, when it is asked for.
+# These import the torch layer, or the scan on a GPU, inside functions, when it is asked for.
 TRAINING_COMMANDS = (
     *("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo"),
     "mimic_engine.encoding.backends",
+    "mimic_engine.scoring.choose",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
 OPTIONAL = {  # by extra; in functions

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.config import ImageConfig, TextConfig
+from mimic_engine.encoding.buckets import RunShapes
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
 from mimic_engine.types import (
@@ -39,6 +40,15 @@ class EncoderSession(Protocol):
     text_config: TextConfig
     image_config: ImageConfig
     backend: str  # short name for logs and reports
+
+    @property
+    def shapes(self) -> RunShapes:
+        """What its graphs run at: what a warm-up covers."""
+        ...
+
+    def rebuild(self) -> None:
+        """Let go of the device and take it up anew, after a DeviceError; errors as of opening."""
+        ...
 
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:
         """Token ids (B, L) to text features."""
@@ -74,6 +84,24 @@ class PreparedMention:
         return self.pixels is not None
 
 
+def warm_up(session: EncoderSession) -> int:
+    """Run encoders and mention fold at every shape, until each is steady; the number of runs."""
+    shapes, size = session.shapes, session.image_config.size
+    for rows in shapes.rows:
+        for _ in range(shapes.runs):
+            image = session.encode_image(np.zeros((rows, 3, size, size), np.float32))
+            for length in shapes.lengths:
+                text = session.encode_text(_texts(rows, length, session.text_config.max_length))
+            session.fold_mentions(text, image)
+    return len(shapes.rows) * shapes.runs * (2 + len(shapes.lengths))
+
+
+def _texts(rows: int, used: int, length: int) -> TokenBatch:
+    """Texts of ``used`` real tokens, padded to ``length``."""
+    mask = np.repeat((np.arange(length) < used)[None], rows, axis=0).astype(np.int64)  # (rows, L)
+    return TokenBatch(mask, mask, np.zeros_like(mask), np.zeros(rows, np.bool_))  # every vocabulary has id 1
+
+
 class Featurizer:
     """Preprocessing plus a session: mentions and entities in, folded arrays out.
 
@@ -88,6 +116,14 @@ class Featurizer:
         self._text = text
         self.images = images
         self._missing = session.encode_image(images.missing()[None])  # (1, D), (1, P, D)
+
+    def warm_up(self) -> int:
+        """Run the session at every shape that mentions can have; the number of runs."""
+        return warm_up(self._session)
+
+    def rebuild(self) -> None:
+        """Take the device up anew, after a DeviceError; errors as of opening. On the thread that runs it."""
+        self._session.rebuild()
 
     @property
     def constants(self) -> FoldConstants:

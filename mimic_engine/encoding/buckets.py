@@ -10,6 +10,7 @@ padding; elsewhere the padded length is part of the model and kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,15 @@ ROWS = (1, 4, 8, 16, 32)
 ROWS_PER_RUN = ROWS[-1]  # bounds the encoders' working memory, about 10 MB a picture, whatever the batch
 LENGTH = "length"  # name of a graph's free axis of text tokens
 _STEP = 8  # tokens; lengths of matrix products that tensor cores like
+
+
+@dataclass(frozen=True, slots=True)
+class RunShapes:
+    """What a session runs at: rows and tokens, ascending, and runs of a shape until its time is steady."""
+
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    runs: int = 1
 
 
 def bucket(size: int, buckets: Sequence[int]) -> int:

@@ -61,6 +61,11 @@ class BoundGraph(RunnableGraph):
         check_names(path, self._session, entry)
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
+    @property
+    def runs_until_steady(self) -> int:
+        """One that ONNX Runtime captures, and one that replays it."""
+        return 2 if self._cuda_graphs else 1
+
     def execute(self, feeds: Arrays) -> dict[str, Array]:
         """Run on checked inputs, padded to their bucket by repeating the last row."""
         rows = len(next(iter(feeds.values())))
@@ -132,11 +137,15 @@ class CudaSession(GraphSession):
         folder = Path(folder)
         manifest = ModelManifest.read(folder)
         check_provider()
-        graphs = {
-            name: _open_graph(folder, manifest, name, chosen, verify)
-            for name, chosen in precisions(precision).items()
-        }
-        return cls(manifest, graphs, manifest.tokenizer.check(folder, verify=verify), "cuda")
+
+        def graphs() -> dict[str, BoundGraph]:
+            return {
+                name: _open_graph(folder, manifest, name, chosen, verify)
+                for name, chosen in precisions(precision).items()
+            }
+
+        tokenizer = manifest.tokenizer.check(folder, verify=verify)
+        return cls(manifest, graphs(), tokenizer, "cuda", reopen=graphs)
 
 
 def check_provider() -> None:

@@ -54,12 +54,16 @@ class OnnxSession(GraphSession):
                 f"precision: 'bf16' needs a GPU; on the CPU there is {', '.join(CPU_PRECISIONS)}",
                 field="precision",
             )
-        threads = available_threads() if threads is None else threads
-        graphs = {
-            name: OnnxGraph.open(folder, manifest, name, chosen, threads=threads, verify=verify)
-            for name, chosen in precisions(precision).items()
-        }
-        return cls(manifest, graphs, manifest.tokenizer.check(folder, verify=verify), "onnx")
+        cores = available_threads() if threads is None else threads
+
+        def graphs() -> dict[str, OnnxGraph]:
+            return {
+                name: OnnxGraph.open(folder, manifest, name, chosen, threads=cores, verify=verify)
+                for name, chosen in precisions(precision).items()
+            }
+
+        tokenizer = manifest.tokenizer.check(folder, verify=verify)
+        return cls(manifest, graphs(), tokenizer, "onnx", reopen=graphs)
 
 
 def precisions(precision: str) -> dict[str, str]:

@@ -7,17 +7,19 @@ outputs are here. No torch, and nothing of any backend.
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.encoding.buckets import LENGTH, ROWS_PER_RUN, cut, pad_length
+from mimic_engine.encoding.buckets import LENGTH, ROWS, RunShapes, cut, length_buckets, pad_length
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape
-from mimic_engine.errors import EngineError, InvalidInputError, MimicError
+from mimic_engine.errors import DeviceError, InvalidInputError
+from mimic_engine.faults import device_faults
 from mimic_engine.types import Array, EntityArrays, ImageFeatures, MentionArrays, TextFeatures, TokenBatch
 
 ENCODERS = ("text_encoder", "image_encoder")
@@ -47,16 +49,22 @@ class RunnableGraph(ABC):
         ------
         InvalidInputError
             If an array is missing or has another shape than the graph takes.
-        EngineError
-            If the backend fails.
+        DeviceError
+            If the backend fails; :class:`DeviceLostError` if it cannot be used again in this process.
         """
         given = {name: self._checked(name, feeds) for name in self.inputs}
-        try:
+        with device_faults(self.title):
             return self.execute(given)
-        except MimicError:
-            raise
-        except Exception as error:
-            raise EngineError(f"{self.title}: failed: {error}") from error
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Numbers of rows that it runs at, ascending; others are padded to the next one."""
+        return ROWS
+
+    @property
+    def runs_until_steady(self) -> int:
+        """Runs of one shape until nothing more is prepared for it."""
+        return 1
 
     @abstractmethod
     def execute(self, feeds: Arrays) -> dict[str, Array]:
@@ -95,6 +103,16 @@ class ShortenedTexts(RunnableGraph):
         self._graph = graph
         self._length = length
 
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Those of the graph itself."""
+        return self._graph.row_buckets
+
+    @property
+    def runs_until_steady(self) -> int:
+        """Those of the graph itself."""
+        return self._graph.runs_until_steady
+
     def execute(self, feeds: Arrays) -> dict[str, Array]:
         """Token ids (B, L) -> cls (B, T), tokens (B, L, W)."""
         out = self._graph.run(cut(feeds, feeds["attention_mask"], self._length))
@@ -115,6 +133,7 @@ class GraphSession:
     graphs : one for each of :data:`ENCODERS` and :data:`FOLDS`.
     tokenizer_json : the checked tokenizer file.
     backend : short name for logs and reports.
+    reopen : opens the graphs anew, after a device has failed.
     """
 
     def __init__(
@@ -123,6 +142,8 @@ class GraphSession:
         graphs: Mapping[str, RunnableGraph],
         tokenizer_json: Path,
         backend: str,
+        *,
+        reopen: Callable[[], Mapping[str, RunnableGraph]] | None = None,
     ) -> None:
         self.constants = manifest.constants
         self.model_hash = manifest.model_hash
@@ -130,10 +151,38 @@ class GraphSession:
         self.image_config = manifest.image
         self.tokenizer_json = tokenizer_json
         self.backend = backend
+        self._length = manifest.widths["length"]
+        self._reopen = reopen
+        self._graphs = self._with_free_length(graphs)
+
+    def _with_free_length(self, graphs: Mapping[str, RunnableGraph]) -> dict[str, RunnableGraph]:
         text = graphs["text_encoder"]
         if LENGTH in text.inputs["input_ids"]:
-            text = ShortenedTexts(text, manifest.widths["length"])
-        self._graphs = {**graphs, "text_encoder": text}
+            text = ShortenedTexts(text, self._length)
+        return {**graphs, "text_encoder": text}
+
+    def rebuild(self) -> None:
+        """Drop every graph with what it holds on the device, and open all of them anew.
+
+        Raises
+        ------
+        MimicError
+            If one does not open; the session then fails every run until a later rebuild succeeds.
+        """
+        if self._reopen is None:
+            return
+        self._graphs = {}
+        gc.collect()  # device memory goes with the objects, before the new ones ask for it
+        self._graphs = self._with_free_length(self._reopen())
+
+    @property
+    def shapes(self) -> RunShapes:
+        """What the graphs run at."""
+        graphs = self._graphs.values()
+        rows = tuple(sorted({n for graph in graphs for n in graph.row_buckets}))
+        shortened = isinstance(self._graphs["text_encoder"], ShortenedTexts)
+        lengths = length_buckets(self._length) if shortened else (self._length,)
+        return RunShapes(rows, lengths, max(graph.runs_until_steady for graph in graphs))
 
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:
         """Token ids (B, L) int64 to global (B, T) and local (B, L, token width) text features.
@@ -176,11 +225,13 @@ class GraphSession:
 
     def _run(self, name: str, feeds: Arrays) -> dict[str, Array]:
         """Run a graph over any number of rows, a bounded number at a time."""
+        if name not in self._graphs:
+            raise DeviceError(f"{name}: not there since the device failed", reason="no session")
         graph = self._graphs[name]
-        rows = len(next(iter(feeds.values())))
+        rows, most = len(next(iter(feeds.values()))), graph.row_buckets[-1]
         parts = [
-            graph.run({key: array[i : i + ROWS_PER_RUN] for key, array in feeds.items()})
-            for i in range(0, rows, ROWS_PER_RUN)
+            graph.run({key: array[i : i + most] for key, array in feeds.items()})
+            for i in range(0, rows, most)
         ]
         return _joined(parts) if parts else graph.empty()
 

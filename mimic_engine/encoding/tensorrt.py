@@ -24,7 +24,7 @@ from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
 from mimic_engine.encoding.tensorrt_library import Library, load_library
-from mimic_engine.errors import EngineError, InvalidInputError, ModelError
+from mimic_engine.errors import DeviceError, EngineError, InvalidInputError, ModelError
 from mimic_engine.types import Array
 
 
@@ -81,6 +81,17 @@ class EngineGraph(RunnableGraph):
         self._tensors = {name: self._allocate(name, shape) for name, shape in self._shapes().items()}
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Rows at the top of each profile."""
+        axis = str(next(iter(self.inputs.values()))[0])
+        return tuple(sorted({spans[axis][2] for spans in self._profiles}))
+
+    @property
+    def runs_until_steady(self) -> int:
+        """One that is captured, and one that replays it."""
+        return 2
+
     def execute(self, feeds: Arrays) -> dict[str, Array]:
         """Run on checked inputs, padded to their bucket by repeating the last row."""
         self._device.activate()  # the service opens a session in one thread and runs it in another
@@ -109,7 +120,7 @@ class EngineGraph(RunnableGraph):
             tensor = self._tensors[name]
             self._device.upload(tensor.view(shape), tensor.buffer, self._stream)
         if not bound.context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"{self.title}: the engine did not start")
+            raise DeviceError(f"{self.title}: the engine did not start")
         for name, shape in bound.outputs.items():
             tensor = self._tensors[name]
             self._device.download(tensor.buffer, tensor.view(shape), self._stream)
@@ -146,7 +157,9 @@ class EngineGraph(RunnableGraph):
         strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         context = self._engine.create_execution_context(strategy)
         if context is None:
-            raise EngineError(f"{self.title}: no execution context: not enough device memory")
+            raise DeviceError(
+                f"{self.title}: no execution context: not enough device memory", reason="out of memory"
+            )
         if not context.set_optimization_profile_async(profile, self._stream.handle):
             raise EngineError(f"{self.title}: profile {profile} cannot be chosen")
         inputs = {name: _numbers(shape, sizes) for name, shape in self.inputs.items()}
@@ -219,12 +232,17 @@ class TensorRtSession(GraphSession):
         folder = Path(folder)
         where = folder / FOLDER if engines is None else Path(engines)
         manifest = ModelManifest.read(folder)
-        device = device or open_device()
-        graphs = {
-            name: open_engine(folder, where, manifest, name, chosen, device)
-            for name, chosen in precisions(precision).items()
-        }
-        return cls(manifest, graphs, manifest.tokenizer.check(folder, verify=verify), "tensorrt")
+
+        def graphs() -> dict[str, EngineGraph]:
+            on = open_device() if device is None else device  # anew: pinned memory stays as long as a device
+            on.activate()
+            return {
+                name: open_engine(folder, where, manifest, name, chosen, on)
+                for name, chosen in precisions(precision).items()
+            }
+
+        tokenizer = manifest.tokenizer.check(folder, verify=verify)
+        return cls(manifest, graphs(), tokenizer, "tensorrt", reopen=graphs)
 
 
 def open_engine(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimic_engine.encoding.buckets import ROWS, RunShapes
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import ModelError
 from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint
@@ -44,6 +45,16 @@ class TorchSession:
         self.model_hash = model_hash(model)
         self.text_config = model.config.text
         self.image_config = model.config.image
+
+    @property
+    def shapes(self) -> RunShapes:
+        """The rows that a service runs it at, and the model's length: nothing is padded or cut here."""
+        return RunShapes(ROWS, (self.text_config.max_length,))
+
+    def rebuild(self) -> None:
+        """Give memory that is cached back to the device; the model itself stays where it is."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:

@@ -138,6 +138,15 @@ class Scan:
         """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
         return self._segments.token_queries(rows)
 
+    def warm_up(self, mention: MentionArrays, allowed: Mask | None) -> int:
+        """Search once in every mode: a size prepares nothing here; the number of searches."""
+        for mode in self.modes:
+            self.search(mention, 1, mode=mode, allowed=allowed)
+        return len(self.modes)
+
+    def rebuild(self) -> None:
+        """Nothing to rebuild: the kernels keep no state of a device."""
+
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown()

@@ -93,6 +93,12 @@ def _watch(metrics: Metrics, service: LinkService) -> None:
     metrics.watch(
         "mimic_device_busy_seconds", "Age of the batch on the device", lambda: service.batcher.busy_s
     )
+    metrics.watch_counts(
+        "mimic_device_recoveries",
+        "Device errors after which the device came back",
+        (),
+        lambda: {(): service.batcher.recoveries},
+    )
     if (cache := service.linker.cache) is not None:
         metrics.watch("mimic_cache_bytes", "Mentions and pictures remembered", lambda: cache.bytes)
         metrics.watch_counts(

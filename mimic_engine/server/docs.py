@@ -38,7 +38,7 @@ _MEANING = {
     422: "Invalid input; the message names field, limit and value",
     429: "Queue full; see Retry-After",
     500: "Fault of the service; the log has it under the id",
-    503: "Warming up, draining or dead; see Retry-After",
+    503: "Warming up, draining, dead, or the device failed; see Retry-After",
     504: "Deadline passed",
     507: "The index could not be written: a full disk, say; what was there is as it was",
 }

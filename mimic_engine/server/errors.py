@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from mimic_engine.errors import (
     DataError,
     DeadlineError,
+    DeviceError,
     ForbiddenError,
     ImageError,
     ImageTypeError,
@@ -51,6 +52,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (QueueFullError, 429, "queue_full"),
     (DeadlineError, 504, "deadline_exceeded"),
     (NotReadyError, 503, "not_ready"),
+    (DeviceError, 503, "device_error"),
 )
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 415: "content_type", 499: "client_gone"}
@@ -85,7 +87,7 @@ def error_response(error: BaseException) -> Response:
     headers = {}
     if isinstance(error, QueueFullError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    elif isinstance(error, NotReadyError):
+    elif isinstance(error, NotReadyError | DeviceError):
         headers["Retry-After"] = str(NOT_READY_RETRY_S)
     elif isinstance(error, UnauthorisedError):
         headers["WWW-Authenticate"] = 'Bearer, Basic realm="mimic_engine"'

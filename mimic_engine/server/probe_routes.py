@@ -24,14 +24,14 @@ def install(app: FastAPI, service: LinkService, metrics: Metrics) -> None:
 
     @app.get("/health/live", tags=["service"], **docs.HEALTH)
     async def live() -> Response:
-        """Fail when only a restart helps: the device thread has died."""
+        """Fail when only a restart helps: the device thread has died, or the device is lost."""
         if service.batcher.failure is not None:
             return error_response(NotReadyError(f"not live: {service.batcher.state.value}"))
         return json_response(StatusAnswer("live"))
 
     @app.get("/health/ready", tags=["service"], **docs.HEALTH)
     async def ready() -> Response:
-        """Fail while warming up, while draining, and when the device thread is dead or stuck."""
+        """Fail while warming up, recovering or draining, and when the device thread is dead or stuck."""
         if reason := service.unready_reason:
             return error_response(NotReadyError(f"not ready: {reason}"))
         return json_response(StatusAnswer("ready"))

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 from mimic_engine.admission import Places
 from mimic_engine.batching import Batcher, State
 from mimic_engine.errors import DeadlineError, EngineError, ForbiddenError, InvalidInputError, MimicError
+from mimic_engine.recovery import Recovery
 from mimic_engine.server.checks import IndexLike, Query, check_query
 from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.settings import Settings
@@ -76,6 +77,9 @@ class LinkerLike(Protocol):
     def warm_up(self) -> None:
         """Make the first request as fast as the others, on the device thread."""
 
+    def recover(self) -> None:
+        """Take the device up anew after it has failed, and warm up; on the device thread."""
+
     def reopened(self) -> Self:
         """A linker over the newest state of the index, or itself; any thread."""
 
@@ -123,6 +127,9 @@ class LinkService:
             cost=lambda item: item.cost,
             warm_up=linker.warm_up,
             on_batch=on_batch,
+            recovery=Recovery(
+                lambda: self.linker.recover(), settings.device_attempts, settings.device_retry_delay_s
+            ),
         )
 
     # -- linking ------------------------------------------------------------------------------------
@@ -260,7 +267,7 @@ class LinkService:
         """None when requests should come here, else why not."""
         if self.leaving:
             return State.DRAINING.value
-        if not self.batcher.alive:
+        if not self.batcher.alive and self.batcher.state is not State.LOST:
             return State.FAILED.value
         if self.batcher.state is not State.READY:
             return self.batcher.state.value

@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from mimic_engine.batching import BatchLimits
-from mimic_engine.types import ScorerChoice
+from mimic_engine.types import PlacementChoice, ScorerChoice
 
 
 class ConfigFile(PydanticBaseSettingsSource):
@@ -87,7 +87,11 @@ class Settings(BaseSettings):
         default=None, description="Folder that the model was exported from, for --backend torch"
     )
     scorer: ScorerChoice = Field(
-        default="auto", description="What scores; the fastest that is there by default"
+        default="auto",
+        description="What scores; by default the GPU where the encoders use one, else the fastest on the CPU",
+    )
+    placement: PlacementChoice = Field(
+        default="auto", description="Where a scan on the GPU keeps token queries; auto: there if they fit"
     )
     threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
     prepare_threads: int = Field(
@@ -165,6 +169,15 @@ class Settings(BaseSettings):
         default=60,
         gt=0,
         description="Readiness fails when the device is stuck in one batch for so long, seconds",
+    )
+
+    device_attempts: int = Field(
+        default=5, ge=1, description="How often to make a new session after a device error, before giving up"
+    )
+    device_retry_delay_s: float = Field(
+        default=0.5,
+        ge=0,
+        description="Wait after the first attempt that failed, seconds; it doubles with each, up to 30",
     )
 
     @classmethod

@@ -74,7 +74,8 @@ class WordLinker:
         self.gate.set()
         self.warm_gate.set()
         self.started = threading.Semaphore(0)  # released once for every batch that reaches the device
-        self.fail_device = self.fail_prepare = self.fail_warm_up = None
+        self.fail_device = self.fail_prepare = self.fail_warm_up = self.fail_recovery = None
+        self.recovered = 0
         self.batches, self.device_threads = [], set()
 
     def reopened(self):
@@ -124,6 +125,12 @@ class WordLinker:
         self.warm_gate.wait(30)
         if self.fail_warm_up:
             raise self.fail_warm_up
+
+    def recover(self):
+        if self.fail_recovery:
+            raise self.fail_recovery
+        self.warm_up()
+        self.recovered += 1
 
     def info(self):
         return {"model_hash": self.model_hash, "mode": "exact"}
