@@ -20,7 +20,7 @@ from pathlib import Path
 from mimic_engine.device import open_device
 from mimic_engine.encoding import buckets
 from mimic_engine.encoding.engine_files import EngineRecord, engine_file, graph_sha256
-from mimic_engine.encoding.manifest import GRAPHS, GraphEntry, ModelManifest
+from mimic_engine.encoding.manifest import GRAPHS, QUANTISED, GraphEntry, ModelManifest
 from mimic_engine.encoding.tensorrt_library import FLAVOURS, Flavour, Library, load_library
 from mimic_engine.errors import (
     BackendError,
@@ -32,6 +32,8 @@ from mimic_engine.errors import (
 from mimic_engine.export.engines import BuildOptions, build_engine
 from mimic_engine.export.profiles import Profile, profiles, shapes
 from mimic_engine.record import replace_file
+
+FP8_FROM = 89  # the first architecture that multiplies 8-bit floats (Ada)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,12 @@ def plan(
     unknown = [name for name in graphs if name not in GRAPHS]
     if unknown:
         raise InvalidInputError(f"graphs: {unknown} are not among {', '.join(GRAPHS)}")
-    manifest.entry("text_encoder", precision)
+    try:
+        manifest.entry("text_encoder", precision)
+    except ModelError as error:
+        if precision not in QUANTISED:
+            raise
+        raise ModelError(f"{error}; make it: python export/quantise.py --precision {precision}") from error
     jobs = []
     for target in targets:
         for name in graphs:
@@ -152,12 +159,23 @@ def targets_of(flavour: Flavour, given: str | None) -> tuple[str, ...]:
     return (here,)
 
 
+def check_floats(precision: str, targets: Sequence[str]) -> None:
+    """Raise InvalidInputError if a target computes in no 8-bit floats and the precision is fp8."""
+    for target in targets:
+        number = target.removeprefix("sm_")
+        if precision == "fp8" and number.isdigit() and int(number) < FP8_FROM:
+            raise InvalidInputError(
+                f"target: {target!r} has no 8-bit floats; fp8 needs sm_{FP8_FROM} or later"
+            )
+
+
 def _dry_run(args: argparse.Namespace, flavour: Flavour) -> int:
     """Say what would be built, and what is missing; 1 if something is."""
     missing: list[str] = []
     targets: tuple[str, ...] = ("?",)
     try:
         targets = targets_of(flavour, args.target)
+        check_floats(args.precision, targets)
     except BackendError as error:
         missing.append(str(error))
     try:
@@ -226,6 +244,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args, flavour)
     targets = targets_of(flavour, args.target)
+    check_floats(args.precision, targets)
     jobs = plan(args.manifest, args.precision, targets, args.graphs, args.profiles)
     options = BuildOptions(
         args.workspace_gib, args.timing_cache, args.strip, args.refit, args.version_compatible

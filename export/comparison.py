@@ -34,7 +34,7 @@ from mimic_engine.model.mimic import Mimic
 ATOL = 2e-6  # of the largest value: 16 units in the last place of float32
 WHOLE = "all graphs"
 # Least share of a mention's top-k entities that must be the same ones.
-AGREEMENT = {"fp32": 1.0, "fp16": 0.97, "bf16": 0.90, "int8": 0.80}
+AGREEMENT = {"fp32": 1.0, "fp16": 0.97, "bf16": 0.90, "int8": 0.80, "fp8": 0.80}
 TIE = 1e-5  # scores closer than this (of the largest) may change places in fp32
 
 T = TypeVar("T")

@@ -1,11 +1,11 @@
-"""Quantise the encoders to int8, measure what it costs, and ship it only if Hits@1 holds.
+"""Quantise the encoders to int8 or fp8, measure what it costs, and ship it only if Hits@1 holds.
 
-    python export/quantise.py MODEL_DIR --data DATA [--points 0.2] [--json FILE] [--dry-run]
+    python export/quantise.py MODEL_DIR --data DATA [--precision fp8] [--points 0.2] [--json FILE] [--dry-run]
 
 DATA is a data set with ``train`` mentions to calibrate on and ``test``
 mentions to judge by. Several ways are tried, the most quantised first; the
 first one that loses at most ``--points`` of Hits@1 (in percentage points)
-becomes the model's int8 precision. Exits with 1, and the folder unchanged, if
+becomes the model's int8 (or fp8) precision. Exits with 1, and the folder unchanged, if
 none does. The entities are encoded in float32, as an index is.
 """
 
@@ -29,19 +29,36 @@ from mimic_engine.encoding.graph import OnnxGraph, available_threads
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
 from mimic_engine.encoding.session import ENCODERS, GraphSession, RunnableGraph
 from mimic_engine.errors import DataError, InvalidInputError, MimicError
-from mimic_engine.export.precision import to_calibrated_int8, to_int8
+from mimic_engine.export.precision import to_calibrated_int8, to_fp8, to_int8
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.record import write_result
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
 from mimic_engine.types import Array, ImageFeatures, ImageSource, LabelledMention, TextFeatures, TokenBatch
 
 # Ways to quantise (text encoder, image encoder), the most quantised first; None leaves it float32.
-WAYS: tuple[tuple[str | None, str | None], ...] = (
-    ("calibrated", "calibrated"),
-    ("dynamic", "calibrated"),
-    ("dynamic", "dynamic"),
-    ("dynamic", None),
-)
+Ways = tuple[tuple[str | None, str | None], ...]
+WAYS: Mapping[str, Ways] = {
+    "int8": (
+        ("calibrated", "calibrated"),
+        ("dynamic", "calibrated"),
+        ("dynamic", "dynamic"),
+        ("dynamic", None),
+    ),
+    "fp8": (("fp8", "fp8"), ("fp8", None), (None, "fp8")),
+}
+Feeds = Sequence[Mapping[str, NDArray[np.generic]]]
+
+
+def _to_int8(fp32: Path, int8: Path, feeds: Feeds) -> None:
+    del feeds  # ranges of activations are found at run time
+    to_int8(fp32, int8)
+
+
+QUANTISERS: Mapping[str, Callable[[Path, Path, Feeds], None]] = {
+    "calibrated": to_calibrated_int8,
+    "dynamic": _to_int8,
+    "fp8": to_fp8,
+}
 POINTS = 0.2
 CALIBRATION = 64  # mentions
 _ROWS = 8  # of a calibration input, and of a block of mentions that is scored
@@ -172,27 +189,29 @@ def _mention_inputs(folder: Path, manifest: ModelManifest, mentions: Sequence[La
 
 
 def quantise_all(
-    folder: Path, manifest: ModelManifest, data: Dataset, out: Path, count: int = CALIBRATION
+    folder: Path,
+    manifest: ModelManifest,
+    data: Dataset,
+    out: Path,
+    precision: str = "int8",
+    count: int = CALIBRATION,
 ) -> dict[tuple[str, str], Path]:
-    """Every quantised encoder, by graph and way, written into ``out``; calibrated on train mentions."""
+    """Every encoder quantised in every way, by graph and way, written into ``out``; from train mentions."""
     mentions = _mentions(data, "train")
     chosen = [mentions[i] for i in np.linspace(0, len(mentions) - 1, min(count, len(mentions))).astype(int)]
     inputs = _mention_inputs(folder, manifest, chosen)
-    feeds = {
+    feeds: dict[str, Feeds] = {
         "text_encoder": [_token_feed(inputs.tokens, i) for i in range(0, len(chosen), _ROWS)],
         "image_encoder": [
             {"pixels": inputs.pixels(i, i + _ROWS)} for i in range(0, len(inputs.sources), _ROWS)
         ],
     }
     found = {}
-    for name in ENCODERS:
+    for place, name in enumerate(ENCODERS):
         fp32 = manifest.entry(name, "fp32").onnx.check(folder, verify=True)
-        for way in ("calibrated", "dynamic"):
+        for way in sorted({pair[place] or "" for pair in WAYS[precision]} - {""}):
             path = found[name, way] = out / f"{name}.{way}.onnx"
-            if way == "calibrated":
-                to_calibrated_int8(fp32, path, feeds[name])
-            else:
-                to_int8(fp32, path)
+            QUANTISERS[way](fp32, path, feeds[name])
     return found
 
 
@@ -203,6 +222,7 @@ def _token_feed(tokens: TokenBatch, start: int) -> dict[str, NDArray[np.int64]]:
 
 def decide(
     judge: Judge,
+    ways: Ways,
     graphs: Mapping[tuple[str, str], Path],
     points: float,
     mentions: int,
@@ -210,7 +230,7 @@ def decide(
 ) -> tuple[Outcome | None, list[Outcome]]:
     """Try the ways in their order; the first that loses at most ``points``, and all that were tried."""
     fp32, tried = judge.hits_at_1((None, None), graphs), []
-    for text, image in WAYS:
+    for text, image in ways:
         size = sum(
             sizes[name] if way is None else graphs[name, way].stat().st_size
             for name, way in zip(ENCODERS, (text, image), strict=True)
@@ -224,19 +244,23 @@ def decide(
 
 
 def ship(
-    folder: Path, manifest: ModelManifest, chosen: Outcome, graphs: Mapping[tuple[str, str], Path]
+    folder: Path,
+    manifest: ModelManifest,
+    precision: str,
+    chosen: Outcome,
+    graphs: Mapping[tuple[str, str], Path],
 ) -> ModelManifest:
-    """Make the chosen graphs the model's int8 precision; what stays float32 is entered as it is."""
+    """Make the chosen graphs the model's quantised precision; what stays float32 is entered as it is."""
     entries: dict[str, dict[str, GraphEntry]] = {name: dict(e) for name, e in manifest.graphs.items()}
     for name, way in zip(ENCODERS, (chosen.text, chosen.image), strict=True):
         entry = manifest.entry(name, "fp32")
         if way is not None:
-            file = f"graphs/{name}.int8.onnx"
+            file = f"graphs/{name}.{precision}.onnx"
             partial = folder / f"{file}.tmp"
             shutil.copyfile(graphs[name, way], partial)
             partial.replace(folder / file)
             entry = replace(entry, onnx=StoredFile.of(folder, file), data=None)
-        entries[name]["int8"] = entry
+        entries[name][precision] = entry
     new = replace(manifest, graphs=entries)
     new.write(folder)
     return new
@@ -247,6 +271,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=Path, help="exported model folder")
     add("--data", type=Path, required=True, help="data set folder with train and test mentions")
+    add("--precision", choices=tuple(WAYS), default="int8", help="8-bit integers or floats (%(default)s)")
     add(
         "--points",
         type=float,
@@ -271,14 +296,15 @@ def _run(args: argparse.Namespace) -> int:
     threads = args.threads or available_threads()
     mentions = len(_mentions(data, "test")[: args.limit or None])
     with tempfile.TemporaryDirectory() as work:
-        graphs = quantise_all(args.model, manifest, data, Path(work), args.calibration)
+        graphs = quantise_all(args.model, manifest, data, Path(work), args.precision, args.calibration)
         judge = Judge(args.model, manifest, data, args.limit, threads)
         sizes = {name: manifest.entry(name, "fp32").onnx.bytes for name in ENCODERS}
-        chosen, tried = decide(judge, graphs, args.points, mentions, sizes)
+        chosen, tried = decide(judge, WAYS[args.precision], graphs, args.points, mentions, sizes)
         if chosen is not None and not args.dry_run:
-            ship(args.model, manifest, chosen, graphs)
+            ship(args.model, manifest, args.precision, chosen, graphs)
     report = {
         "model_hash": manifest.model_hash,
+        "precision": args.precision,
         "allowed_points": args.points,
         "calibrated_on": args.calibration,
         "tried": [asdict(o) | {"lost_points": o.lost_points} for o in tried],

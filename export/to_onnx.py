@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnx
 
-from mimic_engine.encoding.manifest import PRECISIONS, GraphEntry, ModelManifest, Shape, StoredFile
+from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape, StoredFile
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.graphs import Graph, export_fp32, model_graphs
 from mimic_engine.export.precision import to_int8
@@ -28,7 +28,8 @@ from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.hashing import model_hash
 from mimic_engine.model.mimic import Mimic
 
-DEFAULT = ("fp32", "fp16", "bf16")  # int8 comes from export/quantise.py, which measures what it costs
+DEFAULT = ("fp32", "fp16", "bf16")  # int8 and fp8 come from export/quantise.py, which measures what they cost
+EXPORTED = (*DEFAULT, "int8")  # fp8 needs inputs to calibrate on
 EXTERNAL_OVER_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB
 
 
@@ -40,11 +41,11 @@ class ExportOptions:
     external_over_bytes: int = EXTERNAL_OVER_BYTES
 
     def __post_init__(self) -> None:
-        unknown = [p for p in self.precisions if p not in PRECISIONS]
+        unknown = [p for p in self.precisions if p not in EXPORTED]
         if unknown or "fp32" not in self.precisions:
             raise InvalidInputError(
                 f"precisions: {','.join(self.precisions)!r} must hold fp32 and otherwise only "
-                f"{', '.join(PRECISIONS[1:])}"
+                f"{', '.join(EXPORTED[1:])}"
             )
 
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="checkpoint folder")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
-        "--precisions", default=",".join(DEFAULT), help=f"of {', '.join(PRECISIONS)} (%(default)s)"
+        "--precisions", default=",".join(DEFAULT), help=f"of {', '.join(EXPORTED)} (%(default)s)"
     )
     parser.add_argument("--text-source", help="text encoder of a checkpoint that holds none")
     parser.add_argument("--image-source", help="image encoder of a checkpoint that holds none")

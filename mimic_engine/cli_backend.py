@@ -18,7 +18,7 @@ def add_backend(parser: argparse.ArgumentParser, precision: str | None = "fp32")
     add(
         "--precision",
         default=precision,
-        help=f"of the encoder graphs: fp32, fp16, int8, or bf16 on a GPU (default: {default})",
+        help=f"of the encoder graphs: fp32, fp16, int8, fp8, or bf16 on a GPU (default: {default})",
     )
     add("--engines", type=Path, help="folder of TensorRT engines; MODEL/engines by default")
     add("--checkpoint", type=Path, help="folder that the model was exported from, for --backend torch")

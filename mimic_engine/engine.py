@@ -105,7 +105,7 @@ class Linker:
         index : folder that ``mimic-engine index build`` wrote.
         backend : what runs the encoders: "onnx" (ONNX Runtime on the CPU), "cuda" (ONNX Runtime),
             "tensorrt", "torch", or "auto": the fastest that gives the CPU's answers on this machine.
-        precision : of the encoder graphs: "fp32", "fp16", "int8", and "bf16" on a GPU.
+        precision : of the encoder graphs: "fp32", "fp16", "int8", "fp8", and "bf16" on a GPU.
         threads : CPU cores for encoders and scan; all that the process may use by default.
         scorer : "cuda" (the scan on a GPU), "cpu" (compiled kernels), "onnx", "numpy", or "auto": the
             GPU where the encoders run on one and the index fits, else the fastest that is installed.

@@ -27,6 +27,7 @@ from mimic_engine.data.source import Dataset, open_dataset
 from mimic_engine.data.with_candidates import CandidateCounts, MentionWithCandidates, read_with_candidates
 from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
+from mimic_engine.encoding.manifest import CPU_PRECISIONS
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
 from mimic_engine.given_candidates import GivenRanks
@@ -283,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--index", type=Path, help="index of the same model; by default the entities are folded in memory")
     add(
         "--precision",
-        choices=("fp32", "fp16", "int8"),
+        choices=CPU_PRECISIONS,
         default="fp32",
         help="of an exported model's encoders",
     )

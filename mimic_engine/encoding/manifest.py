@@ -27,8 +27,9 @@ from mimic_engine.types import FoldConstants
 FORMAT = "mimic-model"
 VERSION = 1
 GRAPHS = ("text_encoder", "image_encoder", "mention_fold", "entity_fold", "scorer")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-CPU_PRECISIONS = ("fp32", "fp16", "int8")  # no CPU kernels for bf16
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+QUANTISED = ("int8", "fp8")  # of the encoders alone
+CPU_PRECISIONS = ("fp32", "fp16", "int8", "fp8")  # no CPU kernels for bf16; fp8 is computed in float32 there
 
 Shape = tuple[str | int, ...]  # a name stands for an axis of any length ("batch", "rows")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from mimic_engine.encoding.graph import OnnxGraph, available_threads
-from mimic_engine.encoding.manifest import CPU_PRECISIONS, ModelManifest
+from mimic_engine.encoding.manifest import CPU_PRECISIONS, QUANTISED, ModelManifest
 from mimic_engine.encoding.session import ENCODERS, FOLDS, GraphSession
 from mimic_engine.errors import InvalidInputError
 
@@ -35,8 +35,8 @@ class OnnxSession(GraphSession):
         Parameters
         ----------
         folder : written by ``export/to_onnx.py``.
-        precision : "fp32", "fp16" or "int8", of the encoders; the folds follow where they
-            were exported in it, and are fp32 with int8 encoders.
+        precision : "fp32", "fp16", "int8" or "fp8", of the encoders; the folds follow where they
+            were exported in it, and are fp32 with quantised encoders.
         threads : cores that one call may use; all that the process may use by default.
         verify : check the SHA-256 of every file that is opened; otherwise only its size.
 
@@ -67,6 +67,6 @@ class OnnxSession(GraphSession):
 
 
 def precisions(precision: str) -> dict[str, str]:
-    """Precision of each graph: int8 is for encoders, their folds stay fp32."""
-    folds = "fp32" if precision == "int8" else precision
+    """Precision of each graph: int8 and fp8 are for encoders, their folds stay fp32."""
+    folds = "fp32" if precision in QUANTISED else precision
     return dict.fromkeys(ENCODERS, precision) | dict.fromkeys(FOLDS, folds)

@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     backend: Literal["auto", "onnx", "cuda", "tensorrt", "torch"] = Field(
         default="auto", description="What runs the encoders; auto: the fastest that gives the CPU's answers"
     )
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = Field(
-        default="fp32", description="Of the encoder graphs; bf16 needs a GPU"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = Field(
+        default="fp32", description="Of the encoder graphs; bf16 needs a GPU, and fp8 is faster only on one"
     )
     engines: str | None = Field(
         default=None, description="Folder of TensorRT engines, by default MODEL/engines"

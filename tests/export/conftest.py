@@ -7,8 +7,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
-from mimic_engine.encoding.manifest import PRECISIONS
-from mimic_engine.export.to_onnx import ExportOptions, export_model
+from mimic_engine.export.to_onnx import EXPORTED, ExportOptions, export_model
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.mimic import Mimic
 
@@ -21,7 +20,7 @@ def bert_vit(tiny_checkpoint: Path) -> Mimic:
 @pytest.fixture(scope="session")
 def bert_vit_folder(bert_vit: Mimic, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bert_vit") / "model"
-    export_model(bert_vit, tiny_checkpoint / "tokenizer.json", out, ExportOptions(PRECISIONS))
+    export_model(bert_vit, tiny_checkpoint / "tokenizer.json", out, ExportOptions(EXPORTED))
     return out
 
 

@@ -1,7 +1,9 @@
 """The engine builder: real engines with TensorRT for RTX, which needs no GPU to build; and what it refuses."""
 
+import shutil
 import sys
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -14,7 +16,9 @@ from mimic_engine.encoding.tensorrt_library import FLAVOURS, load_library
 from mimic_engine.errors import InvalidInputError, MissingDependencyError, ModelError
 from mimic_engine.export import build_trt
 from mimic_engine.export.engines import BuildOptions, network_flags
+from mimic_engine.export.precision import to_fp8
 from mimic_engine.export.profiles import profiles
+from mimic_engine.export.quantise import Outcome, ship
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 
@@ -51,6 +55,45 @@ def test_every_graph_is_built_for_every_target(request, rtx, tmp_path, model, pr
                 entry, manifest.widths["length"], (8,)
             )
     assert len(list(tmp_path.iterdir())) == 2 * len(GRAPHS) * len(TARGETS)
+
+
+@pytest.fixture(scope="session")
+def fp8_folder(bert_vit_folder, tmp_path_factory):
+    """The model with encoders in 8-bit floats, calibrated on noise."""
+    folder = tmp_path_factory.mktemp("fp8") / "model"
+    shutil.copytree(bert_vit_folder, folder)
+    manifest, rng = ModelManifest.read(folder), np.random.default_rng(0)
+    ids = {n: np.ones((4, 9), np.int64) for n in ("input_ids", "attention_mask", "token_type_ids")}
+    feeds = {
+        "text_encoder": ids,
+        "image_encoder": {"pixels": rng.standard_normal((4, 3, 32, 32)).astype(np.float32)},
+    }
+    graphs = {}
+    for name, feed in feeds.items():
+        fp32 = folder / manifest.entry(name, "fp32").onnx.file
+        inputs = {key: feed[key] for key in manifest.entry(name, "fp32").inputs}
+        graphs[name, "fp8"] = tmp_path_factory.mktemp("graphs") / f"{name}.onnx"
+        to_fp8(fp32, graphs[name, "fp8"], [inputs])
+    ship(folder, manifest, "fp8", Outcome("fp8", "fp8", 1.0, 1.0, 1, 1), graphs)
+    return folder
+
+
+@pytest.mark.trt
+def test_floats_of_eight_bits_are_built_where_there_are_any(rtx, fp8_folder, tmp_path):
+    options = ("--flavor", "rtx", "--precision", "fp8", "--profiles", "8", "--target", "sm_89,sm_120")
+    assert run(fp8_folder, tmp_path, *options) == 0
+    names = sorted(p.name for p in tmp_path.glob("*.sm_89.engine"))
+    assert names == [
+        "entity_fold.fp32.sm_89.engine", "image_encoder.fp8.sm_89.engine", "mention_fold.fp32.sm_89.engine",
+        "scorer.fp32.sm_89.engine", "text_encoder.fp8.sm_89.engine",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_floats_of_eight_bits_are_refused_where_there_are_none(fp8_folder, tmp_path, capsys, more):
+    options = ("--flavor", "rtx", "--precision", "fp8", "--target", "sm_89,sm_86")
+    assert run(fp8_folder, tmp_path, *options, *more) == 2
+    assert "target: 'sm_86' has no 8-bit floats; fp8 needs sm_89 or later" in capsys.readouterr().err
 
 
 @pytest.mark.trt
@@ -137,7 +180,10 @@ def test_wrong_options_are_named(bert_vit_folder, tmp_path, capsys, options, mes
 
 def test_a_precision_that_was_not_exported_is_named(bert_vit_folder, tmp_path, capsys):
     assert run(bert_vit_folder, tmp_path, "--flavor", "rtx", "--target", "sm_89", "--precision", "fp8") == 1
-    assert "'fp8'; there is fp32, fp16, bf16, int8" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        "'fp8'; there is fp32, fp16, bf16, int8; make it: python export/quantise.py --precision fp8" in error
+    )
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path, capsys):
@@ -147,8 +193,6 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, capsys):
 
 
 def test_a_changed_graph_is_refused_before_it_is_built(bert_vit_folder, tmp_path):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(bert_vit_folder, folder)
     path = folder / "graphs" / "scorer.fp32.onnx"

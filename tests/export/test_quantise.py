@@ -4,13 +4,16 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.export import quantise
+from mimic_engine.export.precision import to_fp8
 from mimic_engine.export.quantise import WAYS, Outcome
+from mimic_engine.types import TokenBatch
 
 NAMES = ("a b", "c d", "e f", "g h", "i j", "b a")
 
@@ -62,6 +65,51 @@ def test_what_holds_is_shipped_and_runs(model, data, tmp_path, capsys):
     assert 1e-6 < error < 0.3
 
 
+def test_floats_of_eight_bits_are_shipped_and_run(model, data, tmp_path):
+    out = tmp_path / "fp8.json"
+    assert run(model, data, "--precision", "fp8", "--points", "100", "--json", str(out)) == 0
+    report = json.loads(out.read_text())
+    assert report["precision"] == "fp8" and report["shipped"] == {"text": "fp8", "image": "fp8"}
+    manifest = ModelManifest.read(model)
+    assert "fp8" in manifest.graphs["text_encoder"] and "int8" not in manifest.graphs["text_encoder"]
+    graph = onnx.load(model / manifest.entry("image_encoder", "fp8").onnx.file)
+    inits = {i.name: i for i in graph.graph.initializer}
+    sources = [n.input for n in graph.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in inits]
+    assert {inits[name].data_type for name, *_ in sources} == {onnx.TensorProto.FLOAT8E4M3FN}
+    session, exact = (OnnxSession.open(model, precision=p, threads=1) for p in ("fp8", "fp32"))
+    pixels = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    found, expected = (s.encode_image(pixels).cls for s in (session, exact))
+    assert 1e-6 < np.abs(found - expected).max() / np.abs(expected).max() < 0.5
+    ids = np.random.default_rng(0).integers(2, 15, (2, 9))
+    tokens = TokenBatch(ids, np.ones_like(ids), np.zeros_like(ids), np.zeros(2, bool))
+    assert session.fold_mentions(session.encode_text(tokens), session.encode_image(pixels[:2])).rows == 2
+
+
+def test_the_largest_value_of_a_weight_is_the_largest_float_of_eight_bits(model, data, tmp_path):
+    """What is far out, as weights and activations of transformers are, is kept and not cut off."""
+    fp32 = model / ModelManifest.read(model).entry("image_encoder", "fp32").onnx.file
+    graph = onnx.load(fp32)
+    weight = next(i for i in graph.graph.initializer if len(i.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] = 50 * values.std()
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(graph, tmp_path / "far.onnx")
+    pixels = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    to_fp8(tmp_path / "far.onnx", tmp_path / "fp8.onnx", [{"pixels": pixels}])
+    stored = {i.name: i for i in onnx.load(tmp_path / "fp8.onnx").graph.initializer}
+    scale = float(onnx.numpy_helper.to_array(stored[f"{weight.name}_scale"]))
+    assert scale == pytest.approx(np.abs(values).max() / 448, rel=1e-6)
+    assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["far.onnx", "fp8.onnx"]
+
+
+def test_floats_that_lose_too_much_are_not_shipped(model, data, monkeypatch, capsys):
+    lost = iter((0.9, 0.5, 0.6, 0.7))
+    monkeypatch.setattr(quantise.Judge, "hits_at_1", lambda self, ways, graphs: next(lost))
+    assert run(model, data, "--precision", "fp8") == 1
+    assert capsys.readouterr().out.count("Hits@1") == len(WAYS["fp8"])
+    assert "fp8" not in ModelManifest.read(model).graphs["text_encoder"]
+
+
 def test_a_dry_run_changes_nothing(model, data):
     before = {p: p.read_bytes() for p in model.rglob("*") if p.is_file()}
     assert run(model, data, "--points", "100", "--dry-run") == 0
@@ -74,7 +122,7 @@ def test_what_loses_too_much_is_not_shipped(model, data, monkeypatch, capsys):
     monkeypatch.setattr(quantise.Judge, "hits_at_1", lambda self, ways, graphs: next(lost))
     before = (model / "manifest.json").read_bytes()
     assert run(model, data) == 1
-    assert capsys.readouterr().out.count("Hits@1") == len(WAYS)
+    assert capsys.readouterr().out.count("Hits@1") == len(WAYS["int8"])
     assert (model / "manifest.json").read_bytes() == before
 
 
