@@ -164,8 +164,11 @@ class Linker:
         if newest.manifest == self.index.manifest:
             return self
         newest.check_model(self.model_hash)
-        scan = self._scan.over(newest.segments, newest.ids, newest.codes)
-        linker = type(self)(self.featurizer, newest, scan, self.nil, verify=self._verify)
+        return self._over(newest, self._scan.over(newest.segments, newest.ids, newest.codes))
+
+    def _over(self, index: Index, scan: Ranker) -> Self:
+        """The same over another state of the index."""
+        linker = type(self)(self.featurizer, index, scan, self.nil, verify=self._verify)
         linker.warmed = self.warmed
         return linker
 
