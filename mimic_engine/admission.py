@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from mimic_engine.errors import DeadlineError, DeviceError, EngineError, InvalidInputError, MimicError
 
 if TYPE_CHECKING:
-    from mimic_engine.batching import Batcher
+    from mimic_engine.reception import Reception
 
 I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
 R = TypeVar("R")  # its result
@@ -146,7 +146,7 @@ class Places(Generic[I, R]):
     Items in ``patient`` places may wait longer than ``queue_timeout_ms``.
     """
 
-    def __init__(self, batcher: Batcher[I, R], count: int, *, patient: bool = False) -> None:
+    def __init__(self, batcher: Reception[I, R], count: int, *, patient: bool = False) -> None:
         self._batcher, self._left, self._patient = batcher, count, patient
 
     def __enter__(self) -> Self:

@@ -11,14 +11,11 @@ one :class:`Outcome`: a value, or the error that befell it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from mimic_engine.admission import (
     DEAD,
@@ -29,19 +26,11 @@ from mimic_engine.admission import (
     Places,
     State,
     Ticket,
-    call_soon,
     engine_error,
     notify_all,
 )
-from mimic_engine.errors import (
-    DeviceError,
-    DeviceLostError,
-    EngineError,
-    MimicError,
-    NotReadyError,
-    QueueFullError,
-    TooLargeError,
-)
+from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
+from mimic_engine.reception import Reception
 from mimic_engine.recovery import Recovery
 
 I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
@@ -52,7 +41,7 @@ __all__ = ["BatchLimits", "BatchReport", "Batcher", "Outcome", "Places", "State"
 logger = logging.getLogger(__name__)
 
 
-class Batcher(Generic[I, R]):
+class Batcher(Reception[I, R]):
     """Owns the device thread, and with it every call of ``run``.
 
     Parameters
@@ -86,30 +75,16 @@ class Batcher(Generic[I, R]):
         recovery: Recovery | None = None,
         name: str = "mimic-device",
     ) -> None:
-        self.limits = limits or BatchLimits()
-        self._run, self._cost, self._warm_up, self._on_batch = run, cost, warm_up, on_batch
+        super().__init__(limits or BatchLimits(), cost)
+        self._run, self._warm_up, self._on_batch = run, warm_up, on_batch
         self._recovery = recovery
         self.recoveries = 0  # device errors after which the device came back
-        self._mutex = threading.Lock()
-        self._work = threading.Condition(self._mutex)  # the device thread waits here
-        self._quiet = threading.Condition(self._mutex)  # drain() and wait_ready() wait here
-        self._state = State.STARTING
-        self._queue: OrderedDict[Ticket[I, R], None] = OrderedDict()  # O(1) removal of who gave up
-        self._held = 0  # places reserved by callers that still prepare their items
-        self._hopeful: list[Callable[[], None]] = []  # told once when places become free
-        self._running: list[Ticket[I, R]] = []
         self._busy_since: float | None = None
-        self._item_s: float | None = None  # recent service time of one item, smoothed
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
     # -- what the outside may ask -------------------------------------------------------------------
-
-    @property
-    def state(self) -> State:
-        """Where the batcher is in its life."""
-        return self._state
 
     @property
     def alive(self) -> bool:
@@ -122,93 +97,10 @@ class Batcher(Generic[I, R]):
         return self._failure
 
     @property
-    def waiting(self) -> int:
-        """Items that are being prepared or wait in the queue."""
-        return self._held + len(self._queue)
-
-    @property
     def busy_s(self) -> float:
         """Heartbeat: seconds the device has spent on the present batch (or warm-up); 0 when idle."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
-
-    # -- admission ----------------------------------------------------------------------------------
-
-    def reserve(self, count: int) -> Places[I, R]:
-        """Take ``count`` places in the queue before the items are prepared, all or none.
-
-        Raises
-        ------
-        NotReadyError
-            While warming up or draining, after closing, or when the device thread is dead.
-        TooLargeError
-            If ``count`` is over ``max_queue_size``: it could never be admitted.
-        QueueFullError
-            If the places are not free now.
-        """
-        self._take_places(count)
-        return Places(self, count)
-
-    def _take_places(self, count: int, or_tell: Callable[[], None] | None = None) -> None:
-        """Take places or raise; with the queue full, ``or_tell`` is called once when some become free."""
-        limit = self.limits.max_queue_size
-        if count > limit:
-            raise TooLargeError(f"items: at most {limit} (max_queue_size) in one call, got {count}")
-        with self._mutex:
-            if self._state is not State.READY:
-                raise NotReadyError(f"not accepting work: {self._state.value}")
-            if self.waiting + count > limit:
-                if or_tell is not None:
-                    self._hopeful.append(or_tell)
-                retry_s = self.waiting * self._item_s if self._item_s is not None else 1.0
-                message = f"queue is full: {self.waiting} of {limit} places taken, {count} asked for"
-                raise QueueFullError(message, retry_after_s=retry_s)
-            self._held += count
-
-    async def reserve_when_free(self, count: int) -> Places[I, R]:
-        """Take ``count`` places as :meth:`reserve` does, but wait for them while the queue is full.
-
-        The items may then wait in the queue as long as their deadline allows.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            free = asyncio.Event()
-            try:
-                self._take_places(count, or_tell=partial(call_soon, loop, free.set))
-                return Places(self, count, patient=True)
-            except QueueFullError:
-                await free.wait()
-
-    async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
-        """Reserve and submit in one step, for items that are ready. See :meth:`Places.submit`."""
-        with self.reserve(len(items)) as places:
-            return await places.submit(items, deadline)
-
-    def submit_blocking(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
-        """Do what :meth:`submit` does, for a caller without an event loop."""
-        with self.reserve(len(items)) as places:
-            return places.submit_blocking(items, deadline)
-
-    def release(self, count: int) -> None:
-        """Give reserved places back (:class:`Places` does)."""
-        with self._mutex:
-            self._held -= count
-            self._tell_room()
-            self._tell_quiet()
-
-    def enqueue(self, group: Group[I, R], items: Sequence[I]) -> None:
-        """Queue items into places that were reserved for them (:class:`Places` does)."""
-        costs = [self._cost(item) for item in items]
-        if max(costs) > self.limits.max_batch_cost:
-            limit = self.limits.max_batch_cost
-            raise TooLargeError(f"item: cost {max(costs)} is over max_batch_cost {limit}")
-        group.fill(items, costs, self.limits.queue_timeout_ms)
-        with self._mutex:
-            if self._state in (State.CLOSED, State.RECOVERING, *DEAD):
-                raise NotReadyError(f"not accepting work: {self._state.value}")
-            self._held -= len(items)
-            self._queue.update(dict.fromkeys(group.tickets))
-            self._work.notify()
 
     # -- the device thread --------------------------------------------------------------------------
 
@@ -337,29 +229,6 @@ class Batcher(Generic[I, R]):
         refused = State.LOST if lost else State.RECOVERING
         done += self._settle_all(list(self._queue), lambda: NotReadyError(f"not answered: {refused.value}"))
 
-    # -- settling: every item gets exactly one outcome ------------------------------------------------
-
-    def _settle(self, ticket: Ticket[I, R], outcome: Outcome[R], done: list[Group[I, R]]) -> None:
-        """Under the mutex; groups that are complete go to ``done``, to be notified after it."""
-        if ticket.outcome is None:
-            ticket.outcome = outcome
-            ticket.group.unsettled -= 1
-            if not ticket.group.unsettled:
-                done.append(ticket.group)
-
-    def give_up(self, group: Group[I, R], error: MimicError, *, also_running: bool) -> None:
-        """Settle what a caller no longer waits for: its queued items leave the queue at once."""
-        done: list[Group[I, R]] = []
-        now = time.monotonic()
-        with self._mutex:
-            for ticket in group.tickets:
-                if ticket in self._queue or also_running:
-                    self._queue.pop(ticket, None)
-                    self._settle(ticket, Outcome(None, error, now - ticket.enqueued), done)
-            self._tell_room()
-            self._tell_quiet()
-        notify_all(done)
-
     def _fail(self, error: BaseException) -> None:
         lost = isinstance(error, DeviceLostError)
         with self._mutex:
@@ -368,30 +237,7 @@ class Batcher(Generic[I, R]):
             self._running, self._busy_since = [], None
         notify_all(done)
 
-    def _settle_all(self, tickets: list[Ticket[I, R]], error: Callable[[], MimicError]) -> list[Group[I, R]]:
-        """Under the mutex: settle the tickets, which are those of the whole queue or more."""
-        done: list[Group[I, R]] = []
-        for ticket in tickets:
-            self._settle(ticket, Outcome(None, error()), done)
-        self._queue.clear()
-        self._tell_room()
-        self._quiet.notify_all()
-        return done
-
     # -- the end --------------------------------------------------------------------------------------
-
-    def _pending(self) -> bool:
-        return bool(self._held or self._queue or self._running)
-
-    def _tell_quiet(self) -> None:
-        if not self._pending():
-            self._quiet.notify_all()
-
-    def _tell_room(self) -> None:
-        """Under the mutex, which is harmless: to tell is to leave a note in an event loop."""
-        hopeful, self._hopeful = self._hopeful, []
-        for tell in hopeful:
-            tell()
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Wait until the warm-up or a recovery has ended; True if the batcher is ready then."""
