@@ -131,7 +131,7 @@ class ImagePreprocessor:
     def __init__(self, config: ImageConfig, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self.config = config
         self.limits = limits
-        self._table = _normalisation_table(config)  # (3, 256)
+        self.table = _normalisation_table(config)  # (3, 256)
 
     def __call__(self, source: ImageSource, *, field: str = "image") -> NDArray[np.float32]:
         """Pixels (3, S, S) float32 of a picture; errors as in :func:`decode_image`."""
@@ -141,7 +141,7 @@ class ImagePreprocessor:
         """Pixels (3, S, S) float32 of an RGB image that is decoded already."""
         size = (self.config.size, self.config.size)
         values = np.asarray(image.resize(size, Image.Resampling.LANCZOS))  # (S, S, 3) uint8
-        return np.stack([self._table[c][values[:, :, c]] for c in range(3)])  # (3, S, S)
+        return np.stack([self.table[c][values[:, :, c]] for c in range(3)])  # (3, S, S)
 
     def missing(self) -> NDArray[np.float32]:
         """The all-zero pixels (3, S, S) that stand for a missing picture."""

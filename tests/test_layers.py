@@ -23,6 +23,7 @@ GPU_KERNELS = (
     "coded_tglu",
     "cone_bound_gpu",
     "stream_topk",
+    "resample",
     "tuning",
     "compile_report",
 )
