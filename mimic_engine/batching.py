@@ -3,6 +3,8 @@
 The rule is that of text-embeddings-inference: an idle device takes what is there at once; while it is
 busy, items collect and leave together in the next batch, as many as size and cost allow. Nothing waits
 for a batch to fill unless ``max_queue_delay_us`` says so, and nothing on the path of a request polls.
+Where the device gives its results later, a second batch is put on it while the first is under way, but
+only a full one: others may still grow until the device is free.
 
 How an item travels: :meth:`Batcher.reserve` takes places in the queue (or refuses), the caller prepares
 its items, :meth:`Places.submit` queues them, the device thread runs them, and each item gets exactly
@@ -12,6 +14,7 @@ one :class:`Outcome`: a value, or the error that befell it.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +33,7 @@ from mimic_engine.admission import (
     notify_all,
 )
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
+from mimic_engine.overlap import Flight, Run, work_off
 from mimic_engine.reception import Reception
 from mimic_engine.recovery import Recovery
 
@@ -47,8 +51,9 @@ class Batcher(Reception[I, R]):
     Parameters
     ----------
     run
-        Device work: a list of items in, one result for each in the same order. An exception of it
-        fails the items of that batch with :class:`EngineError`; anything that is not an
+        Device work: a list of items in, one result for each in the same order; or a call that waits
+        for the device and gives them: the next full batch is then begun meanwhile. An exception of
+        either fails the items of that batch with :class:`EngineError`; anything that is not an
         ``Exception`` (``SystemExit``, ...) ends the device thread and fails everybody. After a
         :class:`DeviceError` who waits is refused too, and nobody is admitted until ``recovery`` has
         succeeded; a device that is lost ends the thread.
@@ -66,7 +71,7 @@ class Batcher(Reception[I, R]):
 
     def __init__(
         self,
-        run: Callable[[list[I]], list[R]],
+        run: Run[I, R],
         limits: BatchLimits | None = None,
         *,
         cost: Callable[[I], int] = lambda _: 1,
@@ -80,6 +85,8 @@ class Batcher(Reception[I, R]):
         self._recovery = recovery
         self.recoveries = 0  # device errors after which the device came back
         self._busy_since: float | None = None
+        self._free_since = -math.inf  # when the last batch was answered
+        self._fault: DeviceError | None = None  # to recover from when no batch is under way
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
@@ -113,20 +120,15 @@ class Batcher(Reception[I, R]):
                 if self._state is State.STARTING:
                     self._state = State.READY
                 self._quiet.notify_all()
-            while batch := self._next_batch():
-                fault = self._process(batch)
-                del batch  # who waits for work holds on to nothing
-                if fault is not None:
-                    self._recover(fault)
+            work_off(self._next_batch, self._full_batch, self._run, self._answer)
         except BaseException as error:
             self._fail(error)
             logger.critical("%s", self._state.value, exc_info=error)
 
-    def _recover(self, fault: DeviceError) -> None:
-        """Get the device back, unless the end has come meanwhile; DeviceLostError if it is gone."""
-        if isinstance(fault, DeviceLostError):
-            raise fault
-        if self._recovery is None or self._state is State.CLOSED:
+    def _recover(self) -> None:
+        """Get the device back after a fault, unless the end has come meanwhile."""
+        fault, self._fault = self._fault, None
+        if fault is None or self._recovery is None or self._state is State.CLOSED:
             return
         if not self._recovery.run(self._still_recovering):
             return
@@ -142,7 +144,8 @@ class Batcher(Reception[I, R]):
             return not self._work.wait_for(lambda: self._state is not State.RECOVERING, seconds)
 
     def _next_batch(self) -> list[Ticket[I, R]]:
-        """Wait for work and take it; empty when the batcher is closed."""
+        """Wait for work and take it; empty when the batcher is closed. No batch is under way here."""
+        self._recover()
         while True:
             done: list[Group[I, R]] = []
             with self._work:
@@ -155,6 +158,22 @@ class Batcher(Reception[I, R]):
             notify_all(done)
             if batch:
                 return batch
+
+    def _full_batch(self) -> list[Ticket[I, R]]:
+        """Take a batch that cannot grow any more; empty where there is none."""
+        done: list[Group[I, R]] = []
+        with self._mutex:
+            batch = self._take(done) if self._state is not State.CLOSED and self._is_full() else []
+        notify_all(done)
+        return batch
+
+    def _is_full(self) -> bool:
+        cost = size = 0
+        for ticket in self._queue:
+            size, cost = size + 1, cost + ticket.cost
+            if size >= self.limits.max_batch_size or cost >= self.limits.max_batch_cost:
+                return True
+        return False
 
     def _collect(self) -> None:
         """Wait, at most ``max_queue_delay_us`` after the oldest item came, for a full batch."""
@@ -180,44 +199,37 @@ class Batcher(Reception[I, R]):
                 break
             del self._queue[ticket]
             batch.append(ticket)
-        self._running = batch
-        self._busy_since = now if batch else None
+        if batch and not self._running:
+            self._busy_since = now
+        self._running += batch
         self._tell_room()
         self._tell_quiet()
         return batch
 
-    def _process(self, batch: list[Ticket[I, R]]) -> DeviceError | None:
-        """Run a batch and answer it; the device's error, where that is what befell it."""
-        started = time.monotonic()
-        failure: Exception | None = None
-        results: list[R] = []
-        try:
-            results = self._run([ticket.item for ticket in batch])
-            if len(results) != len(batch):
-                raise EngineError(f"run gave {len(results)} results for {len(batch)} items")
-        except Exception as error:
-            logger.exception("a batch of %d items failed", len(batch))
-            failure = error
-        service_s = time.monotonic() - started
-        queue_s = tuple(started - ticket.enqueued for ticket in batch)
+    def _answer(self, flight: Flight[I, R]) -> None:
+        """Settle the items of a batch that has ended; DeviceLostError if the device is gone with it."""
+        batch, now, failure = flight.batch, time.monotonic(), flight.failure
+        if failure is not None:
+            logger.error("a batch of %d items failed", len(batch), exc_info=failure)
+        service_s = now - max(flight.started, self._free_since)  # not what it waited behind another
         done: list[Group[I, R]] = []
         with self._mutex:
-            for i, ticket in enumerate(batch):
-                if failure is None:
-                    outcome = Outcome(results[i], None, queue_s[i], service_s)
-                else:
-                    outcome = Outcome(None, engine_error(failure), queue_s[i], service_s)
+            for ticket, outcome in zip(batch, flight.outcomes(service_s), strict=True):
                 self._settle(ticket, outcome, done)
             recent = service_s / len(batch)
             self._item_s = recent if self._item_s is None else 0.8 * self._item_s + 0.2 * recent
-            self._running, self._busy_since = [], None
+            del self._running[: len(batch)]  # batches end in the order in which they were taken
+            self._busy_since = now if self._running else None
+            self._free_since = now
             if isinstance(failure, DeviceError):
                 self._refuse_who_waits(failure, done)
             self._tell_quiet()
         notify_all(done)
-        cost = sum(ticket.cost for ticket in batch)
-        self._on_batch(BatchReport(len(batch), cost, queue_s, service_s, failure is not None))
-        return failure if isinstance(failure, DeviceError) else None
+        self._on_batch(flight.report(service_s))
+        if isinstance(failure, DeviceLostError):
+            raise failure
+        if isinstance(failure, DeviceError):
+            self._fault = failure
 
     def _refuse_who_waits(self, fault: DeviceError, done: list[Group[I, R]]) -> None:
         """Under the mutex: admit nobody, and answer at once who would wait for a device that has failed."""

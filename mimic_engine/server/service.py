@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from mimic_engine.admission import Places
 from mimic_engine.batching import Batcher, State
@@ -89,6 +89,16 @@ class LinkerLike(Protocol):
 
     def info(self) -> Mapping[str, Any]:
         """Describe model and index, as JSON."""
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A linker whose device works on while the next batch is made ready."""
+
+    def start_prepared(
+        self, prepared: list[Any], options: list[LinkOptions]
+    ) -> Callable[[], list[LinkResult]]:
+        """Put a batch on the device; the call waits for its results. Two at a time, on the device thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +300,11 @@ class LinkService:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run(items: list[LinkItem]) -> list[LinkResult]:
+def _run(items: list[LinkItem]) -> list[LinkResult] | Callable[[], list[LinkResult]]:
     """Device work of a batch: items that were checked against the same linker go through it together."""
+    linker = items[0].linker
+    if isinstance(linker, Overlapping) and all(item.linker is linker for item in items):
+        return linker.start_prepared([i.prepared for i in items], [i.options for i in items])
     groups: dict[int, list[int]] = {}
     for i, item in enumerate(items):
         groups.setdefault(id(item.linker), []).append(i)
