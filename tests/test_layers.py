@@ -15,7 +15,10 @@ PACKAGE = ROOT / "mimic_engine"
 
 # Folders and modules of the torch layer; all else is the runtime.
 TRAINING = ("mimic_engine.model", "mimic_engine.train", "mimic_engine.export")
-TORCH_SESSIONS = ("mimic_engine.encoding.torch", "mimic_engine.scoring.torch")  # evaluation while training
+TORCH_SESSIONS = (  # evaluation while training, and the reference
+    *("mimic_engine.encoding.torch", "mimic_engine.scoring.torch"),
+    "mimic_engine.chain.torch_graphs",
+)
 # The scan on a GPU: torch for memory and streams, Triton for kernels; opened by name, never imported otherwise.
 GPU_KERNELS = (
     "tglu_attention",
@@ -28,7 +31,11 @@ GPU_KERNELS = (
     "compile_report",
 )
 GPU = (
-    *(f"mimic_engine.scoring.{name}" for name in ("cuda", "cuda_memory", "cuda_passes", "cuda_ranker")),
+    *(
+        f"mimic_engine.scoring.{name}"
+        for name in ("cuda", "cuda_memory", "cuda_passes", "cuda_ranker", "cuda_stage")
+    ),
+    *(f"mimic_engine.chain.{name}" for name in ("linker", "request", "torch_device")),
     *(f"mimic_engine.kernels.{name}" for name in GPU_KERNELS),
 )
 # These import the torch layer, or the scan on a GPU, inside functions, when it is asked for.
@@ -49,6 +56,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorboard", "matplotl
 
 ABOVE_SCORING = (
     "mimic_engine.engine",
+    "mimic_engine.chain",
     "mimic_engine.agreement",
     "mimic_engine.calibration",
     "mimic_engine.batching",
@@ -69,7 +77,13 @@ FORBIDDEN = {
     "mimic_engine.model": (*ABOVE_SCORING, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),
     "mimic_engine.agreement": ("mimic_engine.calibration", "mimic_engine.scoring", "mimic_engine.engine"),
     "mimic_engine.calibration": ("mimic_engine.engine", "mimic_engine.server", "mimic_engine.serve"),
-    "mimic_engine.engine": ("mimic_engine.server", "mimic_engine.serve", "mimic_engine.batching"),
+    "mimic_engine.chain": ("mimic_engine.server", "mimic_engine.serve", "mimic_engine.batching"),
+    "mimic_engine.engine": (
+        "mimic_engine.chain",
+        "mimic_engine.server",
+        "mimic_engine.serve",
+        "mimic_engine.batching",
+    ),
     "mimic_engine.batching": ("mimic_engine.engine", "mimic_engine.server", "mimic_engine.serve"),
     "mimic_engine.server": ("mimic_engine.serve", "mimic_engine.encoding", "mimic_engine.scoring"),
 }

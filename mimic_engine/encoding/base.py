@@ -131,6 +131,11 @@ class Featurizer:
         return self._session.constants
 
     @property
+    def missing(self) -> ImageFeatures:
+        """Features of the missing picture, of one row."""
+        return self._missing
+
+    @property
     def model_hash(self) -> str:
         """Identity of the model."""
         return self._session.model_hash

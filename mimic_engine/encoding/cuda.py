@@ -7,6 +7,7 @@ did not come up is an error.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,8 @@ from mimic_engine.encoding.graph import CPU, check_names, cpu_options, open_sess
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
-from mimic_engine.errors import BackendError, MimicError
+from mimic_engine.errors import BackendError, EngineError, MimicError
+from mimic_engine.layout import Placed
 from mimic_engine.types import Array
 
 CUDA = "CUDAExecutionProvider"
@@ -49,13 +51,22 @@ class BoundGraph(RunnableGraph):
     entry : names and shapes of its inputs and outputs.
     device : "cuda", or "cpu" for the same binding without a device.
     cuda_graphs : capture one CUDA graph a bucket.
+    stream : handle of the stream to run on, where others queue work too; a stream of its own by default.
     """
 
     def __init__(
-        self, path: Path, entry: GraphEntry, *, device: str = "cuda", cuda_graphs: bool = True
+        self,
+        path: Path,
+        entry: GraphEntry,
+        *,
+        device: str = "cuda",
+        cuda_graphs: bool = True,
+        stream: int | None = None,
     ) -> None:
         super().__init__(path.name, entry)
         self._kind = device
+        self._stream = stream
+        self._launchers = 0
         self._cuda_graphs = cuda_graphs and device == "cuda"
         self._session = self._open(path)
         check_names(path, self._session, entry)
@@ -77,11 +88,41 @@ class BoundGraph(RunnableGraph):
         self._session.run_with_iobinding(bound.binding, bound.options)
         return {name: value.numpy()[:rows].copy() for name, value in bound.outputs.items()}
 
+    def launcher(self, arrays: Mapping[str, Placed]) -> Callable[[], None]:
+        """A call that runs the graph on arrays at fixed addresses, on the stream the session was opened with.
+
+        With a CUDA graph of its own the library waits for it; without, the call
+        returns while the device works. Neither may be captured in another graph.
+
+        Parameters
+        ----------
+        arrays : all inputs and outputs of the graph, by name.
+        """
+        binding = self._session.io_binding()
+        for names, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+            for name in names:
+                at = arrays[name]
+                bind(name, self._kind, 0, at.dtype.type, list(at.shape), at.address)
+        options = self._run_options(len(self._bound) + self._launchers)
+        self._launchers += 1
+        if self._kind == "cuda" and not self._cuda_graphs:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+        def launch() -> None:
+            try:
+                self._session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise EngineError(f"{self.title}: failed: {error}") from error
+
+        return launch
+
     def _open(self, path: Path) -> onnxruntime.InferenceSession:
         providers: list[tuple[str, dict[str, str]]] = [(CPU, {})]
         options = cpu_options(1)
         if self._kind == "cuda":
             cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(self._cuda_graphs))}
+            if self._stream is not None:
+                cuda["user_compute_stream"] = str(self._stream)
             providers.insert(0, (CUDA, cuda))
         return open_session(path, options, providers)
 
@@ -111,7 +152,7 @@ class BoundGraph(RunnableGraph):
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return _Bound(binding, inputs, outputs, self._run_options(len(self._bound)))
+        return _Bound(binding, inputs, outputs, self._run_options(len(self._bound) + self._launchers))
 
     def _run_options(self, number: int) -> Any:
         options = onnxruntime.RunOptions()
@@ -140,7 +181,7 @@ class CudaSession(GraphSession):
 
         def graphs() -> dict[str, BoundGraph]:
             return {
-                name: _open_graph(folder, manifest, name, chosen, verify)
+                name: open_graph(folder, manifest, name, chosen, verify)
                 for name, chosen in precisions(precision).items()
             }
 
@@ -155,14 +196,22 @@ def check_provider() -> None:
         raise BackendError(f"onnxruntime {onnxruntime.__version__} has no CUDA, only {there}: {INSTALL}")
 
 
-def _open_graph(folder: Path, manifest: ModelManifest, name: str, precision: str, verify: bool) -> BoundGraph:
+def open_graph(
+    folder: Path,
+    manifest: ModelManifest,
+    name: str,
+    precision: str,
+    verify: bool,
+    stream: int | None = None,
+) -> BoundGraph:
+    """Open one graph on the device, on its own stream or a given one; errors as in ``CudaSession.open``."""
     entry = manifest.entry(name, precision)
     if entry.data is not None:
         entry.data.check(folder, verify=verify)
     path = entry.onnx.check(folder, verify=verify)
     try:
-        return BoundGraph(path, entry)
+        return BoundGraph(path, entry, stream=stream)
     except MimicError as error:
         # Captured graphs need every operator on the device; not all versions put all of ours there.
         logger.warning("%s: opened without CUDA graphs: %s", path.name, error)
-        return BoundGraph(path, entry, cuda_graphs=False)
+        return BoundGraph(path, entry, cuda_graphs=False, stream=stream)

@@ -8,7 +8,7 @@ download.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
 from mimic_engine.encoding.tensorrt_library import Library, load_library
 from mimic_engine.errors import DeviceError, EngineError, InvalidInputError, ModelError
+from mimic_engine.layout import Placed
 from mimic_engine.types import Array
 
 
@@ -114,6 +115,36 @@ class EngineGraph(RunnableGraph):
             bound.graph = self._device.capture(self._stream, lambda: self._queue(bound))
         return out
 
+    def launcher(self, arrays: Mapping[str, Placed], stream: int) -> Callable[[], None]:
+        """A call that queues the engine on arrays at fixed addresses on a stream; it may be captured there.
+
+        Parameters
+        ----------
+        arrays : all inputs and outputs of the engine, by name; rows as many as a bucket has.
+        stream : handle of a stream of the same device (CUstream).
+
+        Raises
+        ------
+        ModelError
+            If the engine has another type or shape for one of them.
+        """
+        self._device.activate()
+        sizes = self._sizes({name: arrays[name] for name in self.inputs})
+        bound = self._context(self._profile(sizes), sizes)
+        for name, shape in {**bound.inputs, **bound.outputs}.items():
+            at, dtype = arrays[name], np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+            if (at.shape, at.dtype) != (tuple(shape), dtype):
+                raise ModelError(
+                    f"{self.title}: {name} is {dtype} {tuple(shape)}, the chain has {at.dtype} {at.shape}"
+                )
+            bound.context.set_tensor_address(name, at.address)
+
+        def launch() -> None:
+            if not bound.context.execute_async_v3(stream):
+                raise EngineError(f"{self.title}: the engine did not start")
+
+        return launch
+
     def _queue(self, bound: _Bound) -> None:
         """Upload, engine, download."""
         for name, shape in bound.inputs.items():
@@ -125,7 +156,7 @@ class EngineGraph(RunnableGraph):
             tensor = self._tensors[name]
             self._device.download(tensor.buffer, tensor.view(shape), self._stream)
 
-    def _sizes(self, feeds: Arrays) -> dict[str, int]:
+    def _sizes(self, feeds: Arrays | Mapping[str, Placed]) -> dict[str, int]:
         """Length of every free axis."""
         return {
             axis: array.shape[i]

@@ -13,7 +13,7 @@ by scoring all of them, and says "exact".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,14 +23,14 @@ from mimic_engine.errors import InvalidInputError, MissingDependencyError
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scoring.cuda_memory import DeviceIndex, Placement
-from mimic_engine.scoring.cuda_passes import DeviceMentions, DevicePasses, Found
+from mimic_engine.scoring.cuda_passes import DeviceMentions, DevicePasses, Fetched, Found
 from mimic_engine.scoring.finite import check_finite
 from mimic_engine.scoring.scan import DEFAULT_RERANK, MENTIONS_PER_PASS, CodeBook, TopK
 from mimic_engine.scoring.topk import TieKey, contenders, order, pessimistic_ranks
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode
 
 CHUNK_ROWS = 1 << 20  # with 64 mentions, 256 MB of scores
-_SPARE = 8  # candidates beyond the k-th that are looked at again: rounding may exchange neighbours
+SPARE = 8  # candidates beyond the k-th that are looked at again: rounding may exchange neighbours
 # Sums in another order; half-precision attention weights that fall on the other side.
 _ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-4, torch.int8: 2e-4, torch.bfloat16: 2e-3}
 
@@ -152,9 +152,9 @@ class CudaScan:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
-        if k + _SPARE > MAX_K:
+        if k + SPARE > MAX_K:
             raise InvalidInputError(
-                f"top_k: {k} is over the GPU scan's limit of {MAX_K - _SPARE}", field="top_k"
+                f"top_k: {k} is over the GPU scan's limit of {MAX_K - SPARE}", field="top_k"
             )
         parts = [
             self._search_part(part, k, mode, rows, allowed, candidates, rerank) for part in _passes(mentions)
@@ -171,15 +171,20 @@ class CudaScan:
         rerank: int | None = None,
     ) -> Found:
         """Start a search of prepared mentions: kernel launches alone, fit for capture in a CUDA graph."""
-        count = len(self) if candidates is None else candidates
+        room = self.room(k, mode, rerank)
         if mode == "exact":
-            return self.passes.exact(prepared, check_k(k + _SPARE), allowed, count)
+            return self.passes.exact(prepared, room, allowed, len(self) if candidates is None else candidates)
         if mode == "certified":
-            return self.passes.certified(prepared, k, check_k(k + _SPARE), allowed)
-        return self.passes.coded(prepared, check_k(max(k + _SPARE, rerank or DEFAULT_RERANK)), allowed)
+            return self.passes.certified(prepared, k, room, allowed)
+        return self.passes.coded(prepared, room, allowed)
 
-    def prepare(self, mentions: MentionArrays, mode: Mode) -> DeviceMentions:
-        """Mentions on the device, with what ``mode`` needs of them."""
+    @staticmethod
+    def room(k: int, mode: Mode, rerank: int | None = None) -> int:
+        """Candidates K that a search for the k best keeps; InvalidInputError where that is too many."""
+        return check_k(max(k + SPARE, rerank or DEFAULT_RERANK) if mode == "coded" else k + SPARE)
+
+    def prepare(self, mentions: MentionArrays | Mapping[str, torch.Tensor], mode: Mode) -> DeviceMentions:
+        """Mentions (on the host, or folded arrays on the device by name) with what ``mode`` needs of them."""
         return self.passes.mentions(
             mentions, cones=mode == "certified", centroids=self._centroids if mode == "coded" else None
         )
@@ -197,40 +202,68 @@ class CudaScan:
         prepared = self.prepare(mentions, mode if rows is None else "exact")
         if rows is not None:
             listed = torch.from_numpy(rows.astype(np.int32)).to(self.index.device)
-            found = self.passes.among(prepared, listed, check_k(k + _SPARE))
+            found = self.passes.among(prepared, listed, check_k(k + SPARE))
         else:
             found = self.launch(prepared, k, mode, self._mask(allowed), candidates, rerank)
         answered: Mode = mode if rows is None else "exact"
-        result, overflowed, cut = self._fetch(prepared, found, k, answered)
-        if len(overflowed):
-            dense = self._search_part(mentions.take(overflowed), k, "exact", None, allowed, candidates, None)
+        fetched = self._fetch(prepared, found)
+        return self.settled(fetched, k, answered, mentions.take, rows=rows, allowed=allowed)
+
+    def _fetch(self, prepared: DeviceMentions, found: Found) -> Fetched:
+        """Bring what was found to the host: the one wait of a search."""
+        parts, g2l = self.passes.units(prepared, found.rows, found.counts)
+        tensors = (found.rows, found.scores, found.counts, found.scored, found.overflow, parts, g2l)
+        return Fetched(*(t.cpu().numpy() for t in tensors))
+
+    def settled(
+        self,
+        fetched: Fetched,
+        k: int,
+        mode: Mode,
+        take: Callable[[Sequence[int]], MentionArrays],
+        *,
+        rows: _Rows | None = None,
+        allowed: Mask | None = None,
+    ) -> TopK:
+        """The answers of a search: what was found in its final order, and another search where it fell short.
+
+        Parameters
+        ----------
+        fetched : of B mentions.
+        k : entities to answer with.
+        mode : that was searched in.
+        take : gives the folded arrays of some of the B mentions, for those to be scored densely.
+        rows, allowed : as in :meth:`search`.
+
+        Raises
+        ------
+        EngineError
+            If a score is not finite.
+        """
+        candidates = len(self) if rows is None and allowed is None else _count(rows, allowed)
+        result, overflowed, cut = self._ranked(fetched, k, mode)
+        if overflowed:
+            dense = self._search_part(take(overflowed), k, "exact", None, allowed, candidates, None)
             result = _replaced(result, overflowed, dense)
         for b in cut:
-            one = self._by_all_totals(mentions.take([b]), k, rows, allowed)
-            result = _replaced(result, [b], one)
+            result = _replaced(result, [b], self._by_all_totals(take([b]), k, rows, allowed))
         return result
 
-    def _fetch(
-        self, prepared: DeviceMentions, found: Found, k: int, mode: Mode
-    ) -> tuple[TopK, list[int], list[int]]:
+    def _ranked(self, fetched: Fetched, k: int, mode: Mode) -> tuple[TopK, list[int], list[int]]:
         """The answers; the mentions with too many survivors, and those with too many ties for the list."""
-        parts, g2l = self.passes.units(prepared, found.rows, found.counts)
-        counts = found.counts.cpu().numpy()  # the first wait
-        rows = found.rows.cpu().numpy().astype(np.int64)  # (B, K)
-        first = found.scores.cpu().numpy()  # (B, K)
-        units = self._units(parts.cpu().numpy(), g2l.cpu().numpy())  # (B, K) each
+        rows = fetched.rows.astype(np.int64)  # (B, K)
+        units = self._units(fetched.parts, fetched.g2l)  # (B, K) each
         totals = _mean(units)  # (B, K)
-        overflow = found.overflow.cpu().numpy()
         chosen, overflowed, cut = [], [], []
         for b in range(len(rows)):
-            live = int(counts[b])
+            live = int(fetched.counts[b])
             check_finite(totals[b, :live])
-            check_finite(first[b, :live])
+            check_finite(fetched.first[b, :live])
             final = order(totals[b, :live], rows[b, :live], self._tie_key)[:k]
             chosen.append(np.resize(final, k))
-            if overflow[b]:
+            if fetched.overflow[b]:
                 overflowed.append(b)
-            elif live < k or self._cut_short(totals[b, final[-1]], first[b], live, mode):
+            elif live < k or self._cut_short(totals[b, final[-1]], fetched.first[b], live, mode):
                 cut.append(b)
         pick = np.stack(chosen)  # (B, k)
         result = TopK(
@@ -238,7 +271,7 @@ class CudaScan:
             np.take_along_axis(totals, pick, 1),
             {name: np.take_along_axis(score, pick, 1) for name, score in units.items()},
             (mode,) * len(rows),
-            found.scored.cpu().numpy(),
+            fetched.scored,
         )
         return result, overflowed, cut
 

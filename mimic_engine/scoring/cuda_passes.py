@@ -7,9 +7,13 @@ decided in :mod:`mimic_engine.scoring.cuda`. A total here is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mimic_engine.errors import EngineError
@@ -20,7 +24,7 @@ from mimic_engine.kernels.stream_topk import NOTHING, key_room, survivors, top_k
 from mimic_engine.kernels.tglu_attention import TextMentions, pack_text, tglu_attention
 from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scoring.cuda_memory import QUERY, Chunk, DeviceIndex
-from mimic_engine.types import FoldConstants, MentionArrays
+from mimic_engine.types import Array, FoldConstants, MentionArrays
 
 FIRST = 64  # entities with the highest bounds, scored before a threshold is known
 SURVIVOR_SHARE = 32  # a 32nd of the entities of a chunk may survive; more are scored densely
@@ -50,6 +54,28 @@ class Found:
     counts: Tensor  # int32
     scored: Tensor  # int64
     overflow: Tensor  # int64
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a search found, on the host: K candidates of B mentions, and the parts of their scores.
+
+    The names are those of the result arrays that a captured search writes.
+    """
+
+    rows: NDArray[np.int32]  # (B, K)
+    first: Array  # (B, K) the scores that they were found by
+    counts: NDArray[np.int32]  # (B,) how many of the K there are
+    scored: NDArray[np.int64]  # (B,) entities scored exactly
+    overflow: NDArray[np.int64]  # (B,) survivors that had no room
+    parts: Array  # (3, B, K) g2g, vision, CMFU
+    g2l: Array  # (B, K)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[np.generic]], mentions: int) -> Self:
+        """The first ``mentions`` rows of result arrays, copied."""
+        first = {n: a[:, :mentions] if n == "parts" else a[:mentions] for n, a in arrays.items()}
+        return cls(**{name: np.array(array) for name, array in first.items()})
 
 
 class DevicePasses:
@@ -88,11 +114,20 @@ class DevicePasses:
         self._scores = self._new((batch, self.chunk_rows), torch.float32)  # (B, n)
         self._room = self._new((batch, 0), torch.int64)
 
+    @property
+    def workspace(self) -> tuple[Tensor, ...]:
+        """What launches write to besides their outputs: a captured launch needs these very tensors."""
+        return self._scores, self._room
+
     # -- mentions --------------------------------------------------------------------------------------
 
-    def mentions(self, mentions: MentionArrays, *, cones: bool, centroids: Tensor | None) -> DeviceMentions:
-        """Copy B mentions to the device and prepare what the passes need of them."""
-        arrays = {name: torch.from_numpy(a).to(self.index.device) for name, a in mentions.items()}
+    def mentions(
+        self, mentions: MentionArrays | Mapping[str, Tensor], *, cones: bool, centroids: Tensor | None
+    ) -> DeviceMentions:
+        """Copy B mentions to the device, if they are not there, and prepare what the passes need of them."""
+        if isinstance(mentions, MentionArrays):
+            mentions = {name: torch.from_numpy(a).to(self.index.device) for name, a in mentions.items()}
+        arrays, batch = mentions, len(next(iter(mentions.values())))
         text = None
         if "tglu_key" in arrays and QUERY in self.index.arrays:
             stored = self.index.arrays[QUERY].dtype
@@ -102,7 +137,7 @@ class DevicePasses:
                 arrays.get("tglu_key_mask"),
                 torch.float16 if stored == torch.int8 else stored,
             )
-        packed = DeviceMentions(mentions.rows, text, pack_globals(arrays, self._stored))
+        packed = DeviceMentions(batch, text, pack_globals(arrays, self._stored))
         if text is None:
             return packed
         made, table = None, None
@@ -112,7 +147,7 @@ class DevicePasses:
         if centroids is not None:
             table = self._new(table_shape(text, len(centroids)), torch.float16)
             coded_table(text, centroids, table)
-        return DeviceMentions(mentions.rows, text, packed.globals, made, table)
+        return DeviceMentions(batch, text, packed.globals, made, table)
 
     # -- one number a pair -----------------------------------------------------------------------------
 

@@ -1,0 +1,181 @@
+"""Encoders and folds as stages on arrays at fixed addresses: TensorRT, ONNX Runtime, or modules of torch.
+
+How each is chained:
+
+- **TensorRT** queues an engine on the chain's stream (``execute_async_v3``), so a CUDA graph can hold it.
+- **ONNX Runtime** is opened on the chain's stream (``user_compute_stream``). It keeps a CUDA graph of its
+  own for every binding, which no other graph may hold, and waits for it: arrays stay on the device and
+  the order is the stream's, but the host waits three times a batch. Its stages are launched one by one.
+- **torch** launches on the chain's stream, and a CUDA graph can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mimic_engine.chain.program import Stage
+from mimic_engine.config import ImageConfig, TextConfig
+from mimic_engine.device import Device, open_device
+from mimic_engine.encoding.cuda import BoundGraph, check_provider, open_graph
+from mimic_engine.encoding.engine_files import FOLDER
+from mimic_engine.encoding.manifest import ModelManifest, Shape
+from mimic_engine.encoding.onnx import precisions
+from mimic_engine.encoding.tensorrt import EngineGraph, open_engine
+from mimic_engine.layout import Placed
+
+GRAPHS = ("text_encoder", "image_encoder", "mention_fold")
+
+
+class GraphShapes(Protocol):
+    """Names and shapes of what goes in and out of a graph; a manifest's entry is one."""
+
+    @property
+    def inputs(self) -> Mapping[str, Shape]:
+        """By name; a string stands for an axis of any length."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Shape]:
+        """By name, as the inputs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesOf:
+    """The shapes of a graph that no manifest describes."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+
+
+class DeviceGraphs(Protocol):
+    """The graphs that a mention goes through, on one backend of the device."""
+
+    @property
+    def backend(self) -> str:
+        """Short name for logs and reports."""
+        ...
+
+    @property
+    def entries(self) -> Mapping[str, GraphShapes]:
+        """The shapes of each of :data:`GRAPHS`."""
+        ...
+
+    @property
+    def text_config(self) -> TextConfig:
+        """Of the model."""
+        ...
+
+    @property
+    def image_config(self) -> ImageConfig:
+        """Of the model."""
+        ...
+
+    def stage(self, graph: str, arrays: Mapping[str, Placed]) -> Stage:
+        """One graph on its inputs and outputs, by their names in the graph."""
+        ...
+
+
+class EngineGraphs:
+    """TensorRT engines, launched on the chain's stream.
+
+    Parameters
+    ----------
+    manifest : of the exported model.
+    graphs : one for each of :data:`GRAPHS`.
+    stream : handle of the chain's stream.
+    """
+
+    backend = "tensorrt"
+
+    def __init__(self, manifest: ModelManifest, graphs: Mapping[str, EngineGraph], stream: int) -> None:
+        self.text_config, self.image_config = manifest.text, manifest.image
+        self.entries: Mapping[str, GraphShapes] = {name: graph.entry for name, graph in graphs.items()}
+        self._graphs, self._stream = graphs, stream
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        stream: int,
+        *,
+        engines: Path | None = None,
+        precision: str = "fp32",
+        device: Device | None = None,
+    ) -> EngineGraphs:
+        """Open the engines of an exported model; errors as in ``TensorRtSession.open``."""
+        manifest, device = ModelManifest.read(folder), device or open_device()
+        where = folder / FOLDER if engines is None else engines
+        graphs = {
+            name: open_engine(folder, where, manifest, name, precisions(precision)[name], device)
+            for name in GRAPHS
+        }
+        return cls(manifest, graphs, stream)
+
+    def stage(self, graph: str, arrays: Mapping[str, Placed]) -> Stage:
+        """An engine."""
+        return Stage(graph, self._graphs[graph].launcher(arrays, self._stream))
+
+
+class BoundGraphs:
+    """ONNX Runtime sessions that were opened on the chain's stream.
+
+    Parameters
+    ----------
+    manifest : of the exported model.
+    graphs : one for each of :data:`GRAPHS`.
+    """
+
+    backend = "cuda"
+
+    def __init__(self, manifest: ModelManifest, graphs: Mapping[str, BoundGraph]) -> None:
+        self.text_config, self.image_config = manifest.text, manifest.image
+        self.entries: Mapping[str, GraphShapes] = {name: graph.entry for name, graph in graphs.items()}
+        self._graphs = graphs
+
+    @classmethod
+    def open(cls, folder: Path, stream: int, *, precision: str = "fp32", verify: bool = True) -> BoundGraphs:
+        """Open the graphs of an exported model; errors as in ``CudaSession.open``."""
+        manifest = ModelManifest.read(folder)
+        check_provider()
+        graphs = {
+            name: open_graph(folder, manifest, name, precisions(precision)[name], verify, stream)
+            for name in GRAPHS
+        }
+        return cls(manifest, graphs)
+
+    def stage(self, graph: str, arrays: Mapping[str, Placed]) -> Stage:
+        """A session's run; it cannot be captured."""
+        return Stage(graph, self._graphs[graph].launcher(arrays), capturable=False)
+
+
+Launch = Callable[[Mapping[str, Placed]], Callable[[], None]]
+
+
+class LaunchedGraphs:
+    """Graphs given as functions that make their launches, such as modules of torch.
+
+    Parameters
+    ----------
+    backend : short name for logs and reports.
+    text, image : of the model.
+    entries, launches : shapes, and from arrays by name to a call that queues the work, of :data:`GRAPHS`.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        text: TextConfig,
+        image: ImageConfig,
+        entries: Mapping[str, GraphShapes],
+        launches: Mapping[str, Launch],
+    ) -> None:
+        self.backend, self.text_config, self.image_config = backend, text, image
+        self.entries, self._launches = entries, launches
+
+    def stage(self, graph: str, arrays: Mapping[str, Placed]) -> Stage:
+        """A function's launch."""
+        return Stage(graph, self._launches[graph](arrays))

@@ -1,0 +1,236 @@
+"""A linker whose requests stay on the device: one upload, one chain of launches, one download.
+
+What the chain has no program for goes the way of every linker, on the same
+stream: candidates given by id or type, explanations, another ``rerank``, more
+results than :data:`~mimic_engine.scoring.cuda_stage.PLACES` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_engine.chain.graphs import DeviceGraphs
+from mimic_engine.chain.request import IDS, PREFIX, Bucket, RequestRecipe, ScanSearch
+from mimic_engine.chain.staging import Chain, Flight, HostArrays, overlapped
+from mimic_engine.chain.torch_device import TorchDevice
+from mimic_engine.encoding.base import Featurizer, PreparedMention
+from mimic_engine.encoding.caching import CachingFeaturizer
+from mimic_engine.engine import Linker
+from mimic_engine.errors import InvalidInputError
+from mimic_engine.index.store import Index
+from mimic_engine.nil import NilThreshold
+from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda_passes import Fetched
+from mimic_engine.scoring.cuda_stage import allowed_rows
+from mimic_engine.scoring.scan import TopK
+from mimic_engine.types import LinkOptions, LinkResult, Mention, MentionArrays, Mode
+
+Finish = Callable[[], list[LinkResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Mentions that travel together: their places in the batch, the results asked for, and the mode."""
+
+    members: tuple[int, ...]
+    k: int
+    mode: Mode
+
+
+class DeviceLinker(Linker):
+    """A :class:`~mimic_engine.engine.Linker` over a :class:`Chain`; from one thread at a time.
+
+    Parameters
+    ----------
+    featurizer : preprocessing, and a session for what the chain does not do; without a cache.
+    index : that is searched.
+    scan : over the index, on ``device``.
+    nil, verify : as of every linker.
+    graphs : encoders and fold, on the stream of ``device``.
+    device : of the chain.
+    capture : whether programs become CUDA graphs.
+
+    Raises
+    ------
+    InvalidInputError
+        If the featurizer has a cache: what it remembers is on the host.
+    """
+
+    def __init__(
+        self,
+        featurizer: Featurizer,
+        index: Index,
+        scan: CudaScan,
+        nil: NilThreshold | None = None,
+        *,
+        verify: bool = True,
+        graphs: DeviceGraphs,
+        device: TorchDevice,
+        capture: bool = True,
+    ) -> None:
+        super().__init__(featurizer, index, scan, nil, verify=verify)  # type: ignore[arg-type]
+        if isinstance(featurizer, CachingFeaturizer):
+            raise InvalidInputError("cache_bytes: a chain on the device remembers nothing; give 0")
+        self._cuda_scan, self._graphs, self._device, self._capture = scan, graphs, device, capture
+        search = ScanSearch(scan, allowed_rows(scan, index.alive), self._rerank)
+        self._recipe = RequestRecipe(graphs, search, featurizer.missing, device.device)
+        self.chain: Chain[Bucket] = Chain(device, self._recipe, graphs=capture)
+
+    def link_prepared(
+        self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
+    ) -> list[LinkResult]:
+        """Encode and rank B prepared mentions, as every linker does."""
+        return self.start_prepared(prepared, options)()
+
+    def start_prepared(self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]) -> Finish:
+        """Start B prepared mentions and return while the device works; the call waits and gives the results.
+
+        At most :data:`~mimic_engine.chain.staging.SLOTS` batches may be under way. A batch
+        that takes more than one program is answered before this returns.
+
+        Raises
+        ------
+        InvalidInputError
+            As :meth:`link_prepared`; nothing is started then.
+        """
+        parts, others = self._parts(options)
+        for part in parts:
+            group = replace(options[part.members[0]], top_k=0, explain=False)
+            self._check(group, None, [options[b].top_k for b in part.members])
+        if len(parts) == 1 and not others:
+            flight = self._start(prepared, parts[0])
+            return lambda: self._results(prepared, options, parts[0], self._finish(flight, parts[0]))
+        results: dict[int, LinkResult] = {}
+        if others:
+            with self._device.current():
+                found = super().link_prepared([prepared[b] for b in others], [options[b] for b in others])
+            results.update(zip(others, found, strict=True))
+        for part, top in zip(parts, self._run(prepared, parts), strict=True):
+            results.update(zip(part.members, self._results(prepared, options, part, top), strict=True))
+        return lambda: [results[b] for b in range(len(prepared))]
+
+    def warm_up(self) -> None:
+        """Run and capture the program of every bucket in every mode for the default number of results."""
+        super().warm_up()
+        blank, size = (
+            self.prepare(Mention("warm-up", "One mention of every bucket.")),
+            self.featurizer.image_size,
+        )
+        seen = PreparedMention(blank.tokens, np.zeros((3, size, size), np.float32))
+        for rows in self._recipe.rows:
+            for pictures in (0, *(p for p in self._recipe.rows if p <= rows)):
+                batch = [seen] * pictures + [blank] * (rows - pictures)
+                for mode in self.modes:
+                    k = min(10, len(self.index))
+                    self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
+
+    def info(self) -> dict[str, Any]:
+        """As of every linker, with the chain's backend and its programs."""
+        programs = self.chain.programs.values()
+        chain = {
+            "backend": self._graphs.backend,
+            "programs": len(programs),
+            "graphs": sum(p.graphs for p in programs),
+            "launched": sorted({name for p in programs for name in p.launched}),
+        }
+        return {**super().info(), "chain": chain}
+
+    def _over(self, index: Index, scan: Any) -> Self:
+        return type(self)(
+            self.featurizer,
+            index,
+            scan,
+            self.nil,
+            verify=self._verify,
+            graphs=self._graphs,
+            device=self._device,
+            capture=self._capture,
+        )
+
+    # -- which way each mention goes -------------------------------------------------------------------
+
+    def _parts(self, options: Sequence[LinkOptions]) -> tuple[list[_Part], list[int]]:
+        """Mentions by the program they take, and those that take none."""
+        by_mode: dict[Mode, list[int]] = {}
+        others = []
+        for b, option in enumerate(options):
+            if self._fits(option):
+                by_mode.setdefault(option.mode, []).append(b)
+            else:
+                others.append(b)
+        most = self._recipe.rows[-1]
+        parts = []
+        for mode, members in by_mode.items():
+            for start in range(0, len(members), most):
+                own = tuple(members[start : start + most])
+                parts.append(_Part(own, max(options[b].top_k for b in own), mode))
+        return parts, others
+
+    def _fits(self, option: LinkOptions) -> bool:
+        plain = option.candidates is None and option.types is None and not option.explain
+        return (
+            plain
+            and option.rerank in (None, self._rerank)
+            and option.mode in self.modes
+            and 1 <= option.top_k <= self._recipe.places[-1]
+        )
+
+    # -- one part --------------------------------------------------------------------------------------
+
+    def _run(self, prepared: Sequence[PreparedMention], parts: Sequence[_Part]) -> list[TopK]:
+        """Several parts, as many at a time as there are slots."""
+
+        def start(part: _Part) -> tuple[_Part, Flight[Bucket]]:
+            return part, self._start(prepared, part)
+
+        def finish(flying: tuple[_Part, Flight[Bucket]]) -> TopK:
+            return self._finish(flying[1], flying[0])
+
+        return list(overlapped(parts, start, finish, max(1, self.chain.free)))
+
+    def _start(self, prepared: Sequence[PreparedMention], part: _Part) -> Flight[Bucket]:
+        own = [prepared[b] for b in part.members]
+        mask = np.concatenate([m.tokens.attention_mask for m in own])  # (B, L)
+        pictures = sum(m.pixels is not None for m in own)
+        bucket = self._recipe.bucket(len(own), pictures, mask, part.k, part.mode)
+        return self.chain.start(bucket, lambda host: fill(host, own))
+
+    def _finish(self, flight: Flight[Bucket], part: _Part) -> TopK:
+        def read(results: HostArrays, folded: Callable[[], HostArrays]) -> TopK:
+            fetched = Fetched.of(results, len(part.members))
+
+            def take(rows: Sequence[int]) -> MentionArrays:
+                return MentionArrays(**{n.removeprefix(PREFIX): a[list(rows)] for n, a in folded().items()})
+
+            return self._cuda_scan.settled(fetched, part.k, part.mode, take, allowed=self.index.alive)
+
+        return self.chain.finish(flight, read)
+
+    def _results(
+        self,
+        prepared: Sequence[PreparedMention],
+        options: Sequence[LinkOptions],
+        part: _Part,
+        found: TopK,
+    ) -> list[LinkResult]:
+        return [self._result(prepared[b], found, i, options[b].top_k) for i, b in enumerate(part.members)]
+
+
+def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention]) -> None:
+    """Write B mentions to the inputs of a bucket; rows and pictures beyond them repeat the last."""
+    rows, tokens = host["input_ids"].shape
+    places = [min(row, len(mentions) - 1) for row in range(rows)]
+    for name in IDS:
+        for row, place in enumerate(places):
+            host[name][row] = getattr(mentions[place].tokens, name)[0, :tokens]
+    pictures = [m.pixels for m in mentions if m.pixels is not None]
+    numbers = np.cumsum([m.pixels is not None for m in mentions]) - 1  # (B,)
+    own = np.array([n if m.pixels is not None else -1 for n, m in zip(numbers, mentions, strict=True)])
+    host["picture"][:] = own[places]
+    for row in range(len(host["pixels"])):
+        host["pixels"][row] = pictures[min(row, len(pictures) - 1)]

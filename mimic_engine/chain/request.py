@@ -1,0 +1,212 @@
+"""The recipe of a request: token ids and pixels -> encoders -> fold -> search, on fixed arrays of a bucket.
+
+A bucket is (rows, pictures, tokens, k, mode). Pictures are fewer than rows where
+mentions have none: a row without one gets the features of the missing picture,
+which were computed once. A text encoder of free length runs at the bucket's
+length; its states are padded with zeros to the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mimic_engine.chain.graphs import DeviceGraphs
+from mimic_engine.chain.program import Stage
+from mimic_engine.chain.staging import Layouts
+from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
+from mimic_engine.encoding.manifest import Shape
+from mimic_engine.layout import Layout, Placed, Spec
+from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda_stage import PLACES, SearchPlan, SearchStage, result_arrays
+from mimic_engine.types import ImageFeatures, Mode
+
+IDS = ("input_ids", "attention_mask", "token_type_ids")
+_FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
+PREFIX = "mention_"  # of the fold's outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What a program is made for."""
+
+    rows: int
+    pictures: int
+    tokens: int
+    k: int
+    mode: Mode
+
+
+class Search(Protocol):
+    """The last stage of a request."""
+
+    @property
+    def modes(self) -> Sequence[Mode]:
+        """The modes that there are."""
+        ...
+
+    def room(self, bucket: Bucket) -> int:
+        """Candidates that come back for a mention."""
+        ...
+
+    def stage(self, bucket: Bucket, folded: Mapping[str, Placed], results: Mapping[str, Placed]) -> Stage:
+        """A search of folded mentions, by field name, to the arrays of ``result_arrays``."""
+        ...
+
+
+class ScanSearch:
+    """The search by a scan on the same device.
+
+    Parameters
+    ----------
+    scan : over the index.
+    allowed : rows (N,) uint8 on the device that may be answered with, or None.
+    rerank : estimates that mode "coded" scores exactly.
+    """
+
+    def __init__(self, scan: CudaScan, allowed: Tensor | None = None, rerank: int | None = None) -> None:
+        self._scan, self._allowed, self._rerank = scan, allowed, rerank
+        self._candidates = len(scan) if allowed is None else int(allowed.count_nonzero())
+
+    @property
+    def modes(self) -> Sequence[Mode]:
+        """Those of the scan."""
+        return self._scan.modes
+
+    def room(self, bucket: Bucket) -> int:
+        """What the scan keeps."""
+        return self._scan.room(bucket.k, bucket.mode, self._rerank)
+
+    def stage(self, bucket: Bucket, folded: Mapping[str, Placed], results: Mapping[str, Placed]) -> Stage:
+        """The scan's launches."""
+        plan = SearchPlan(bucket.k, bucket.mode, self._rerank, self._allowed, self._candidates)
+        search = SearchStage(self._scan, plan, _tensors(folded), _tensors(results))
+        return Stage("search", search.launch, search.capturable)
+
+
+class RequestRecipe:
+    """A :class:`~mimic_engine.chain.staging.Recipe` of requests.
+
+    Parameters
+    ----------
+    graphs : encoders and fold.
+    search : the last stage.
+    missing : features of the missing picture, of one row.
+    device : where ``missing`` is kept.
+    rows : numbers of mentions that programs are made for.
+    places : numbers of results that programs are made for.
+    """
+
+    def __init__(
+        self,
+        graphs: DeviceGraphs,
+        search: Search,
+        missing: ImageFeatures,
+        device: torch.device,
+        *,
+        rows: Sequence[int] = ROWS,
+        places: Sequence[int] = PLACES,
+    ) -> None:
+        self._graphs, self._search = graphs, search
+        self.rows, self.places = tuple(rows), tuple(places)
+        self._missing = [torch.from_numpy(np.array(a)).to(device) for a in (missing.cls, missing.tokens)]
+        self._length, self._size = graphs.text_config.max_length, graphs.image_config.size
+        free = LENGTH in graphs.entries["text_encoder"].inputs["input_ids"]
+        self.lengths = length_buckets(self._length) if free else (self._length,)
+
+    @property
+    def largest(self) -> Bucket:
+        """As many rows, pictures, tokens and results as there may be."""
+        rows, k = self.rows[-1], self.places[-1]
+        return max(
+            (Bucket(rows, rows, self._length, k, mode) for mode in self._search.modes), key=self._search.room
+        )
+
+    def bucket(self, rows: int, pictures: int, mask: NDArray[np.int64], k: int, mode: Mode) -> Bucket:
+        """The least bucket for a batch, whose texts have the attention mask (B, L)."""
+        used = int(np.flatnonzero(mask.any(axis=0)).max(initial=0)) + 1
+        size = bucket(rows, self.rows)
+        room = 0 if not pictures else min(size, bucket(pictures, self.rows))
+        return Bucket(size, room, bucket(used, self.lengths), bucket(k, self.places), mode)
+
+    def layouts(self, bucket: Bucket) -> Layouts:
+        """The arrays of a bucket; see the module for what they are."""
+        rows, tokens = bucket.rows, bucket.tokens
+        inputs: dict[str, Spec] = dict.fromkeys(IDS, ((rows, tokens), np.int64))
+        inputs["picture"] = ((rows,), np.int64)  # number of a row's picture, -1 without one
+        inputs["pixels"] = ((bucket.pictures, 3, self._size, self._size), np.float32)
+        entries = self._graphs.entries
+        work: dict[str, Spec] = {}
+        for kind, count in (("text", rows), ("image", bucket.pictures)):
+            for name, shape in entries[f"{kind}_encoder"].outputs.items():
+                work[f"{kind}.{name}"] = (_sized(shape, count, tokens), np.float32)
+                work[f"{kind}_{name}"] = (_sized(shape, rows, self._length), np.float32)
+        work["text_mask"] = ((rows, self._length), np.float32)
+        folded: dict[str, Spec] = {
+            name: (_sized(shape, rows, self._length), np.float32)
+            for name, shape in entries["mention_fold"].outputs.items()
+        }
+        results = result_arrays(rows, self._search.room(bucket))
+        return Layouts(Layout(inputs), Layout(work), Layout(folded), Layout(results))
+
+    def stages(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> list[Stage]:
+        """Encoders, assembly, fold, search."""
+        graphs = self._graphs
+        layouts = self.layouts(bucket)
+        stages = [graphs.stage("text_encoder", {n: arrays[n] for n in IDS} | _part(arrays, "text."))]
+        if bucket.pictures:
+            feeds = {"pixels": arrays["pixels"]} | _part(arrays, "image.")
+            stages.append(graphs.stage("image_encoder", feeds))
+        stages.append(Stage("assemble", _Assembly(_tensors(arrays), self._missing, bucket.pictures)))
+        fold = (*_FEATURES, *self._graphs.entries["mention_fold"].outputs)
+        stages.append(graphs.stage("mention_fold", {name: arrays[name] for name in fold}))
+        folded = {name.removeprefix(PREFIX): arrays[name] for name in layouts.folded.fields}
+        stages.append(self._search.stage(bucket, folded, {n: arrays[n] for n in layouts.results.fields}))
+        return stages
+
+
+class _Assembly:
+    """What the fold reads, of what the encoders gave: text of the model's length, a picture a row."""
+
+    def __init__(self, arrays: Mapping[str, Tensor], missing: Sequence[Tensor], pictures: int) -> None:
+        self._arrays, self._missing, self._pictures = arrays, missing, pictures
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        arrays, tokens = self._arrays, self._arrays["input_ids"].shape[1]
+        arrays["text_cls"].copy_(arrays["text.cls"])
+        arrays["text_tokens"][:, :tokens].copy_(arrays["text.tokens"])  # (R, L, W)
+        arrays["text_tokens"][:, tokens:].zero_()
+        arrays["text_mask"][:, :tokens].copy_(arrays["attention_mask"])  # (R, L)
+        arrays["text_mask"][:, tokens:].zero_()
+        for name, missing in zip(("cls", "tokens"), self._missing, strict=True):
+            self._spread(arrays[f"image_{name}"], missing, f"image.{name}")
+
+    def _spread(self, out: Tensor, missing: Tensor, encoded: str) -> None:
+        """A picture's features for every row that has one, those of the missing picture for the others."""
+        if not self._pictures:
+            out.copy_(missing.expand_as(out))
+            return
+        picture = self._arrays["picture"]  # (R,)
+        chosen = self._arrays[encoded].index_select(0, picture.clamp(min=0))  # (R, ...)
+        absent = (picture < 0).view(-1, *[1] * (chosen.dim() - 1))
+        out.copy_(torch.where(absent, missing, chosen))
+
+
+def _part(arrays: Mapping[str, Placed], prefix: str) -> dict[str, Placed]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def _sized(shape: Shape, rows: int, tokens: int) -> tuple[int, ...]:
+    """A graph's shape with its free axes given."""
+    return tuple(n if isinstance(n, int) else tokens if n == LENGTH else rows for n in shape)
+
+
+def _tensors(arrays: Mapping[str, Placed]) -> dict[str, Any]:
+    return {name: placed.native for name, placed in arrays.items()}

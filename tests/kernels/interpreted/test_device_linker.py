@@ -1,0 +1,134 @@
+"""A linker over the whole chain, kernels and all, on the CPU: the answers of every other linker."""
+
+import numpy as np
+import pytest
+import torch
+
+from mimic_engine.chain.linker import DeviceLinker
+from mimic_engine.chain.torch_device import TorchDevice
+from mimic_engine.encoding.open import open_featurizer
+from mimic_engine.engine import Linker
+from mimic_engine.errors import InvalidInputError
+from mimic_engine.index.store import Index
+from mimic_engine.scoring import cuda_passes, cuda_stage
+from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.types import LinkOptions, Mention
+from tests.chain.bound import cpu_graphs
+
+pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 16)
+    monkeypatch.setattr(cuda_passes, "FIRST", 16)
+
+
+@pytest.fixture
+def linkers(tiny_model, tiny_index):
+    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
+    index = Index.open(tiny_index)
+    featurizer = open_featurizer(tiny_model, threads=1, backend="onnx")
+    scan = CudaScan(index.segments, featurizer.constants, device="cpu", tie_key=index.ids)
+    ours = DeviceLinker(featurizer, index, scan, graphs=cpu_graphs(tiny_model), device=TorchDevice(CPU))
+    yield ours, reference
+    reference.close()
+
+
+def prepared(linker, mentions):
+    return [linker.prepare(m) for m in mentions]
+
+
+def same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert [c.id for c in a.candidates] == [c.id for c in b.candidates]
+        assert (a.mode, a.has_image, a.text_truncated) == (b.mode, b.has_image, b.text_truncated)
+        for x, y in zip(a.candidates, b.candidates, strict=True):
+            assert x.name == y.name
+            assert x.score == pytest.approx(y.score, abs=1e-4)
+            assert x.units == pytest.approx(y.units, abs=1e-4)
+
+
+def test_answers_as_every_linker(linkers, tiny_picture):
+    ours, reference = linkers
+    mentions = [Mention("a b", "c a b d", tiny_picture), Mention("c", "c d e"), Mention("j", "i j")]
+    options = [LinkOptions(13, mode="exact"), LinkOptions(1, mode="exact"), LinkOptions(5, mode="exact")]
+    batch = prepared(reference, mentions)
+    same(ours.link_prepared(batch, options), reference.link_prepared(batch, options))
+    [(bucket, program)] = ours.chain.programs.items()
+    assert (bucket.rows, bucket.pictures, bucket.k) == (4, 1, 24)
+    assert program.graphs == 2
+    certified = ours.link_prepared(batch[:1], [LinkOptions(3)])
+    assert [c.id for c in certified[0].candidates] == [
+        c.id for c in reference.link_prepared(batch[:1], [LinkOptions(3)])[0].candidates
+    ]
+
+
+def test_two_batches_are_under_way_at_once(linkers, tiny_picture):
+    ours, reference = linkers
+    first = prepared(reference, [Mention("a b", "c a b d", tiny_picture)])
+    second = prepared(reference, [Mention("c", "c d e")])
+    options = [LinkOptions(4, mode="exact")]
+    finishes = [ours.start_prepared(batch, options) for batch in (first, second)]
+    assert ours.chain.free == 0
+    for finish, batch in zip(finishes, (first, second), strict=True):
+        same(finish(), reference.link_prepared(batch, options))
+    assert ours.chain.free == 2
+
+
+def test_what_has_no_program_goes_the_other_way(linkers):
+    ours, reference = linkers
+    batch = prepared(reference, [Mention("a", "a b c"), Mention("c", "c d e")])
+    options = [LinkOptions(1, candidates=("E03", "E99"), mode="exact"), LinkOptions(2, mode="exact")]
+    same(ours.link_prepared(batch, options), reference.link_prepared(batch, options))
+    assert len(ours.chain.programs) == 1
+
+
+def test_a_mention_that_falls_short_is_searched_again_and_says_so(linkers, monkeypatch):
+    ours, reference = linkers
+    monkeypatch.setattr(cuda_passes, "FIRST", 16)
+    ours._cuda_scan.passes._room_for_survivors = 1
+    batch = prepared(reference, [Mention("a", "a b c")])
+    ours.link_prepared(batch, [LinkOptions(2)])
+    ranked = ours._cuda_scan._ranked
+
+    def short(fetched, k, mode):
+        result, overflowed, cut = ranked(fetched, k, mode)
+        return result, list(range(len(result.rows))) if mode == "certified" else overflowed, cut
+
+    monkeypatch.setattr(ours._cuda_scan, "_ranked", short)
+    [found] = ours.link_prepared(batch, [LinkOptions(2)])
+    assert found.mode == "exact"
+    same([found], reference.link_prepared(batch, [LinkOptions(2, mode="exact")]))
+
+
+def test_wrong_options_start_nothing(linkers):
+    ours, reference = linkers
+    batch = prepared(reference, [Mention("a", "a b c")])
+    with pytest.raises(InvalidInputError, match="top_k: 14"):
+        ours.start_prepared(batch, [LinkOptions(14)])
+    assert ours.chain.free == 2 and not ours.chain.programs
+
+
+def test_a_cache_is_refused(linkers, tiny_model, tiny_index):
+    ours, _ = linkers
+    caching = open_featurizer(tiny_model, threads=1, backend="onnx", cache_bytes=1 << 20)
+    with pytest.raises(InvalidInputError, match="cache_bytes"):
+        DeviceLinker(caching, ours.index, ours._cuda_scan, graphs=ours._graphs, device=TorchDevice(CPU))
+
+
+def test_info_names_backend_and_graphs(linkers):
+    ours, reference = linkers
+    ours.link_prepared(prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2)])
+    info = ours.info()
+    assert info["chain"] == {
+        "backend": "cuda", "programs": 1, "graphs": 2, "launched": ["mention_fold", "text_encoder"]
+    }  # fmt: skip
+
+
+def test_places_leave_room_for_neighbours():
+    for place in cuda_stage.PLACES:
+        assert CudaScan.room(place, "certified") >= place + cuda_stage.SPARE
+        assert cuda_stage.place_for(place) == place
+    assert np.all(np.diff(cuda_stage.PLACES) > 0)
