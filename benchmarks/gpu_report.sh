@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Everything about the GPU scan in one call, on a machine with a CUDA device, torch, Triton and NumPy:
-# kernels checked on fresh random input, then timed; machine code counted; tests marked "gpu".
+# Everything about the GPU, on a machine with a CUDA device, torch, Triton and NumPy: kernels checked on fresh
+# random input, then timed; whole requests and encoders on every backend that opens; tests marked "gpu".
 #
-#   benchmarks/gpu_report.sh [OUT]        result files go to OUT (default benchmarks/results)
+#   benchmarks/gpu_report.sh [OUT [PART]]     result files go to OUT (default benchmarks/results);
+#                                             PART is "scan", "link" or "all" (the default)
 #
-# Needs no network and installs nothing. Each step runs even if the one before failed; ends within ten minutes.
+# Needs no network and installs nothing. Each step runs even if the one before failed; a part ends within ten minutes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-benchmarks/results}"
+part="${2:-all}"
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1 PYTHONPATH=.
 failed=()
@@ -19,14 +21,27 @@ step() { # step NAME SECONDS COMMAND...: run with a limit, remember a failure
     timeout --kill-after=5 "$limit" "$@" || failed+=("$name ($?)")
 }
 
+scan() {
+    step "kernel tests on the device" 90 python3 -m pytest tests/kernels/test_on_device.py -q -p no:cacheprovider
+    step "scan" 450 python3 -m benchmarks.gpu_report --budget 400 --tiles "$out/gpu_tiles.json" --out "$out/scan_gpu.json"
+    for rival in flash_maxsim late_interaction_kernels fast_plaid; do
+        python3 -c "import $rival" 2>/dev/null && echo "installed and not timed: $rival" || echo "not installed: $rival"
+    done
+}
+
+link() {
+    step "requests, from pixels to ranked entities" 380 python3 -m benchmarks.link_gpu --budget 300 --out "$out/link_gpu.json"
+    step "encoders" 190 python3 -m benchmarks.gpu_encoders --seconds 0.2 --out "$out/encoders.json"
+}
+
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true
 python3 -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__, torch.cuda.is_available())'
 
-step "kernel tests on the device" 90 python3 -m pytest tests/kernels/test_on_device.py -q -p no:cacheprovider
-step "scan" 450 python3 -m benchmarks.gpu_report --budget 400 --tiles "$out/gpu_tiles.json" --out "$out/scan_gpu.json"
-for rival in flash_maxsim late_interaction_kernels fast_plaid; do
-    python3 -c "import $rival" 2>/dev/null && echo "installed and not timed: $rival" || echo "not installed: $rival"
-done
+case "$part" in
+    scan | link) "$part" ;;
+    all) scan; link ;;
+    *) echo "no part $part: scan, link or all"; exit 2 ;;
+esac
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "FAILED: ${failed[*]}"

@@ -76,7 +76,7 @@ def build_model(folder: Path, weights: Mapping[str, Tensor], towers: Towers) -> 
 def export(model: Mimic, folder: Path, precisions: tuple[str, ...] = ("fp32",)) -> Path:
     """Export the model with a tokenizer of letters; the folder that ``Linker.open`` reads."""
     tokenizer = folder / "tokenizer.json"
-    _save_tokenizer(tokenizer)
+    save_tokenizer(tokenizer)
     export_model(model, tokenizer, folder / "model", ExportOptions(precisions))
     return folder / "model"
 
@@ -133,7 +133,7 @@ def _vocabulary() -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
 
 
-def _save_tokenizer(path: Path) -> None:
+def save_tokenizer(path: Path) -> None:
     """A tokenizer of one token a letter, between CLIP's start and end tokens."""
     vocabulary = _vocabulary()
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=1000))

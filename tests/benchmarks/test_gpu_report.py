@@ -1,6 +1,7 @@
 """The GPU report without a GPU: what fails is written down, ratios and rooflines are what they say."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from benchmarks import gpu_report
+from benchmarks import gpu_scans
 from benchmarks.gpu_checks import Check
 from benchmarks.gpu_data import World, cluster, fold_entities, fold_mentions
-from benchmarks.gpu_report import DRY, Report, Row, main, outcome, payload
+from benchmarks.gpu_report import main, outcome, payload
+from benchmarks.gpu_run import DRY, Report, Row
 from mimic_engine.errors import EngineError
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.scoring.scan import TopK
@@ -21,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def report(**options) -> Report:
-    return Report(gpu_report.replace(DRY, **options), CPU, "none")
+    return Report(replace(DRY, **options), CPU, "none")
 
 
 def row(mode="exact", n=1_000_000, b=1, ms=2.0, roofline=1.5) -> Row:
@@ -76,12 +78,12 @@ def test_outcome_takes_the_worst_of_each():
 
 def test_roofline_is_the_larger_of_bytes_and_operations():
     found = report()
-    assert gpu_report._roofline_ms(found, "exact", 10, 1, 103_000) is None
+    assert gpu_scans._roofline_ms(found, "exact", 10, 1, 103_000) is None
     found.ceilings = {"copy_bytes_per_s": 1e9, "bf16_flop_per_s": 1e30}
-    assert gpu_report._roofline_ms(found, "exact", 10, 1, 103_000) == pytest.approx(0.103)
-    assert gpu_report._roofline_ms(found, "certified", 10, 1, 103_000) == pytest.approx(0.0262)
+    assert gpu_scans._roofline_ms(found, "exact", 10, 1, 103_000) == pytest.approx(0.103)
+    assert gpu_scans._roofline_ms(found, "certified", 10, 1, 103_000) == pytest.approx(0.0262)
     found.ceilings = {"copy_bytes_per_s": 1e30, "bf16_flop_per_s": 1e9}
-    one, eight = (gpu_report._roofline_ms(found, "exact", 10, b, 103_000) for b in (1, 8))
+    one, eight = (gpu_scans._roofline_ms(found, "exact", 10, b, 103_000) for b in (1, 8))
     assert eight == pytest.approx(8 * one)
     assert one >= 10 * 2 * 40 * 40 * 96 / 1e9 * 1e3
 
@@ -89,12 +91,12 @@ def test_roofline_is_the_larger_of_bytes_and_operations():
 def test_a_wrong_answer_is_refused():
     reference = torch.arange(20.0).repeat(2, 1)
     rows = np.tile(np.arange(19, 9, -1), (2, 1))
-    gpu_report._check_answer(
+    gpu_scans._check_answer(
         TopK(rows, rows.astype(np.float32), {}, ("exact",) * 2, np.full(2, 20)), reference
     )
     rows[1, 3] = 2
     with pytest.raises(EngineError, match="places differ"):
-        gpu_report._check_answer(
+        gpu_scans._check_answer(
             TopK(rows, rows.astype(np.float32), {}, ("exact",) * 2, np.full(2, 20)), reference
         )
 
