@@ -22,6 +22,7 @@ from benchmarks.gpu_data import World, cluster, fold_entities, fold_mentions
 from benchmarks.published_model import Towers, build_model, export, random_mentions, save_tokenizer
 from mimic_engine.chain.graphs import BoundGraphs, DeviceGraphs, EngineGraphs
 from mimic_engine.chain.linker import fill
+from mimic_engine.chain.pictures import HostPictures, Pictures
 from mimic_engine.chain.program import Stage
 from mimic_engine.chain.request import PREFIX, Bucket, RequestRecipe, ScanSearch
 from mimic_engine.chain.staging import Chain, HostArrays
@@ -132,6 +133,7 @@ class Bench:
     chain: Chain[Bucket]
     honest: Chain[Bucket]  # searches what was folded
     given: MentionArrays  # what the search gets
+    pictures: Pictures
 
     @classmethod
     def make(
@@ -145,9 +147,10 @@ class Bench:
         """The chains; rows of a bucket are the batches that are measured."""
         options: dict[str, Any] = {"places": (TOP_K,)}
         missing, search = encoders.featurizer.missing, ScanSearch(scan)
-        inputs = (graphs, search, missing, device.device)
+        pictures = HostPictures(encoders.featurizer.images)
+        inputs = (graphs, search, missing, pictures, device.device)
         chain: Chain[Bucket] = Chain(device, Substituted(*inputs, folded=given, **options))
-        return cls(encoders, scan, chain, Chain(device, RequestRecipe(*inputs, **options)), given)
+        return cls(encoders, scan, chain, Chain(device, RequestRecipe(*inputs, **options)), given, pictures)
 
     def bucket(self, prepared: Sequence[PreparedMention], mode: Mode) -> Bucket:
         """The bucket of a batch."""
@@ -158,7 +161,7 @@ class Bench:
 
     def start(self, prepared: Sequence[PreparedMention], mode: Mode) -> Any:
         """A batch on the device."""
-        return self.chain.start(self.bucket(prepared, mode), lambda host: fill(host, prepared))
+        return self.chain.start(self.bucket(prepared, mode), lambda host: fill(host, prepared, self.pictures))
 
     def finish(self, flight: Any, batch: int, mode: Mode) -> TopK:
         """Its ranked rows."""
@@ -196,7 +199,7 @@ class Bench:
             del results
             return {n.removeprefix(PREFIX): a[:batch].copy() for n, a in folded().items()}
 
-        found = self.honest.run(bucket, lambda host: fill(host, prepared), read)
+        found = self.honest.run(bucket, lambda host: fill(host, prepared, self.pictures), read)
         expected = dict(self.encoders.folded.block(0, batch).items())
         if found.keys() != expected.keys():
             raise EngineError(f"folded arrays {sorted(found)}, expected {sorted(expected)}")

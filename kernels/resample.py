@@ -103,8 +103,10 @@ def resample_kernel(
     own = facts + (picture * 2 + PASS) * 8
     row = tl.program_id(0)
     columns = tl.load(own + 3).to(tl.int32)
+    if (row >= tl.load(own + 2)) | (tl.program_id(1) * BLOCK >= columns * 3):
+        return
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    real = (j < columns * 3) & (row < tl.load(own + 2))
+    real = j < columns * 3
     x, channel = j // 3, j % 3
     width = tl.load(own + 1).to(tl.int32)
     taps = tl.load(own + 5).to(tl.int32)
@@ -145,7 +147,7 @@ def resample(
     table : (3, 256) float32, the normalised value of every byte.
     between : at least ``between_bytes`` of uint8, overwritten.
     out : (P, 3, size, size) float32.
-    rows, columns : of :func:`pack_pictures`.
+    rows, columns : of :func:`pack_pictures`, or more, which costs programs that end at once.
     """
     pictures, size = out.shape[0], out.shape[2]
     if not pictures:

@@ -139,9 +139,12 @@ class ImagePreprocessor:
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """Pixels (3, S, S) float32 of an RGB image that is decoded already."""
-        size = (self.config.size, self.config.size)
-        values = np.asarray(image.resize(size, Image.Resampling.LANCZOS))  # (S, S, 3) uint8
+        values = np.asarray(self.resized(image))  # (S, S, 3) uint8
         return np.stack([self.table[c][values[:, :, c]] for c in range(3)])  # (3, S, S)
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The picture at the model's size, whatever its aspect ratio."""
+        return image.resize((self.config.size, self.config.size), Image.Resampling.LANCZOS)
 
     def missing(self) -> NDArray[np.float32]:
         """The all-zero pixels (3, S, S) that stand for a missing picture."""

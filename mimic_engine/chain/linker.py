@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.chain.graphs import DeviceGraphs
+from mimic_engine.chain.pictures import PicturePlace, Pictures, open_pictures
 from mimic_engine.chain.request import IDS, PREFIX, Bucket, RequestRecipe, ScanSearch
 from mimic_engine.chain.staging import Chain, Flight, HostArrays, overlapped
 from mimic_engine.chain.torch_device import TorchDevice
@@ -22,6 +23,7 @@ from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.caching import CachingFeaturizer
 from mimic_engine.engine import Linker
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.images import decode_image
 from mimic_engine.index.store import Index
 from mimic_engine.nil import NilThreshold
 from mimic_engine.scoring.cuda import CudaScan
@@ -53,12 +55,15 @@ class DeviceLinker(Linker):
     nil, verify : as of every linker.
     graphs : encoders and fold, on the stream of ``device``.
     device : of the chain.
+    resize : where pictures are resized and normalised; the values are the same.
     capture : whether programs become CUDA graphs.
 
     Raises
     ------
     InvalidInputError
         If the featurizer has a cache: what it remembers is on the host.
+    BackendError
+        If the device's resize is not this machine's.
     """
 
     def __init__(
@@ -71,15 +76,27 @@ class DeviceLinker(Linker):
         verify: bool = True,
         graphs: DeviceGraphs,
         device: TorchDevice,
+        resize: PicturePlace = "host",
         capture: bool = True,
     ) -> None:
         super().__init__(featurizer, index, scan, nil, verify=verify)  # type: ignore[arg-type]
         if isinstance(featurizer, CachingFeaturizer):
             raise InvalidInputError("cache_bytes: a chain on the device remembers nothing; give 0")
-        self._cuda_scan, self._graphs, self._device, self._capture = scan, graphs, device, capture
+        self._cuda_scan, self._graphs, self._device = scan, graphs, device
+        self._resize: PicturePlace = resize
+        self._capture = capture
+        self._pictures = open_pictures(resize, featurizer.images, device.device)
         search = ScanSearch(scan, allowed_rows(scan, index.alive), self._rerank)
-        self._recipe = RequestRecipe(graphs, search, featurizer.missing, device.device)
+        self._recipe = RequestRecipe(graphs, search, featurizer.missing, self._pictures, device.device)
         self.chain: Chain[Bucket] = Chain(device, self._recipe, graphs=capture)
+
+    def prepare(self, mention: Mention, *, explain: bool = False) -> PreparedMention:
+        """Tokenise and decode one mention, and resize its picture where the device does not."""
+        text = self.featurizer.prepare(replace(mention, image=None), spans=explain)
+        if mention.image is None:
+            return text
+        image = decode_image(mention.image, self.featurizer.images.limits)
+        return replace(text, pixels=self._pictures.prepare(image))
 
     def link_prepared(
         self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
@@ -108,7 +125,8 @@ class DeviceLinker(Linker):
         results: dict[int, LinkResult] = {}
         if others:
             with self._device.current():
-                found = super().link_prepared([prepared[b] for b in others], [options[b] for b in others])
+                normal = [self._normalised(prepared[b]) for b in others]
+                found = super().link_prepared(normal, [options[b] for b in others])
             results.update(zip(others, found, strict=True))
         for part, top in zip(parts, self._run(prepared, parts), strict=True):
             results.update(zip(part.members, self._results(prepared, options, part, top), strict=True))
@@ -149,6 +167,7 @@ class DeviceLinker(Linker):
             verify=self._verify,
             graphs=self._graphs,
             device=self._device,
+            resize=self._resize,
             capture=self._capture,
         )
 
@@ -198,7 +217,7 @@ class DeviceLinker(Linker):
         mask = np.concatenate([m.tokens.attention_mask for m in own])  # (B, L)
         pictures = sum(m.pixels is not None for m in own)
         bucket = self._recipe.bucket(len(own), pictures, mask, part.k, part.mode)
-        return self.chain.start(bucket, lambda host: fill(host, own))
+        return self.chain.start(bucket, lambda host: fill(host, own, self._pictures))
 
     def _finish(self, flight: Flight[Bucket], part: _Part) -> TopK:
         def read(results: HostArrays, folded: Callable[[], HostArrays]) -> TopK:
@@ -211,6 +230,11 @@ class DeviceLinker(Linker):
 
         return self.chain.finish(flight, read)
 
+    def _normalised(self, mention: PreparedMention) -> PreparedMention:
+        """A mention as every other linker takes it."""
+        pixels = mention.pixels
+        return mention if pixels is None else replace(mention, pixels=self._pictures.normalised(pixels))
+
     def _results(
         self,
         prepared: Sequence[PreparedMention],
@@ -221,16 +245,14 @@ class DeviceLinker(Linker):
         return [self._result(prepared[b], found, i, options[b].top_k) for i, b in enumerate(part.members)]
 
 
-def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention]) -> None:
+def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention], pictures: Pictures) -> None:
     """Write B mentions to the inputs of a bucket; rows and pictures beyond them repeat the last."""
     rows, tokens = host["input_ids"].shape
     places = [min(row, len(mentions) - 1) for row in range(rows)]
     for name in IDS:
         for row, place in enumerate(places):
             host[name][row] = getattr(mentions[place].tokens, name)[0, :tokens]
-    pictures = [m.pixels for m in mentions if m.pixels is not None]
-    numbers = np.cumsum([m.pixels is not None for m in mentions]) - 1  # (B,)
-    own = np.array([n if m.pixels is not None else -1 for n, m in zip(numbers, mentions, strict=True)])
-    host["picture"][:] = own[places]
-    for row in range(len(host["pixels"])):
-        host["pixels"][row] = pictures[min(row, len(pictures) - 1)]
+    has = np.array([m.pixels is not None for m in mentions])  # (B,)
+    host["picture"][:] = np.where(has, np.cumsum(has) - 1, -1)[places]
+    if has.any():
+        pictures.fill(host, [m.pixels for m in mentions if m.pixels is not None])

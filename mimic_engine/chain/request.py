@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimic_engine.chain.graphs import DeviceGraphs
+from mimic_engine.chain.pictures import Pictures
 from mimic_engine.chain.program import Stage
 from mimic_engine.chain.staging import Layouts
 from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
@@ -98,6 +99,7 @@ class RequestRecipe:
     graphs : encoders and fold.
     search : the last stage.
     missing : features of the missing picture, of one row.
+    pictures : how pictures come to the image encoder.
     device : where ``missing`` is kept.
     rows : numbers of mentions that programs are made for.
     places : numbers of results that programs are made for.
@@ -108,15 +110,16 @@ class RequestRecipe:
         graphs: DeviceGraphs,
         search: Search,
         missing: ImageFeatures,
+        pictures: Pictures,
         device: torch.device,
         *,
         rows: Sequence[int] = ROWS,
         places: Sequence[int] = PLACES,
     ) -> None:
-        self._graphs, self._search = graphs, search
+        self._graphs, self._search, self.pictures = graphs, search, pictures
         self.rows, self.places = tuple(rows), tuple(places)
         self._missing = [torch.from_numpy(np.array(a)).to(device) for a in (missing.cls, missing.tokens)]
-        self._length, self._size = graphs.text_config.max_length, graphs.image_config.size
+        self._length = graphs.text_config.max_length
         free = LENGTH in graphs.entries["text_encoder"].inputs["input_ids"]
         self.lengths = length_buckets(self._length) if free else (self._length,)
 
@@ -140,9 +143,9 @@ class RequestRecipe:
         rows, tokens = bucket.rows, bucket.tokens
         inputs: dict[str, Spec] = dict.fromkeys(IDS, ((rows, tokens), np.int64))
         inputs["picture"] = ((rows,), np.int64)  # number of a row's picture, -1 without one
-        inputs["pixels"] = ((bucket.pictures, 3, self._size, self._size), np.float32)
+        pictures, work = self.pictures.arrays(bucket.pictures)
+        inputs |= pictures
         entries = self._graphs.entries
-        work: dict[str, Spec] = {}
         for kind, count in (("text", rows), ("image", bucket.pictures)):
             for name, shape in entries[f"{kind}_encoder"].outputs.items():
                 work[f"{kind}.{name}"] = (_sized(shape, count, tokens), np.float32)
@@ -161,6 +164,7 @@ class RequestRecipe:
         layouts = self.layouts(bucket)
         stages = [graphs.stage("text_encoder", {n: arrays[n] for n in IDS} | _part(arrays, "text."))]
         if bucket.pictures:
+            stages += self.pictures.stages(arrays)
             feeds = {"pixels": arrays["pixels"]} | _part(arrays, "image.")
             stages.append(graphs.stage("image_encoder", feeds))
         stages.append(Stage("assemble", _Assembly(_tensors(arrays), self._missing, bucket.pictures)))

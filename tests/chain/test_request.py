@@ -13,6 +13,7 @@ if importlib.util.find_spec("triton") is None:
 
 from mimic_engine.chain.graphs import EngineGraphs
 from mimic_engine.chain.linker import fill
+from mimic_engine.chain.pictures import DevicePictures, HostPictures
 from mimic_engine.chain.program import Stage
 from mimic_engine.chain.request import PREFIX, Bucket, RequestRecipe
 from mimic_engine.chain.staging import Chain
@@ -70,7 +71,7 @@ def folded_by(chain, recipe, prepared, k=3, mode="exact"):
     mask = np.concatenate([p.tokens.attention_mask for p in prepared])
     pictures = sum(p.pixels is not None for p in prepared)
     bucket = recipe.bucket(len(prepared), pictures, mask, k, mode)
-    flight = chain.start(bucket, lambda host: fill(host, prepared))
+    flight = chain.start(bucket, lambda host: fill(host, prepared, recipe.pictures))
 
     def read(results, fetch):
         arrays = {n.removeprefix(PREFIX): a[: len(prepared)].copy() for n, a in fetch().items()}
@@ -81,7 +82,8 @@ def folded_by(chain, recipe, prepared, k=3, mode="exact"):
 
 def compare(graphs, reference, picture, patterns, device=None):
     kind = RequestRecipe if device is None else device.late(RequestRecipe)
-    recipe = kind(graphs, Sums(), reference.missing, CPU, rows=(1, 4, 8), places=(3, 9))
+    pictures = HostPictures(reference.images)
+    recipe = kind(graphs, Sums(), reference.missing, pictures, CPU, rows=(1, 4, 8), places=(3, 9))
     chain = Chain(device or TorchDevice(CPU), recipe)
     buckets = set()
     for pattern in patterns:
@@ -186,7 +188,8 @@ class OnFake(TorchDevice):
 
 def test_largest_holds_every_bucket(tiny_model):
     reference = featurizer(OnnxSession.open(tiny_model, threads=1))
-    recipe = RequestRecipe(cpu_graphs(tiny_model), Sums(), reference.missing, CPU)
+    pictures = DevicePictures(reference.images, CPU)
+    recipe = RequestRecipe(cpu_graphs(tiny_model), Sums(), reference.missing, pictures, CPU)
     most = recipe.layouts(recipe.largest)
     for rows in recipe.rows:
         for pictures in (0, *(p for p in recipe.rows if p <= rows)):
