@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from benchmarks.gpu_data import World, cluster, fold_entities, fold_mentions
 from benchmarks.published_model import Towers, build_model, export, random_mentions, save_tokenizer
 from mimic_engine.chain.graphs import BoundGraphs, DeviceGraphs, EngineGraphs
 from mimic_engine.chain.linker import fill
-from mimic_engine.chain.pictures import HostPictures, Pictures
+from mimic_engine.chain.pictures import PicturePlace, Pictures, open_pictures
 from mimic_engine.chain.program import Stage
 from mimic_engine.chain.request import PREFIX, Bucket, RequestRecipe, ScanSearch
 from mimic_engine.chain.staging import Chain, HostArrays
@@ -40,7 +40,7 @@ from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.export.build_trt import build, plan
 from mimic_engine.export.engines import BuildOptions
-from mimic_engine.images import ImagePreprocessor
+from mimic_engine.images import ImagePreprocessor, decode_image
 from mimic_engine.layout import Placed
 from mimic_engine.model.mimic import Mimic
 from mimic_engine.scoring.cuda import CudaScan
@@ -76,8 +76,13 @@ class Encoders:
         text = TextPreprocessor.open(tokenizer, session.text_config)
         self.featurizer = Featurizer(session, text, ImagePreprocessor(session.image_config))
         self.mentions: Sequence[Mention] = random_mentions(batch, seed=1)
-        self.prepared = [self.featurizer.prepare(m) for m in self.mentions]
-        self.folded = self.featurizer.fold_prepared(self.prepared)
+        self.folded = self.featurizer.mentions(self.mentions)
+
+    def prepare(self, mention: Mention, pictures: Pictures) -> PreparedMention:
+        """Tokenise, decode, and resize where the device does not."""
+        assert mention.image is not None
+        text = self.featurizer.prepare(replace(mention, image=None))
+        return replace(text, pixels=pictures.prepare(decode_image(mention.image)))
 
     def open(self, backend: str, precision: str, device: TorchDevice) -> DeviceGraphs:
         """The graphs on a backend; errors as of the backend, before anything is exported."""
@@ -134,6 +139,8 @@ class Bench:
     honest: Chain[Bucket]  # searches what was folded
     given: MentionArrays  # what the search gets
     pictures: Pictures
+    place: PicturePlace
+    prepared: tuple[PreparedMention, ...]
 
     @classmethod
     def make(
@@ -143,14 +150,21 @@ class Bench:
         scan: CudaScan,
         given: MentionArrays,
         device: TorchDevice,
+        place: PicturePlace = "host",
     ) -> Bench:
-        """The chains; rows of a bucket are the batches that are measured."""
+        """The chains, and the requests with their pictures as they wait for where they are resized."""
         options: dict[str, Any] = {"places": (TOP_K,)}
         missing, search = encoders.featurizer.missing, ScanSearch(scan)
-        pictures = HostPictures(encoders.featurizer.images)
+        pictures = open_pictures(place, encoders.featurizer.images, device.device)
         inputs = (graphs, search, missing, pictures, device.device)
         chain: Chain[Bucket] = Chain(device, Substituted(*inputs, folded=given, **options))
-        return cls(encoders, scan, chain, Chain(device, RequestRecipe(*inputs, **options)), given, pictures)
+        honest: Chain[Bucket] = Chain(device, RequestRecipe(*inputs, **options))
+        prepared = tuple(encoders.prepare(m, pictures) for m in encoders.mentions)
+        return cls(encoders, scan, chain, honest, given, pictures, place, prepared)
+
+    def prepare(self, mention: Mention) -> PreparedMention:
+        """A request as it waits for its batch."""
+        return self.encoders.prepare(mention, self.pictures)
 
     def bucket(self, prepared: Sequence[PreparedMention], mode: Mode) -> Bucket:
         """The bucket of a batch."""
@@ -178,7 +192,7 @@ class Bench:
 
     def check(self, batch: int, mode: Mode, precision: str) -> float:
         """Relative error of what is folded; EngineError if that or an answer is wrong, captured or not."""
-        prepared = self.encoders.prepared[:batch]
+        prepared = self.prepared[:batch]
         worst = max(self._folding_error(prepared, mode) for _ in range(2))
         if not worst <= TOLERANCE[precision]:
             raise EngineError(f"folded mentions are wrong by {worst:.1e}, allowed {TOLERANCE[precision]:.0e}")

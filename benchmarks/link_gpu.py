@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from benchmarks.gpu_data import World
 from benchmarks.interpreted import numpy_topk
 from benchmarks.link_cases import CASES, Bench, Encoders, open_scan
 from benchmarks.published_model import Towers
+from mimic_engine.chain.graphs import DeviceGraphs
+from mimic_engine.chain.pictures import PicturePlace
 from mimic_engine.chain.program import Program
 from mimic_engine.chain.staging import SLOTS, overlapped
 from mimic_engine.chain.torch_device import TorchDevice
@@ -49,6 +52,7 @@ class Options:
     entities: tuple[int, ...] = (110_000, 1_000_000)
     batches: tuple[int, ...] = (1, 8, 32)
     modes: tuple[Mode, ...] = MODES
+    on_device: tuple[Mode, ...] = ("certified",)  # modes that are also timed with pictures resized there
     cases: tuple[tuple[str, str], ...] = CASES
     towers: Towers = field(default_factory=Towers)
     centroids: int = 1024
@@ -58,7 +62,9 @@ class Options:
     seed: int = 0
 
 
-DRY = Options((40,), (1, 2), ("exact", "certified"), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2))
+DRY = Options(
+    (40,), (1, 2), ("exact", "certified"), ("exact",), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Row:
     backend: str
     precision: str
     device: str
+    pictures: str  # where they are resized
     mode: str
     n: int
     batch: int
@@ -102,18 +109,17 @@ def row(
     published: float | None,
 ) -> Row:  # fmt: skip
     """Check a batch, then time it."""
-    prepared, mentions = bench.encoders.prepared[:batch], bench.encoders.mentions[:batch]
+    prepared, mentions = bench.prepared[:batch], bench.encoders.mentions[:batch]
     error = bench.check(batch, mode, case[1])
     found = bench.answer(prepared, mode)
     times = times_ms(lambda: bench.answer(prepared, mode), options.seconds)
-    prepare = bench.encoders.featurizer.prepare
-    whole = times_ms(lambda: bench.answer([prepare(m) for m in mentions], mode), options.seconds)
+    whole = times_ms(lambda: bench.answer([bench.prepare(m) for m in mentions], mode), options.seconds)
     p50, p99 = (float(np.quantile(times, q)) for q in (0.5, 0.99))
     program = bench.chain.programs[bench.bucket(prepared, mode)]
     dense = float(np.mean([m == "exact" for m in found.modes])) if mode == "certified" else 0.0
     base = None if published is None else published * n * batch
     return Row(
-        *case, device, mode, n, batch, p50, p99, float(np.median(whole)),
+        *case, device, bench.place, mode, n, batch, p50, p99, float(np.median(whole)),
         per_s=saturation(bench, batch, mode, options.seconds),
         stages=stages(bench, batch, mode, options.seconds),
         graphs=program.graphs, launched=program.launched,
@@ -124,7 +130,7 @@ def row(
 
 def saturation(bench: Bench, batch: int, mode: Mode, budget_s: float) -> float:
     """Mentions a second, the next batch started before the one before it is finished."""
-    prepared = bench.encoders.prepared[:batch]
+    prepared = bench.prepared[:batch]
     begin, number = time.perf_counter(), 0
 
     def batches() -> Iterator[None]:
@@ -142,9 +148,9 @@ def saturation(bench: Bench, batch: int, mode: Mode, budget_s: float) -> float:
 
 def stages(bench: Bench, batch: int, mode: Mode, budget_s: float) -> dict[str, float]:
     """Median milliseconds of every stage: on the host by its clock, on the device between events."""
-    encoders, prepared = bench.encoders, bench.encoders.prepared[:batch]
+    prepared, mentions = bench.prepared[:batch], bench.encoders.mentions[:batch]
     chain, device = bench.chain, bench.chain.device
-    found = {"prepare": _median(lambda: [encoders.featurizer.prepare(m) for m in encoders.mentions[:batch]])}
+    found = {"prepare": _median(lambda: [bench.prepare(m) for m in mentions])}
     starts, finishes = [], []
     for _ in range(RUNS):
         flight, took = _timed(lambda: bench.start(prepared, mode))
@@ -218,45 +224,72 @@ def published_ms(world: World, sizes: tuple[int, int]) -> float:
     return min(_timed(lambda: published_scores(world.weights, mentions, host))[1] for _ in range(3)) / (n * b)
 
 
-def run(options: Options, device: torch.device, folder: Path) -> dict[str, Any]:
-    """All rows, and what could not be measured and why."""
-    start, name = time.monotonic(), _name(device)
-    world = World.make(device, options.seed)
-    rows: list[Row] = []
-    skipped: dict[str, str] = {}
-    published = None if options.baseline is None else published_ms(world, options.baseline)
-    encoders = Encoders(folder, world, options.towers, max(options.batches))
-    for n in options.entities:
-        scan, given = open_scan(world, n, options.centroids, max(options.batches), options.seed)
+class Run:
+    """All rows, and what could not be measured and why.
+
+    Parameters
+    ----------
+    options : what to measure.
+    device : where.
+    folder : for what is exported.
+    """
+
+    def __init__(self, options: Options, device: torch.device, folder: Path) -> None:
+        self.options, self.device = options, device
+        self.rows: list[Row] = []
+        self.skipped: dict[str, str] = {}
+        self._start = time.monotonic()
+        self.world = World.make(device, options.seed)
+        self.published = None if options.baseline is None else published_ms(self.world, options.baseline)
+        self.encoders = Encoders(folder, self.world, options.towers, max(options.batches))
+        self.graphs: dict[tuple[str, str], tuple[DeviceGraphs, TorchDevice]] = {}
         for case in options.cases:
-            label = f"{case[0]} {case[1]}"
-            if label in skipped:
-                continue
             chained = TorchDevice(device)
             try:
-                bench = Bench.make(encoders, encoders.open(*case, chained), scan, given, chained)
+                self.graphs[case] = (self.encoders.open(*case, chained), chained)
             except (MimicError, RuntimeError, ImportError) as error:  # torch raises RuntimeError
-                skipped[label] = str(error)
-                print(f"{label}: {error}", flush=True)
-                continue
-            for mode in options.modes:
-                for batch in options.batches:
-                    what = f"{label} {mode} n={n} b={batch}"
-                    if time.monotonic() - start > options.budget_s:
-                        skipped[what] = "not begun, the time is used up"
-                        continue
-                    try:
-                        found = row(bench, case, n, batch, mode, options, name, published)
-                    except (MimicError, RuntimeError) as error:
-                        skipped[what] = f"WRONG or failed: {error}"
-                        print(f"{what}: {skipped[what]}", flush=True)
-                        continue
-                    rows.append(found)
-                    print(f"{what}: {found.p50_ms:.3f} ms, {found.per_s:,.0f} mentions/s", flush=True)
-        del scan
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return payload(rows, skipped, options, published)
+                self._skip(" ".join(case), str(error))
+
+    def measure(self) -> None:
+        """Every N, backend, place of resizing, mode and batch, until the time is used up."""
+        options = self.options
+        for n in options.entities:
+            scan, given = open_scan(self.world, n, options.centroids, max(options.batches), options.seed)
+            for case, (graphs, chained) in self.graphs.items():
+                places: tuple[tuple[PicturePlace, tuple[Mode, ...]], ...]
+                places = (("host", options.modes), ("device", options.on_device))
+                for place, modes in places:
+                    make = partial(Bench.make, self.encoders, graphs, scan, given, chained, place)
+                    self._bench(f"{' '.join(case)} n={n} pictures {place}", make, case, n, modes)
+            del scan, make
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _bench(
+        self, label: str, make: Callable[[], Bench], case: tuple[str, str], n: int, modes: Sequence[Mode]
+    ) -> None:
+        try:
+            bench = make()
+        except (MimicError, RuntimeError) as error:
+            self._skip(label, f"failed: {error}")
+            return
+        for mode in modes:
+            for batch in self.options.batches:
+                what = f"{label} {mode} b={batch}"
+                if time.monotonic() - self._start > self.options.budget_s:
+                    self._skip(what, "not begun, the time is used up")
+                    continue
+                try:
+                    found = row(bench, case, n, batch, mode, self.options, _name(self.device), self.published)
+                except (MimicError, RuntimeError) as error:
+                    self._skip(what, f"WRONG or failed: {error}")
+                    continue
+                self.rows.append(found)
+                print(f"{what}: {found.p50_ms:.3f} ms, {found.per_s:,.0f} mentions/s", flush=True)
+
+    def _skip(self, what: str, why: str) -> None:
+        self.skipped[what] = why
+        print(f"{what}: {why}", flush=True)
 
 
 def payload(
@@ -300,13 +333,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EngineError("device: no CUDA device here; --dry-run exercises the benchmark without one")
         options = DRY if args.dry_run else Options(budget_s=args.budget)
         with tempfile.TemporaryDirectory() as folder:
-            found = run(options, torch.device("cpu" if args.dry_run else "cuda"), Path(folder))
+            run = Run(options, torch.device("cpu" if args.dry_run else "cuda"), Path(folder))
+            run.measure()
+            found = payload(run.rows, run.skipped, options, run.published)
         if args.out is not None:
             print(write_result(args.out, found))
     except MimicError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if any("WRONG" in reason for reason in found["skipped"].values()) or not found["rows"] else 0
+    return 1 if any("failed" in reason for reason in found["skipped"].values()) or not found["rows"] else 0
 
 
 if __name__ == "__main__":

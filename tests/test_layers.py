@@ -35,7 +35,7 @@ GPU = (
         f"mimic_engine.scoring.{name}"
         for name in ("cuda", "cuda_memory", "cuda_passes", "cuda_ranker", "cuda_stage")
     ),
-    *(f"mimic_engine.chain.{name}" for name in ("linker", "pictures", "request", "torch_device")),
+    *(f"mimic_engine.chain.{name}" for name in ("linker", "open", "pictures", "request", "torch_device")),
     *(f"mimic_engine.kernels.{name}" for name in GPU_KERNELS),
 )
 # These import the torch layer, or the scan on a GPU, inside functions, when it is asked for.

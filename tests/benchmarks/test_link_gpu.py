@@ -1,6 +1,7 @@
 """The benchmark of whole requests without a GPU: what is wrong is not timed, rows say what they should."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
+
+import triton.language
 
 from benchmarks import link_gpu
 from benchmarks.gpu_data import World, fold_mentions
@@ -77,7 +80,13 @@ def bench(world, encoders, monkeypatch):
 def test_a_row_says_what_was_timed(bench):
     options = Options(seconds=0.0)
     found = row(bench, ("torch", "fp32"), N, 2, "exact", options, "none", published=1e-3)
-    assert (found.n, found.batch, found.mode, found.backend) == (N, 2, "exact", "torch")
+    assert (found.n, found.batch, found.mode, found.backend, found.pictures) == (
+        N,
+        2,
+        "exact",
+        "torch",
+        "host",
+    )
     assert found.p50_ms <= found.p99_ms and found.runs >= link_gpu.RUNS and found.per_s > 0
     assert found.graphs == 1 and found.launched == ()
     assert found.folding_error < 1e-4 and found.scored_share == 1
@@ -115,16 +124,55 @@ def test_wrong_encoders_are_refused(bench, encoders, monkeypatch):
 
 
 def test_stages_are_timed_apart_without_harm_to_the_chain(bench):
-    before = bench.answer(bench.encoders.prepared, "exact")
+    before = bench.answer(bench.prepared, "exact")
     stages(bench, 2, "exact", 0.0)
-    np.testing.assert_array_equal(bench.answer(bench.encoders.prepared, "exact").rows, before.rows)
+    np.testing.assert_array_equal(bench.answer(bench.prepared, "exact").rows, before.rows)
     assert bench.chain.free == 2
+
+
+def test_the_command_writes_rows_and_says_what_failed(world, monkeypatch, tmp_path):
+    """Without kernels: the search is empty, so that the answers are wrong, and nothing of them is timed."""
+    monkeypatch.setattr(
+        "mimic_engine.chain.request.ScanSearch.stage",
+        lambda self, bucket, folded, results: Stage("search", lambda: None),
+    )
+    monkeypatch.setattr(link_gpu, "open_scan", lambda world, n, *rest: (broken, mentions))
+    broken = Oracle(world, None)
+    broken.search = lambda *_, **__: (_ for _ in ()).throw(EngineError("no kernels"))
+    broken.settled = broken.search
+    mentions = fold_mentions(world, torch.tensor([0, 1]), 1)
+    out = tmp_path / "link_gpu.json"
+    monkeypatch.setattr(Oracle, "__len__", lambda self: N)
+    monkeypatch.setattr(triton.language, "topk", triton.language.topk)  # the dry run replaces it
+    assert main(["--dry-run", "--out", str(out)]) == 1
+    result = json.loads(out.read_text("utf-8"))
+    assert result["rows"] == []
+    assert {key.split(" pictures ")[0] for key in result["skipped"]} == {"torch fp32 n=40"}
+    assert all("failed: " in why for why in result["skipped"].values())
 
 
 def test_payload_takes_the_best_single_mention():
     def at(ms, n=110_000, batch=1, mode="certified"):
         return Row(
-            "torch", "fp16", "none", mode, n, batch, ms, ms, ms, 1.0, {}, 1, (), 0.0, 0.0, 0.0, None, 5
+            "torch",
+            "fp16",
+            "none",
+            "host",
+            mode,
+            n,
+            batch,
+            ms,
+            ms,
+            ms,
+            1.0,
+            {},
+            1,
+            (),
+            0.0,
+            0.0,
+            0.0,
+            None,
+            5,
         )
 
     rows = [at(4.0), at(2.5), at(1.0, batch=8), at(1.0, n=20), at(1.0, mode="coded")]
