@@ -68,8 +68,10 @@ def test_two_batches_under_way_give_what_each_gives_alone(make):
                         bench.pictures, bench.place, bench.prepared)  # fmt: skip
     alone = [folded(bench.start(part, "exact")) for part in parts]
     together = list(overlapped(parts, lambda part: bench.start(part, "exact"), folded))
+    near = 1e-4 * np.abs(alone[0]).max()  # a captured product may add up in another order
+    assert np.abs(alone[0] - alone[1]).max() > 10 * near
     for a, b in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=0, atol=near)
 
 
 def test_pictures_resized_on_either_side_are_the_same_bits(make):
