@@ -6,7 +6,8 @@ import time
 import pytest
 
 from mimic_engine.batching import Batcher, BatchLimits, State
-from mimic_engine.errors import EngineError, NotReadyError
+from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
+from mimic_engine.recovery import Recovery
 from tests.test_batching import in_thread, wait_until
 
 LIMITS = BatchLimits(max_batch_size=2, max_queue_size=64)
@@ -20,6 +21,7 @@ class SlowDevice:
         self.fail_start, self.fail_finish = set(), set()
         self.most = self.under_way = 0
         self.all_open = False
+        self.fault = ValueError  # what a failed finish raises
 
     def __call__(self, items):
         number = len([e for e in self.events if e.startswith("start")])
@@ -36,7 +38,7 @@ class SlowDevice:
             self.under_way -= 1
             self.events.append(f"finish {number}")
             if number in self.fail_finish:
-                raise ValueError(f"finish {number}")
+                raise self.fault(f"finish {number}")
             return [2 * item for item in items]
 
         return finish
@@ -206,3 +208,42 @@ def test_the_service_overlaps_a_linker_that_can(device):
     assert _run(items(late, late))() == ["0 later", "1 later"]
     assert _run(items(plain, plain)) == ["0 now", "1 now"]
     assert _run(items(late, Late(), plain)) == ["0 now", "1 now", "2 now"]  # several states of the index
+
+
+def test_a_device_is_taken_up_anew_once_and_only_when_nothing_is_under_way(device):
+    device.fault, device.fail_finish = DeviceError, {0, 1}
+    recovery = Recovery(lambda: device.events.append("rebuild"))
+    batcher = Batcher(device, LIMITS, recovery=recovery)
+    assert batcher.wait_ready(10)
+    answer = in_thread(batcher.submit_blocking, [1, 2, 3, 4, 5])  # the last waits: it is no full batch
+    seen(device, "start 0", "start 1")
+    device.let_go(0)
+    wait_until(lambda: batcher.state is State.RECOVERING)
+    with pytest.raises(NotReadyError, match="recovering"):
+        batcher.submit_blocking([6])
+    assert not answer.done()
+    device.let_go(1)
+    errors = [outcome.error for outcome in answer.result(10)]
+    assert [isinstance(error, DeviceError) for error in errors] == [True] * 4 + [False]
+    assert isinstance(errors[4], NotReadyError)
+    assert batcher.wait_ready(10)
+    assert device.events == ["start 0", "start 1", "finish 0", "finish 1", "rebuild"]
+    device.open()
+    assert [o.value for o in batcher.submit_blocking([7])] == [14]
+    assert batcher.recoveries == 1
+    assert batcher.close(10)
+
+
+def test_a_device_that_is_lost_ends_the_thread_and_answers_everybody(device):
+    device.fault, device.fail_finish = DeviceLostError, {0}
+    batcher = Batcher(device, LIMITS, recovery=Recovery(lambda: pytest.fail("nothing to rebuild")))
+    assert batcher.wait_ready(10)
+    answer = in_thread(batcher.submit_blocking, [1, 2, 3, 4])
+    seen(device, "start 0", "start 1")
+    device.let_go(0)
+    errors = [outcome.error for outcome in answer.result(10)]
+    assert all(isinstance(error, DeviceLostError) for error in errors)
+    wait_until(lambda: not batcher.alive)
+    assert batcher.state is State.LOST
+    device.open()
+    batcher.close(10)
