@@ -8,6 +8,7 @@ picture that is not here is one that cannot be shown, nothing more.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mimic_engine.index.files import write_atomic
 
 PICTURES = "pictures"
 _PREFIX = "sha256:"
+_NAME = re.compile(_PREFIX + "([0-9a-f]{64})")
 
 
 def picture_name(data: bytes) -> str:
@@ -32,8 +34,8 @@ def keep_picture(folder: Path, data: bytes) -> None:
 
 def picture_path(folder: Path, name: str) -> Path | None:
     """The file of the picture that an entity calls ``name``; None where this machine cannot have one."""
-    if name.startswith(_PREFIX):
-        path = folder / PICTURES / name.removeprefix(_PREFIX)
+    if kept := _NAME.fullmatch(name):
+        path = folder / PICTURES / kept[1]
         return path if path.is_file() else None
     return None if "://" in name else Path(name)
 

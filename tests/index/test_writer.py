@@ -26,6 +26,7 @@ from mimic_engine.index.arrays import write_array_file
 from mimic_engine.index.build import build_index
 from mimic_engine.index.codes import token_queries
 from mimic_engine.index.format import read_manifest, write_manifest
+from mimic_engine.index.pictures import picture_path
 from mimic_engine.index.quantise import quantise_rows
 from mimic_engine.index.recode import recode_index
 from mimic_engine.index.records import FileRecord
@@ -531,3 +532,10 @@ def test_pictures_are_kept_only_where_asked_and_named_files_stay_where_they_are(
         paths = [index.picture(int(row)) for row in index.rows(["bytes", "path", "url", "none"])]
         assert paths == [None, Path("some/file.png"), None, None]
         assert not (index.path / "pictures").exists()
+
+
+def test_no_name_of_a_picture_leads_out_of_the_folder(tmp_path):
+    (tmp_path / "secret").write_bytes(b"x")
+    (tmp_path / "kb" / "pictures").mkdir(parents=True)
+    assert picture_path(tmp_path / "kb", "sha256:../../secret") == Path("sha256:../../secret")
+    assert picture_path(tmp_path / "kb", "sha256:" + "0" * 64) is None
