@@ -3,7 +3,7 @@
 # random input, then timed; whole requests and encoders on every backend that opens; tests marked "gpu".
 #
 #   benchmarks/gpu_report.sh [OUT [PART]]     result files go to OUT (default benchmarks/results);
-#                                             PART is "scan", "link" or "all" (the default)
+#                                             PART is "scan", "link", "faults" or "all" (the default)
 #
 # Needs no network and installs nothing. Each step runs even if the one before failed; a part ends within ten minutes.
 set -uo pipefail
@@ -34,13 +34,17 @@ link() {
     step "encoders" 190 python3 -m benchmarks.gpu_encoders --seconds 0.2 --out "$out/encoders.json"
 }
 
+faults() {
+    step "warm-up, faults and the device layer" 500 python3 -m pytest tests/kernels/test_ranker_on_device.py tests/test_device.py -q -p no:cacheprovider
+}
+
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true
 python3 -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__, torch.cuda.is_available())'
 
 case "$part" in
-    scan | link) "$part" ;;
-    all) scan; link ;;
-    *) echo "no part $part: scan, link or all"; exit 2 ;;
+    scan | link | faults) "$part" ;;
+    all) scan; link; faults ;;
+    *) echo "no part $part: scan, link, faults or all"; exit 2 ;;
 esac
 
 if [ ${#failed[@]} -gt 0 ]; then
