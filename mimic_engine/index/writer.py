@@ -233,7 +233,8 @@ class IndexWriter:
                     number += 1
             if number != index.manifest.next_segment:
                 self._publish(compacted, number)
-        self._tidy(1, pictures=True)
+        self._tidy(1)
+        self._drop_pictures()
         return self._unchanged()
 
     def forget(self, keep: int) -> None:
@@ -283,15 +284,20 @@ class IndexWriter:
                 if isinstance(image, bytes):
                     keep_picture(self._index.path, image)
 
-    def _tidy(self, keep: int | None, *, pictures: bool = False) -> None:
+    def _tidy(self, keep: int | None) -> None:
         """Remove what no snapshot needs; what cannot be removed does no harm: logged, and tried again."""
         path = self._index.path
         try:
             remove_unnamed(path) if keep is None else forget(path, keep)
-            if pictures:
-                drop_pictures(path, self._index.image_texts())
         except (OSError, IndexFormatError) as error:
             logger.warning("%s: files that are not needed could not be removed: %s", path, error)
+
+    def _drop_pictures(self) -> None:
+        path = self._index.path
+        try:
+            drop_pictures(path, self._index.image_texts())
+        except OSError as error:
+            logger.warning("%s: pictures that nobody has could not be removed: %s", path, error)
 
     def _unchanged(self) -> Change:
         return Change(self._index.manifest.generation, 0, 0, 0, len(self._index))
