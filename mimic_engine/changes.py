@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from mimic_engine.data.pictures import BrokenImages
@@ -30,6 +29,7 @@ class IndexChanges:
 
     def __init__(self, model: Path, index: Path, *, threads: int | None = None) -> None:
         self._model, self._index, self._threads = model, index, threads
+        self._opened: tuple[str, Featurizer] | None = None  # and in which precision
 
     def upsert(self, entities: Sequence[Entity]) -> Change:
         """Add or replace entities.
@@ -41,8 +41,9 @@ class IndexChanges:
         IndexLockedError, IndexWriteError
             If somebody else is changing the index; if the files cannot be written.
         """
-        source = KnowledgeBaseFeaturizer(self._featurizer, BrokenImages("error"))
-        with IndexWriter(Index.open(self._index, verify=False), source, keep_pictures=True) as writer:
+        index = Index.open(self._index, verify=False)
+        source = KnowledgeBaseFeaturizer(self._featurizer(index), BrokenImages("error"))
+        with IndexWriter(index, source, keep_pictures=True) as writer:
             return writer.upsert(entities)
 
     def delete(self, ids: Sequence[str]) -> Change:
@@ -60,8 +61,8 @@ class IndexChanges:
         with IndexWriter(Index.open(self._index, verify=False)) as writer:
             return writer.delete(ids)
 
-    @cached_property
-    def _featurizer(self) -> Featurizer:
-        index = Index.open(self._index, verify=False)
+    def _featurizer(self, index: Index) -> Featurizer:
         precision = str(index.manifest.extra.get("precision", "fp32"))
-        return open_featurizer(self._model, precision=precision, threads=self._threads)
+        if self._opened is None or self._opened[0] != precision:
+            self._opened = precision, open_featurizer(self._model, precision=precision, threads=self._threads)
+        return self._opened[1]

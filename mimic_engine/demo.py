@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from mimic_engine.data.demo import DemoFiles, build_demo, default_cache, fetch_demo
 from mimic_engine.data.demo.build import fingerprint
@@ -70,10 +71,13 @@ def demo_admin_key(cache: Path | None = None) -> Path:
     """
     path = (cache or default_cache()) / "admin.key"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    if not path.exists():
+        with NamedTemporaryFile("w", dir=path.parent, prefix="admin.key.", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(24) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another start was first: its key it is
+                os.link(file.name, path)
     return path
 
 

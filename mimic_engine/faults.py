@@ -53,16 +53,20 @@ def device_error(what: str, error: BaseException) -> DeviceError:
 def device_faults(what: str) -> Iterator[None]:
     """Turn what a library or the device layer raises inside into a :class:`DeviceError`.
 
-    Other errors of ours pass as they are: wrong input, scores that are not finite.
+    Other errors of ours pass as they are: wrong input, scores that are not finite, and mistakes in the
+    program, which a device that is taken up anew would not mend.
     """
     try:
         yield
     except BackendError as error:
         raise device_error(what, error) from error
-    except MimicError:
+    except (MimicError, *_MISTAKES):
         raise
     except Exception as error:
         raise device_error(what, error) from error
+
+
+_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -115,7 +115,7 @@ def _turn(
     elif not under_way:
         return False
     if under_way and (not batch or len(under_way) == AT_ONCE):
-        oldest = under_way.pop(0)
-        oldest.end()
-        answer(oldest)
+        under_way[0].end()
+        while under_way and under_way[0].finish is None:  # one behind it may have ended by itself
+            answer(under_way.pop(0))
     return True

@@ -68,7 +68,13 @@ def test_our_own_errors_pass_as_they_are(error):
     assert caught.value is error
 
 
-@pytest.mark.parametrize("error", [BackendError("copy: failed"), RuntimeError("CUDA error"), KeyError("a")])
+@pytest.mark.parametrize("error", [KeyError("a"), TypeError("b"), AssertionError("c")])
+def test_a_mistake_in_the_program_is_none_of_the_device(error):
+    with pytest.raises(type(error)), device_faults("scan"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [BackendError("copy: failed"), RuntimeError("CUDA error"), OSError("a")])
 def test_what_a_library_raises_is_a_device_error(error):
     with pytest.raises(DeviceError, match="scan: a run failed") as caught, device_faults("scan"):
         raise error

@@ -27,7 +27,7 @@ class SlowDevice:
         number = len([e for e in self.events if e.startswith("start")])
         self.events.append(f"start {number}")
         if number in self.fail_start:
-            raise ValueError(f"start {number}")
+            raise self.fault(f"start {number}")
         gate = self.gates.setdefault(number, threading.Event())
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -247,3 +247,21 @@ def test_a_device_that_is_lost_ends_the_thread_and_answers_everybody(device):
     assert batcher.state is State.LOST
     device.open()
     batcher.close(10)
+
+
+def test_nothing_is_begun_on_a_device_that_has_failed_behind_a_batch_under_way(device):
+    device.fault, device.fail_start = DeviceError, {1}
+    recovery = Recovery(lambda: device.events.append("rebuild"))
+    batcher = Batcher(device, LIMITS, recovery=recovery)
+    assert batcher.wait_ready(10)
+    answer = in_thread(batcher.submit_blocking, [1, 2, 3, 4, 5, 6])
+    seen(device, "start 0", "start 1")
+    device.let_go(0)
+    outcomes = answer.result(10)
+    assert [o.value for o in outcomes[:2]] == [2, 4]
+    assert all(isinstance(o.error, DeviceError) for o in outcomes[2:4])
+    assert all(isinstance(o.error, NotReadyError) for o in outcomes[4:])
+    assert batcher.wait_ready(10)
+    assert device.events == ["start 0", "start 1", "finish 0", "rebuild"]
+    device.open()
+    assert batcher.close(10)

@@ -34,10 +34,11 @@ def keep_picture(folder: Path, data: bytes) -> None:
 
 def picture_path(folder: Path, name: str) -> Path | None:
     """The file of the picture that an entity calls ``name``; None where this machine cannot have one."""
-    if kept := _NAME.fullmatch(name):
-        path = folder / PICTURES / kept[1]
-        return path if path.is_file() else None
-    return None if "://" in name else Path(name)
+    if not name.startswith(_PREFIX):
+        return None if "://" in name else Path(name)
+    kept = _NAME.fullmatch(name)
+    path = None if kept is None else folder / PICTURES / kept[1]
+    return path if path is not None and path.is_file() else None
 
 
 def drop_pictures(folder: Path, wanted: Iterable[str]) -> None:

@@ -84,7 +84,7 @@ class IndexWriter:
     featurizer : the model that folded the index; only :meth:`upsert` needs it
     keep_snapshots : snapshots that stay on disk after a change, the newest included
     batch_size : entities folded at once
-    keep_pictures : keep pictures that are given as bytes (:mod:`mimic_engine.index.pictures`)
+    keep_pictures : keep an entity's first picture, if given as bytes (:mod:`mimic_engine.index.pictures`)
 
     Raises
     ------
@@ -170,12 +170,12 @@ class IndexWriter:
         if not batch:
             return self._unchanged()
         with self._changing() as index:
-            self._keep_bytes(batch)
             found = index.find([e.id for e in batch])
             kept, small = split_small(parts_of(index, without=found[found >= 0]), len(batch))
             rows = np.concatenate([np.empty(0, np.int64), *(p.live_rows for p in small)])
             folded = ((piece, fold(piece)) for piece in _batches(batch, self._batch_size))
             record = self._write(index.manifest.next_segment, rows, len(batch), folded)
+            self._keep_bytes(batch)
             self._publish([*kept, Part.new(record, rows)], index.manifest.next_segment + 1)
         replaced = int((found >= 0).sum())
         return replace(self._unchanged(), added=len(batch) - replaced, replaced=replaced)
@@ -278,11 +278,10 @@ class IndexWriter:
         return IndexWriteError(f"{path}: the change is made, but may not survive a power cut: {error}")
 
     def _keep_bytes(self, entities: Sequence[Entity]) -> None:
-        """Keep the pictures of a change that is about to be made; without it compaction drops them."""
+        """Keep the picture that is shown of each entity; compaction drops those of a change that failed."""
         for entity in entities if self._keep_pictures else ():
-            for image in entity.images:
-                if isinstance(image, bytes):
-                    keep_picture(self._index.path, image)
+            if entity.images and isinstance(entity.images[0], bytes):
+                keep_picture(self._index.path, entity.images[0])
 
     def _tidy(self, keep: int | None) -> None:
         """Remove what no snapshot needs; what cannot be removed does no harm: logged, and tried again."""

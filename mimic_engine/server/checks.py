@@ -130,7 +130,8 @@ def _check_texts(mention: Mention, settings: Settings) -> None:
 def _check_image(image: object, settings: Settings) -> None:
     if image is None:
         return
-    assert isinstance(image, bytes)  # a path would let callers read our files
+    if not isinstance(image, bytes):  # a path would let callers read our files
+        raise ImageError(f"image: must be bytes, got {type(image).__name__}", field="image")
     if not image:
         raise ImageError("image: must not be empty", field="image")
     if len(image) > settings.max_image_bytes:

@@ -29,7 +29,8 @@ _INDIFFERENT = frozenset(
         *("unit_losses", "lr", "encoder_lr", "head_lr", "schedule", "warmup", "beta1"),
         *("beta2", "eps", "weight_decay", "grad_clip", "accumulate", "batch_size", "epochs", "max_steps"),
         *("same_entity", "hard_batches", "drop_images", "drop_texts", "extra_negatives", "validate_every"),
-        *("patience", "dev_limit", "precision", "encode_batch"),
+        *("patience", "dev_limit", "precision", "encode_batch", "ema", "gradient_cache"),
+        *("mined_negatives", "mine_depth", "mine_from", "mine_every"),
     )
 )
 
