@@ -62,9 +62,7 @@ class Options:
     seed: int = 0
 
 
-DRY = Options(
-    (40,), (1, 2), ("exact", "certified"), ("exact",), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2)
-)
+DRY = Options((40,), (1, 2), ("exact", "certified"), (), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2))
 
 
 @dataclass(frozen=True, slots=True)
