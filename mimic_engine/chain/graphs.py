@@ -11,6 +11,7 @@ How each is chained:
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from mimic_engine.encoding.engine_files import FOLDER
 from mimic_engine.encoding.manifest import ModelManifest, Shape
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.tensorrt import EngineGraph, open_engine
+from mimic_engine.errors import DeviceError
 from mimic_engine.layout import Placed
 
 GRAPHS = ("text_encoder", "image_encoder", "mention_fold")
@@ -77,6 +79,34 @@ class DeviceGraphs(Protocol):
     def stage(self, graph: str, arrays: Mapping[str, Placed]) -> Stage:
         """One graph on its inputs and outputs, by their names in the graph."""
         ...
+
+
+class SharedGraphs:
+    """The graphs of one model on one device, for all linkers over it; opened anew after a device error.
+
+    Parameters
+    ----------
+    opened : opens them.
+    """
+
+    def __init__(self, opened: Callable[[], DeviceGraphs]) -> None:
+        self._open = opened
+        self._graphs: DeviceGraphs | None = opened()
+        self.generation = 0  # programs are of the graphs of one generation
+
+    @property
+    def graphs(self) -> DeviceGraphs:
+        """Those of now; DeviceError where they could not be opened again."""
+        if self._graphs is None:
+            raise DeviceError("chain: its encoders are not there since the device failed", reason="no graphs")
+        return self._graphs
+
+    def rebuild(self) -> None:
+        """Let go of the graphs and open them anew; errors as of opening."""
+        self._graphs = None
+        self.generation += 1
+        gc.collect()  # device memory goes with the objects, before the new ones ask for it
+        self._graphs = self._open()
 
 
 class EngineGraphs:

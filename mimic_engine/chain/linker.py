@@ -7,14 +7,18 @@ results than :data:`~mimic_engine.scoring.cuda_stage.PLACES` knows.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from mimic_engine.chain.graphs import DeviceGraphs
+from mimic_engine.chain.graphs import SharedGraphs
 from mimic_engine.chain.pictures import PicturePlace, Pictures, open_pictures
 from mimic_engine.chain.request import IDS, PREFIX, Bucket, RequestRecipe, ScanSearch
 from mimic_engine.chain.staging import Chain, Flight, HostArrays, overlapped
@@ -23,14 +27,20 @@ from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.caching import CachingFeaturizer
 from mimic_engine.engine import Linker
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.faults import device_faults
 from mimic_engine.images import decode_image
 from mimic_engine.index.store import Index
 from mimic_engine.nil import NilThreshold
 from mimic_engine.scoring.cuda import CudaScan
 from mimic_engine.scoring.cuda_passes import Fetched
+from mimic_engine.scoring.cuda_ranker import CudaRanker
 from mimic_engine.scoring.cuda_stage import allowed_rows
+from mimic_engine.scoring.ranker import Ranker
 from mimic_engine.scoring.scan import TopK
 from mimic_engine.types import LinkOptions, LinkResult, Mention, MentionArrays, Mode
+from mimic_engine.warming import WarmUp, first_and_steady
+
+logger = logging.getLogger(__name__)
 
 Finish = Callable[[], list[LinkResult]]
 
@@ -44,6 +54,25 @@ class _Part:
     mode: Mode
 
 
+@dataclass(frozen=True, slots=True)
+class _Flying:
+    """A part on the device, and the chain that it is to be finished by."""
+
+    part: _Part
+    chain: RequestChain
+    flight: Flight[Bucket]
+
+
+class RequestChain(Chain[Bucket]):
+    """A chain of requests that knows which encoders and which scan it was made of."""
+
+    def __init__(
+        self, device: TorchDevice, recipe: RequestRecipe, capture: bool, made_of: tuple[int, CudaScan]
+    ) -> None:
+        super().__init__(device, recipe, graphs=capture)
+        self.requests, self.made_of = recipe, made_of
+
+
 class DeviceLinker(Linker):
     """A :class:`~mimic_engine.engine.Linker` over a :class:`Chain`; from one thread at a time.
 
@@ -53,7 +82,7 @@ class DeviceLinker(Linker):
     index : that is searched.
     scan : over the index, on ``device``.
     nil, verify : as of every linker.
-    graphs : encoders and fold, on the stream of ``device``.
+    graphs : encoders and fold, on the stream of ``device``; linkers of one model share them.
     device : of the chain.
     resize : where pictures are resized and normalised; the values are the same.
     capture : whether programs become CUDA graphs.
@@ -70,25 +99,38 @@ class DeviceLinker(Linker):
         self,
         featurizer: Featurizer,
         index: Index,
-        scan: CudaScan,
+        scan: CudaRanker,
         nil: NilThreshold | None = None,
         *,
         verify: bool = True,
-        graphs: DeviceGraphs,
+        graphs: SharedGraphs,
         device: TorchDevice,
         resize: PicturePlace = "host",
         capture: bool = True,
     ) -> None:
-        super().__init__(featurizer, index, scan, nil, verify=verify)  # type: ignore[arg-type]
+        super().__init__(featurizer, index, scan, nil, verify=verify)
         if isinstance(featurizer, CachingFeaturizer):
             raise InvalidInputError("cache_bytes: a chain on the device remembers nothing; give 0")
-        self._cuda_scan, self._graphs, self._device = scan, graphs, device
+        self._ranker, self._shared, self._device = scan, graphs, device
         self._resize: PicturePlace = resize
         self._capture = capture
         self._pictures = open_pictures(resize, featurizer.images, device.device)
-        search = ScanSearch(scan, allowed_rows(scan, index.alive), self._rerank)
-        self._recipe = RequestRecipe(graphs, search, featurizer.missing, self._pictures, device.device)
-        self.chain: Chain[Bucket] = Chain(device, self._recipe, graphs=capture)
+        self._chain: RequestChain | None = None  # made by the thread that links
+
+    @property
+    def chain(self) -> RequestChain:
+        """The chain over the encoders and the index as they lie on the device now."""
+        if self._chain is None or self._chain.made_of != (self._shared.generation, self._ranker.opened):
+            self._chain = None
+            self._chain = self._new_chain()
+        return self._chain
+
+    def _new_chain(self) -> RequestChain:
+        scan = self._ranker.opened
+        search = ScanSearch(scan, allowed_rows(scan, self.index.alive), self._rerank)
+        missing = self.featurizer.missing
+        recipe = RequestRecipe(self._shared.graphs, search, missing, self._pictures, self._device.device)
+        return RequestChain(self._device, recipe, self._capture, (self._shared.generation, scan))
 
     def prepare(self, mention: Mention, *, explain: bool = False) -> PreparedMention:
         """Tokenise and decode one mention, and resize its picture where the device does not."""
@@ -120,8 +162,8 @@ class DeviceLinker(Linker):
             group = replace(options[part.members[0]], top_k=0, explain=False)
             self._check(group, None, [options[b].top_k for b in part.members])
         if len(parts) == 1 and not others:
-            flight = self._start(prepared, parts[0])
-            return lambda: self._results(prepared, options, parts[0], self._finish(flight, parts[0]))
+            flying = self._start(prepared, parts[0])
+            return lambda: self._results(prepared, options, parts[0], self._finish(flying))
         results: dict[int, LinkResult] = {}
         if others:
             with self._device.current():
@@ -133,39 +175,55 @@ class DeviceLinker(Linker):
         return lambda: [results[b] for b in range(len(prepared))]
 
     def warm_up(self) -> None:
-        """Run and capture the program of every bucket in every mode for the default number of results."""
-        super().warm_up()
-        blank, size = (
-            self.prepare(Mention("warm-up", "One mention of every bucket.")),
-            self.featurizer.image_size,
-        )
-        seen = PreparedMention(blank.tokens, np.zeros((3, size, size), np.float32))
-        for rows in self._recipe.rows:
-            for pictures in (0, *(p for p in self._recipe.rows if p <= rows)):
+        """Run what other linkers run, then the program of every bucket in every mode until it is captured.
+
+        For the default number of results; a program for more is made when it is first asked for.
+        """
+        start = time.perf_counter()
+        blank = self.prepare(Mention("warm-up", "One mention of every bucket."))
+        seen = replace(blank, pixels=self._pictures.prepare(Image.new("RGB", (64, 48))))
+        encoder_runs = self.featurizer.warm_up()
+        folded = self.featurizer.fold_prepared([self._normalised(seen)])
+        k = min(10, len(self.index))
+        with self._device.current():
+            searches = self._scan.warm_up(folded, self.index.alive)
+        for rows in self.chain.requests.rows:
+            for pictures in (0, *(p for p in self.chain.requests.rows if p <= rows)):
                 batch = [seen] * pictures + [blank] * (rows - pictures)
                 for mode in self.modes:
-                    k = min(10, len(self.index))
-                    self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
+                    for _ in range(2):  # as launches, then as graphs
+                        self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
+        seconds = time.perf_counter() - start
+        first, steady = first_and_steady(lambda: self.link_prepared([seen], [LinkOptions(1)]))
+        self.warmed = WarmUp(seconds, encoder_runs, searches, first, steady)
+        logger.info("%s", self.warmed)
+
+    def recover(self) -> None:
+        """Take the device up anew after a DeviceError, and warm up; errors as of every linker."""
+        self._chain = None  # it holds memory, which the new one will ask for
+        self._shared.rebuild()
+        super().recover()
 
     def info(self) -> dict[str, Any]:
         """As of every linker, with the chain's backend and its programs."""
-        programs = self.chain.programs.values()
+        programs = [] if self._chain is None else list(self._chain.programs.values())
         chain = {
-            "backend": self._graphs.backend,
+            "backend": self._shared.graphs.backend,
             "programs": len(programs),
             "graphs": sum(p.graphs for p in programs),
             "launched": sorted({name for p in programs for name in p.launched}),
         }
         return {**super().info(), "chain": chain}
 
-    def _over(self, index: Index, scan: Any) -> Self:
+    def _over(self, index: Index, scan: Ranker) -> Self:
+        assert isinstance(scan, CudaRanker)  # over() keeps the kind
         return type(self)(
             self.featurizer,
             index,
             scan,
             self.nil,
             verify=self._verify,
-            graphs=self._graphs,
+            graphs=self._shared,
             device=self._device,
             resize=self._resize,
             capture=self._capture,
@@ -182,7 +240,7 @@ class DeviceLinker(Linker):
                 by_mode.setdefault(option.mode, []).append(b)
             else:
                 others.append(b)
-        most = self._recipe.rows[-1]
+        most = self.chain.requests.rows[-1]
         parts = []
         for mode, members in by_mode.items():
             for start in range(0, len(members), most):
@@ -196,39 +254,41 @@ class DeviceLinker(Linker):
             plain
             and option.rerank in (None, self._rerank)
             and option.mode in self.modes
-            and 1 <= option.top_k <= self._recipe.places[-1]
+            and 1 <= option.top_k <= self.chain.requests.places[-1]
         )
 
     # -- one part --------------------------------------------------------------------------------------
 
     def _run(self, prepared: Sequence[PreparedMention], parts: Sequence[_Part]) -> list[TopK]:
         """Several parts, as many at a time as there are slots."""
+        if not parts:
+            return []
+        start = partial(self._start, prepared)
+        return list(overlapped(parts, start, self._finish, max(1, self.chain.free)))
 
-        def start(part: _Part) -> tuple[_Part, Flight[Bucket]]:
-            return part, self._start(prepared, part)
-
-        def finish(flying: tuple[_Part, Flight[Bucket]]) -> TopK:
-            return self._finish(flying[1], flying[0])
-
-        return list(overlapped(parts, start, finish, max(1, self.chain.free)))
-
-    def _start(self, prepared: Sequence[PreparedMention], part: _Part) -> Flight[Bucket]:
+    def _start(self, prepared: Sequence[PreparedMention], part: _Part) -> _Flying:
         own = [prepared[b] for b in part.members]
         mask = np.concatenate([m.tokens.attention_mask for m in own])  # (B, L)
         pictures = sum(m.pixels is not None for m in own)
-        bucket = self._recipe.bucket(len(own), pictures, mask, part.k, part.mode)
-        return self.chain.start(bucket, lambda host: fill(host, own, self._pictures))
+        with device_faults("chain"):
+            chain = self.chain
+            bucket = chain.requests.bucket(len(own), pictures, mask, part.k, part.mode)
+            flight = chain.start(bucket, lambda host: fill(host, own, self._pictures))
+        return _Flying(part, chain, flight)
 
-    def _finish(self, flight: Flight[Bucket], part: _Part) -> TopK:
+    def _finish(self, flying: _Flying) -> TopK:
+        part, (_, scan) = flying.part, flying.chain.made_of
+
         def read(results: HostArrays, folded: Callable[[], HostArrays]) -> TopK:
             fetched = Fetched.of(results, len(part.members))
 
             def take(rows: Sequence[int]) -> MentionArrays:
                 return MentionArrays(**{n.removeprefix(PREFIX): a[list(rows)] for n, a in folded().items()})
 
-            return self._cuda_scan.settled(fetched, part.k, part.mode, take, allowed=self.index.alive)
+            return scan.settled(fetched, part.k, part.mode, take, allowed=self.index.alive)
 
-        return self.chain.finish(flight, read)
+        with device_faults("chain"):
+            return flying.chain.finish(flying.flight, read)
 
     def _normalised(self, mention: PreparedMention) -> PreparedMention:
         """A mention as every other linker takes it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mimic_engine.chain.graphs import BoundGraphs, DeviceGraphs, EngineGraphs
+from mimic_engine.chain.graphs import BoundGraphs, DeviceGraphs, EngineGraphs, SharedGraphs
 from mimic_engine.chain.linker import DeviceLinker
 from mimic_engine.chain.pictures import PicturePlace
 from mimic_engine.chain.torch_device import TorchDevice
@@ -15,7 +15,7 @@ from mimic_engine.errors import InvalidInputError, MissingDependencyError
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
 from mimic_engine.nil import NilThreshold
-from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda_ranker import CudaRanker
 
 CHAINED = ("tensorrt", "cuda")
 
@@ -63,14 +63,20 @@ def open_device_linker(
     )
     opened.check_model(featurizer.model_hash)
     device = TorchDevice(torch.device("cuda"))
-    graphs: DeviceGraphs
-    if backend == "cuda":
-        graphs = BoundGraphs.open(Path(model), device.stream, precision=precision, verify=verify)
-    else:
-        where = None if engines is None else Path(engines)
-        graphs = EngineGraphs.open(Path(model), device.stream, engines=where, precision=precision)
-    scan = CudaScan(opened.segments, featurizer.constants, tie_key=opened.ids, codes=opened.codes)
+    graphs = SharedGraphs(
+        lambda: _open_graphs(Path(model), device.stream, backend, precision, engines, verify)
+    )
+    ranker = CudaRanker(opened.segments, featurizer.constants, tie_key=opened.ids, codes=opened.codes)
     nil = NilThreshold.read(Path(model), featurizer.model_hash)
     return DeviceLinker(
-        featurizer, opened, scan, nil, verify=verify, graphs=graphs, device=device, resize=resize
+        featurizer, opened, ranker, nil, verify=verify, graphs=graphs, device=device, resize=resize
     )
+
+
+def _open_graphs(
+    model: Path, stream: int, backend: str, precision: str, engines: str | Path | None, verify: bool
+) -> DeviceGraphs:
+    if backend == "cuda":
+        return BoundGraphs.open(model, stream, precision=precision, verify=verify)
+    where = None if engines is None else Path(engines)
+    return EngineGraphs.open(model, stream, engines=where, precision=precision)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mimic_engine.errors import EngineError
+from mimic_engine.faults import device_faults
 from mimic_engine.layout import Bytes, Layout, Placed
 
 _TYPES = {
@@ -112,13 +113,10 @@ class TorchDevice:
         return event
 
     def finish(self, event: Any) -> None:
-        """Wait for an event; EngineError with what went wrong on the device."""
-        if event is None:
-            return
-        try:
-            event.synchronize()
-        except RuntimeError as error:
-            raise EngineError(f"device: {error}") from error
+        """Wait for an event; DeviceError with what went wrong."""
+        if event is not None:
+            with device_faults("chain"):
+                event.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Capture a CUDA graph; other threads go on using the device meanwhile."""

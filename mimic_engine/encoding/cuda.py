@@ -20,7 +20,8 @@ from mimic_engine.encoding.graph import CPU, check_names, cpu_options, open_sess
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
-from mimic_engine.errors import BackendError, EngineError, MimicError
+from mimic_engine.errors import BackendError, MimicError
+from mimic_engine.faults import device_faults
 from mimic_engine.layout import Placed
 from mimic_engine.types import Array
 
@@ -109,10 +110,8 @@ class BoundGraph(RunnableGraph):
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
         def launch() -> None:
-            try:
+            with device_faults(self.title):
                 self._session.run_with_iobinding(binding, options)
-            except Exception as error:
-                raise EngineError(f"{self.title}: failed: {error}") from error
 
         return launch
 

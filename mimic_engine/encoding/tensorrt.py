@@ -141,7 +141,7 @@ class EngineGraph(RunnableGraph):
 
         def launch() -> None:
             if not bound.context.execute_async_v3(stream):
-                raise EngineError(f"{self.title}: the engine did not start")
+                raise DeviceError(f"{self.title}: the engine did not start")
 
         return launch
 

@@ -87,14 +87,14 @@ class CudaRanker:
     ) -> TopK:
         """The k best entities of each mention, as ``CudaScan.search``; DeviceError if the device fails."""
         with device_faults("scan"):
-            return self._opened.search(mentions, k, mode=mode, rows=rows, allowed=allowed, rerank=rerank)
+            return self.opened.search(mentions, k, mode=mode, rows=rows, allowed=allowed, rerank=rerank)
 
     def ranks(
         self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,)."""
         with device_faults("scan"):
-            return self._opened.ranks(mentions, gold, allowed=allowed)
+            return self.opened.ranks(mentions, gold, allowed=allowed)
 
     def token_queries(self, rows: _Rows) -> EntityArrays:
         """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
@@ -142,7 +142,8 @@ class CudaRanker:
         """Nothing to stop; device memory goes with the object."""
 
     @property
-    def _opened(self) -> CudaScan:
+    def opened(self) -> CudaScan:
+        """The scan on the device, another after every rebuild; DeviceError where it could not be rebuilt."""
         if self._scan is None:
             raise DeviceError("scan: the index is not on the device since it failed", reason="no index")
         return self._scan

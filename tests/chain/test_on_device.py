@@ -82,3 +82,37 @@ def test_pictures_resized_on_either_side_are_the_same_bits(make):
 
     here, there = (pixels(make("fp32", place)) for place in PLACES)
     np.testing.assert_array_equal(there, here)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoint, tiny_picture, place):
+    from mimic_engine.chain.graphs import SharedGraphs
+    from mimic_engine.chain.linker import DeviceLinker
+    from mimic_engine.chain.torch_device import TorchDevice
+    from mimic_engine.chain.torch_graphs import torch_graphs
+    from mimic_engine.encoding.open import open_featurizer
+    from mimic_engine.engine import Linker
+    from mimic_engine.index.store import Index
+    from mimic_engine.model.checkpoint import load_checkpoint
+    from mimic_engine.scoring.cuda_ranker import CudaRanker
+    from mimic_engine.types import Mention
+
+    index, featurizer = Index.open(tiny_index), open_featurizer(tiny_model, threads=1, backend="onnx")
+    device = TorchDevice(torch.device("cuda"))
+    graphs = SharedGraphs(lambda: torch_graphs(load_checkpoint(tiny_checkpoint).model.to("cuda")))
+    ranker = CudaRanker(index.segments, featurizer.constants, tie_key=index.ids)
+    ours = DeviceLinker(featurizer, index, ranker, graphs=graphs, device=device, resize=place)
+    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
+    ours.warm_up()
+    assert ours.info()["chain"]["launched"] == []  # every program is a graph
+    mentions = [Mention("a b", "c a b d", tiny_picture), Mention("c", "c d e"), Mention("j", "i j")]
+    for turn in range(2):
+        if turn:
+            ours.recover()
+        found, expected = ours.link(mentions, 5, mode="exact"), reference.link(mentions, 5, mode="exact")
+        for a, b in zip(found, expected, strict=True):
+            assert [c.id for c in a.candidates] == [c.id for c in b.candidates]
+            np.testing.assert_allclose(
+                [c.score for c in a.candidates], [c.score for c in b.candidates], rtol=0, atol=1e-3
+            )
+    reference.close()

@@ -5,14 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
+from mimic_engine.chain.graphs import SharedGraphs
 from mimic_engine.chain.linker import DeviceLinker
 from mimic_engine.chain.torch_device import TorchDevice
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.engine import Linker
-from mimic_engine.errors import InvalidInputError
+from mimic_engine.errors import DeviceError, InvalidInputError
 from mimic_engine.index.store import Index
 from mimic_engine.scoring import cuda_passes, cuda_stage
 from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda_ranker import CudaRanker
 from mimic_engine.types import LinkOptions, Mention
 from tests.chain.bound import cpu_graphs
 
@@ -31,8 +33,14 @@ def linkers(tiny_model, tiny_index):
     reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
     index = Index.open(tiny_index)
     featurizer = open_featurizer(tiny_model, threads=1, backend="onnx")
-    scan = CudaScan(index.segments, featurizer.constants, device="cpu", tie_key=index.ids)
-    ours = DeviceLinker(featurizer, index, scan, graphs=cpu_graphs(tiny_model), device=TorchDevice(CPU))
+    ranker = CudaRanker(index.segments, featurizer.constants, device="cpu", tie_key=index.ids)
+    ours = DeviceLinker(
+        featurizer,
+        index,
+        ranker,
+        graphs=SharedGraphs(lambda: cpu_graphs(tiny_model)),
+        device=TorchDevice(CPU),
+    )
     yield ours, reference
     reference.close()
 
@@ -85,8 +93,8 @@ def test_pictures_resized_on_the_device_give_the_same_bits(linkers, tmp_path, mo
     other = DeviceLinker(
         ours.featurizer,
         ours.index,
-        ours._cuda_scan,
-        graphs=ours._graphs,
+        ours._ranker,
+        graphs=ours._shared,
         device=ours._device,
         resize="device",
     )
@@ -119,16 +127,16 @@ def test_what_has_no_program_goes_the_other_way(linkers):
 def test_a_mention_that_falls_short_is_searched_again_and_says_so(linkers, monkeypatch):
     ours, reference = linkers
     monkeypatch.setattr(cuda_passes, "FIRST", 16)
-    ours._cuda_scan.passes._room_for_survivors = 1
+    ours._ranker.opened.passes._room_for_survivors = 1
     batch = prepared(reference, [Mention("a", "a b c")])
     ours.link_prepared(batch, [LinkOptions(2)])
-    ranked = ours._cuda_scan._ranked
+    ranked = ours._ranker.opened._ranked
 
     def short(fetched, k, mode):
         result, overflowed, cut = ranked(fetched, k, mode)
         return result, list(range(len(result.rows))) if mode == "certified" else overflowed, cut
 
-    monkeypatch.setattr(ours._cuda_scan, "_ranked", short)
+    monkeypatch.setattr(ours._ranker.opened, "_ranked", short)
     [found] = ours.link_prepared(batch, [LinkOptions(2)])
     assert found.mode == "exact"
     same([found], reference.link_prepared(batch, [LinkOptions(2, mode="exact")]))
@@ -142,11 +150,53 @@ def test_wrong_options_start_nothing(linkers):
     assert ours.chain.free == 2 and not ours.chain.programs
 
 
+def test_after_a_device_error_the_chain_is_made_anew(linkers, monkeypatch):
+    ours, reference = linkers
+    batch, options = prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2, mode="exact")]
+    expected = ours.link_prepared(batch, options)
+    broken, graphs = ours.chain, ours._shared.graphs
+
+    def fail(event):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(ours._device, "finish", fail)
+    with pytest.raises(DeviceError, match="out of memory"):
+        ours.link_prepared(batch, options)
+    monkeypatch.setattr(ours._device, "finish", lambda event: None)
+    warmed = []
+    monkeypatch.setattr(ours, "warm_up", lambda: warmed.append(ours.chain))
+    ours.recover()
+    assert warmed == [ours.chain] and ours.chain is not broken and ours._shared.graphs is not graphs
+    same(ours.link_prepared(batch, options), expected)
+
+
+def test_the_warm_up_makes_the_programs_that_requests_take(linkers, monkeypatch):
+    ours, reference = linkers
+    monkeypatch.setattr(CudaRanker, "warm_up", lambda self, mention, allowed: 0)
+    monkeypatch.setattr(type(ours.featurizer), "warm_up", lambda self: 0)
+    monkeypatch.setattr(CudaRanker, "modes", ("certified",))
+    ours.chain.requests.rows = (1,)
+    ours.warm_up()
+    programs = ours.chain.programs
+    assert {(b.rows, b.pictures) for b in programs} == {(1, 0), (1, 1)}
+    assert ours.warmed.steady_ms > 0
+    ours.link_prepared(prepared(reference, [Mention("a", "a b c")]), [LinkOptions(3)])
+    assert len(programs) == 2 and programs is ours.chain.programs
+
+
+def test_another_state_of_the_index_is_another_chain_over_the_same_graphs(linkers):
+    ours, reference = linkers
+    other = ours._over(ours.index, ours._ranker.over(ours.index.segments, ours.index.ids))
+    batch, options = prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2, mode="exact")]
+    same(other.link_prepared(batch, options), reference.link_prepared(batch, options))
+    assert other._shared is ours._shared and other.chain is not ours.chain
+
+
 def test_a_cache_is_refused(linkers, tiny_model, tiny_index):
     ours, _ = linkers
     caching = open_featurizer(tiny_model, threads=1, backend="onnx", cache_bytes=1 << 20)
     with pytest.raises(InvalidInputError, match="cache_bytes"):
-        DeviceLinker(caching, ours.index, ours._cuda_scan, graphs=ours._graphs, device=TorchDevice(CPU))
+        DeviceLinker(caching, ours.index, ours._ranker, graphs=ours._shared, device=TorchDevice(CPU))
 
 
 def test_info_names_backend_and_graphs(linkers):
