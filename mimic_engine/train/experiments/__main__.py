@@ -69,6 +69,7 @@ def _run(args: argparse.Namespace) -> Path:
         device=args.device,
         threads=args.threads,
         broken_images=args.broken_images,
+        runs=args.runs,
     )
     return Runner(experiment, data, setting, PROBES).run()
 
@@ -84,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--others", nargs="+", type=Path, default=[], help="data sets for configurations that train on others"
     )
-    add("--out", type=Path, required=True, help="output folder: runs, and the files that say what was found")
+    add("--out", type=Path, required=True, help="output folder: the files that say what was found")
+    add("--runs", type=Path, help="folder of single runs, which experiments may share; OUT/runs if not given")
     add("--seeds", type=int, default=3, help="runs of each configuration (default: 3)")
     add("--cache", type=Path, help="folder of cached features; OUT/cache if not given")
     add("--only", nargs="+", default=[], metavar="CONFIG", help="run only these configurations now")

@@ -64,10 +64,16 @@ class ExperimentData:
             }
         return out
 
-    def fingerprints(self) -> dict[str, str]:
-        """A hash of the entities and of each split: the same for the same records, wherever they lie."""
+    def fingerprints(self, train_on: str) -> dict[str, str]:
+        """A hash of the entities and of each split that a run reads: the same wherever the records lie.
+
+        Raises
+        ------
+        DataError
+            If it trains on other data sets and none was given.
+        """
         found = _fingerprints(self.own, "")
-        return found if self.others is None else found | _fingerprints(self.others, "others: ")
+        return found if train_on == "own" else found | _fingerprints(self.training(train_on), "others: ")
 
 
 def open_data(folder: Path, name: str, others: Sequence[Path] = ()) -> ExperimentData:
@@ -142,8 +148,8 @@ def _half(labelled: LabelledMention) -> int:
 
 def _fingerprints(dataset: Dataset, prefix: str) -> dict[str, str]:
     found = {f"{prefix}entities": _digest(map(_entity, dataset.entities))}
-    for split, mentions in dataset.splits.items():
-        found[f"{prefix}{split} mentions"] = _digest(map(_mention, mentions))
+    for split in (name for name in SPLITS if name in dataset.splits):
+        found[f"{prefix}{split} mentions"] = _digest(map(_mention, dataset.splits[split]))
     return found
 
 

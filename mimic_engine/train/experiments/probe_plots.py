@@ -13,8 +13,8 @@ from mimic_engine.train.experiments.results import Outcome
 def draw_probes(outcomes: Mapping[str, Sequence[Outcome]], out: Path, stem: str) -> None:
     """Write ``STEM-CONFIGURATION-KIND.png`` for every configuration that a drawn probe was asked about."""
     for name, runs in outcomes.items():
-        tested = [run.test for run in runs if run.test is not None]
-        for kind, draw, result in _drawings(tested[0].probes if tested else {}):
+        asked = [run.probes for run in runs if run.probes]
+        for kind, draw, result in _drawings(asked[0] if asked else {}):
             draw(result, out / f"{stem}-{name}-{kind}.png")
 
 

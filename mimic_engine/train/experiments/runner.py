@@ -1,7 +1,7 @@
 """Runs an experiment: every configuration with every seed, then test, once; then writes what was found.
 
-Whatever is finished lies in the output folder and is not repeated; killed at
-any moment, the same command goes on.
+Whatever is finished lies in the folder of runs and is not repeated, by this
+experiment or another; killed at any moment, the same command goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,12 @@ from mimic_engine.errors import InvalidInputError
 from mimic_engine.train.config import TrainConfig, portable
 from mimic_engine.train.experiments.data import ExperimentData
 from mimic_engine.train.experiments.declaration import Configuration, Experiment
-from mimic_engine.train.experiments.ledger import Ledger
 from mimic_engine.train.experiments.materials import Materials
 from mimic_engine.train.experiments.probes import Probe
 from mimic_engine.train.experiments.report import Report
 from mimic_engine.train.experiments.results import Outcome, read_outcome
-from mimic_engine.train.experiments.runs import finish_run, read_test
+from mimic_engine.train.experiments.runs import answer_probes, finish_run, open_trained, read_test
+from mimic_engine.train.experiments.store import RunStore, alone
 
 log = logging.getLogger("mimic_engine.train")
 # Options that change nothing in the result of a run.
@@ -45,12 +45,24 @@ class Setting:
     device: str = "auto"
     threads: int = 0
     broken_images: Literal["error", "as-missing"] = "error"
+    runs: Path | None = None  # the folder of single runs; OUT/runs if None
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     configuration: Configuration
     config: TrainConfig
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides its result."""
+        return deciding(self.config)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """The same, with what it is trained on where that is not its own data."""
+        train_on = self.configuration.train_on
+        return self.options if train_on == "own" else self.options | {"train_on": train_on}
 
     def __str__(self) -> str:
         return f"{self.configuration.name}, seed {self.config.seed}"
@@ -76,26 +88,21 @@ class Runner:
         self._probes = probes
         self._materials = Materials(data)
         self._wanted = self._chosen()
-        for configuration in self._wanted:
-            data.training(configuration.train_on)
-        self._runs = [
-            _Run(c, self._config(c, s)) for c in experiment.configurations for s in range(setting.seeds)
-        ]
+        configurations, seeds = experiment.configurations, range(setting.seeds)
+        self._store = self._open_store()
+        self._runs = [self._run(c, seed) for c in configurations for seed in seeds]
 
     def run(self) -> Path:
         """Do what is not done yet, and write the files; returns the JSON's path.
 
         Raises
         ------
-        InvalidInputError
-            If the output folder holds runs that were made with something else.
         MimicError
             If a run fails otherwise than by diverging; carries a note that names the run.
         """
         if self._data.name not in self._experiment.data:
             meant = ", ".join(self._experiment.data) or "none"
             log.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
-        self._ledger().enter(self._setting.out)
         self._train([run for run in self._runs if run.configuration in self._wanted])
         unfinished = [run for run in self._runs if self._outcome(run) is None]
         if unfinished:
@@ -117,25 +124,39 @@ class Runner:
             if self._outcome(run) is not None:
                 continue
             log.info("run %d of %d: %s%s", number + 1, len(runs), run, self._remaining(runs[number:]))
-            with _named(run):
-                result = finish_run(run.config, self._materials, run.configuration.train_on)
-            found = f"dev MRR {result.dev['mrr']:.4f}" if result.dev else result.message
-            log.info("%s %s: %s, %.0f s", run, result.status, found, result.train_seconds)
+            self._store.describe(run.options, run.configuration.train_on)
+            with _named(run), alone(run.config.out):
+                if self._outcome(run) is None:  # another process may have been at it
+                    finish_run(run.config, self._materials, run.configuration.train_on)
+            if (outcome := self._outcome(run)) is not None:
+                result = outcome.run
+                found = f"dev MRR {result.dev['mrr']:.4f}" if result.dev else result.message
+                log.info("%s %s: %s, %.0f s", run, result.status, found, result.train_seconds)
 
     def _test(self) -> None:
         for run in self._runs:
-            outcome = self._outcome(run)
-            if outcome is None or outcome.run.status != "done" or outcome.test is not None:
+            if self._complete(run):
                 continue
-            with _named(run):
-                reading = read_test(
-                    run.config,
-                    self._materials,
-                    run.configuration.train_on,
-                    self._experiment.probes,
-                    self._probes,
-                )
-            log.info("%s: test Hits@1 %.4f, MRR %.4f", run, reading.test["hits@1"], reading.test["mrr"])
+            with _named(run), alone(run.config.out):
+                if not self._complete(run):
+                    self._read(run)
+
+    def _complete(self, run: _Run) -> bool:
+        """Whether there is nothing left to read of a finished run."""
+        outcome = self._outcome(run)
+        if outcome is None or outcome.run.status != "done":
+            return True
+        return outcome.test is not None and set(outcome.probes) == set(self._experiment.probes)
+
+    def _read(self, run: _Run) -> None:
+        tested = open_trained(run.config, self._materials, run.configuration.train_on)
+        there = self._outcome(run)
+        assert there is not None  # it is finished
+        if there.test is None:
+            test = read_test(tested)
+            log.info("%s: test Hits@1 %.4f, MRR %.4f", run, test["hits@1"], test["mrr"])
+        names = [name for name in self._experiment.probes if name not in there.probes]
+        answer_probes(tested, {name: self._probes[name] for name in names})
 
     def _remaining(self, runs: Sequence[_Run]) -> str:
         """How long the given runs will take, from those that are finished; nothing where none is."""
@@ -148,7 +169,7 @@ class Runner:
         return f"; {left} left, about {left * sum(past) / len(past) / 60:.0f} min"
 
     def _outcome(self, run: _Run) -> Outcome | None:
-        return read_outcome(run.config.out)
+        return read_outcome(run.config.out, self._experiment.probes)
 
     def _config(self, configuration: Configuration, seed: int) -> TrainConfig:
         s, options = self._setting, {"cache_dtype": "float16", **configuration.options}
@@ -158,7 +179,7 @@ class Runner:
             options["epochs"] = s.epochs
         return TrainConfig(
             data=self._data.own.path,
-            out=s.out / "runs" / configuration.name / str(seed),
+            out=s.out,
             encoder=s.encoder,
             text_source=s.text_source,
             image_source=s.image_source,
@@ -170,33 +191,34 @@ class Runner:
             **options,
         )
 
-    def _options(self) -> dict[str, dict[str, Any]]:
-        """Options of each configuration, without places and what changes no result."""
-        return {
-            run.configuration.name: {
-                k: v for k, v in portable(run.config.to_json()).items() if k not in _FREE
-            }
-            | {"train_on": run.configuration.train_on}
-            for run in self._runs
-        }
+    def _run(self, configuration: Configuration, seed: int) -> _Run:
+        config = self._config(configuration, seed)
+        folder = self._store.folder(deciding(config), configuration.train_on, seed)
+        return _Run(configuration, replace(config, out=folder))
 
-    def _ledger(self) -> Ledger:
-        made_from = self._data.fingerprints() | self._materials.encoder_hashes(self._runs[0].config)
-        return Ledger(self._experiment.name, made_from, self._options())
+    def _open_store(self) -> RunStore:
+        configurations = self._experiment.configurations
+        used = {c.train_on for c in configurations}
+        return RunStore(
+            self._setting.runs or self._setting.out / "runs",
+            self._materials.encoder_hashes(self._config(configurations[0], 0)),
+            {train_on: self._data.fingerprints(train_on) for train_on in used},
+        )
 
     def _report(self) -> Report:
         outcomes: dict[str, list[Outcome]] = {c.name: [] for c in self._experiment.configurations}
         for run in self._runs:
             if (outcome := self._outcome(run)) is not None:
                 outcomes[run.configuration.name].append(outcome)
-        chosen = {name: _chosen_ones(options) for name, options in self._options().items()}
-        return Report(self._experiment, self._data.to_json(), chosen, outcomes)
+        options = {run.configuration.name: run.declared for run in self._runs}
+        return Report(self._experiment, self._data.to_json(), options, outcomes)
 
 
-def _chosen_ones(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that are not a training's defaults."""
-    usual = {f.name: f.default for f in fields(TrainConfig)} | {"train_on": "own"}
-    return {name: value for name, value in options.items() if usual[name] != value}
+def deciding(config: TrainConfig) -> dict[str, Any]:
+    """The options that decide a run's result and are not a training's defaults; no places."""
+    usual = {f.name: f.default for f in fields(TrainConfig)}
+    options = portable(config.to_json())
+    return {k: v for k, v in options.items() if k not in _FREE and usual[k] != v}
 
 
 @contextmanager

@@ -1,19 +1,20 @@
-"""One run of an experiment: trained to its end and left as a result; later its best model is tested."""
+"""One run: trained to its end and left as a result; later its best model is tested, and probes are asked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
 from mimic_engine.errors import EngineError
 from mimic_engine.model.checkpoint import load_checkpoint
+from mimic_engine.record import commit
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.encode import fold_mentions
 from mimic_engine.train.experiments.cost import measure_cost
 from mimic_engine.train.experiments.materials import Materials
 from mimic_engine.train.experiments.probes import Probe
-from mimic_engine.train.experiments.results import RESULT, TEST, Reading, RunResult
+from mimic_engine.train.experiments.results import RESULT, TEST, RunResult, probe_file, write_json
 from mimic_engine.train.experiments.trained import TrainedRun
 from mimic_engine.train.metrics import ranking_metrics
 from mimic_engine.train.ranking import entity_scan
@@ -48,29 +49,34 @@ def finish_run(config: TrainConfig, materials: Materials, train_on: str) -> RunR
         epochs=progress.epoch,
         curve=progress.rows,
         cost=cost,
+        commit=commit()[0],
     )
-    result.write(config.out / RESULT)
+    write_json(config.out / RESULT, asdict(result))
     state.unlink(missing_ok=True)
     return result
 
 
-def read_test(
-    config: TrainConfig,
-    materials: Materials,
-    train_on: str,
-    probes: Sequence[str],
-    known: Mapping[str, Probe],
-) -> Reading:
-    """Evaluate a run's best model on test and ask the probes about it; write the result."""
+def open_trained(config: TrainConfig, materials: Materials, train_on: str) -> TrainedRun:
+    """A finished run with its best model, its data opened for reading test."""
     checkpoint = load_checkpoint(
         config.out / "best", text_source=config.text_source, image_source=config.image_source
     )
     encode = materials.tested(config, checkpoint.model.to(chosen_device(config)), train_on)
+    return TrainedRun(config, encode, materials.data.tested(train_on))
+
+
+def read_test(run: TrainedRun) -> Mapping[str, float]:
+    """Evaluate a run's best model on test; write the result."""
+    config, encode = run.config, run.encode
     test = encode.corpus.splits["test"]
     mentions = fold_mentions(encode, test.records, config.encode_batch)
     with entity_scan(encode, config.encode_batch) as scan:
-        metrics = ranking_metrics(scan.ranks(mentions, test.gold), len(scan))
-    run = TrainedRun(config, encode, materials.data.tested(train_on))
-    result = Reading(metrics.to_json(), {name: known[name](run, "test") for name in probes})
-    result.write(config.out / TEST)
-    return result
+        metrics = ranking_metrics(scan.ranks(mentions, test.gold), len(scan)).to_json()
+    write_json(config.out / TEST, metrics)
+    return metrics
+
+
+def answer_probes(run: TrainedRun, probes: Mapping[str, Probe]) -> None:
+    """Ask probes about a run's best model on test; write each answer."""
+    for name, probe in probes.items():
+        write_json(run.config.out / probe_file(name), probe(run, "test"))

@@ -109,7 +109,7 @@ def _values(outcomes: Sequence[Outcome], split: str, metric: str) -> dict[int, f
     """The metric by seed, of runs that have it."""
     found = {}
     for outcome in outcomes:
-        metrics = outcome.run.dev if split == "dev" else outcome.test and outcome.test.test
+        metrics = outcome.run.dev if split == "dev" else outcome.test
         if outcome.run.status == "done" and metrics:
             found[outcome.run.seed] = float(metrics[metric])
     return found

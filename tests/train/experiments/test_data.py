@@ -74,15 +74,15 @@ def test_a_data_set_that_lacks_a_split_is_refused(data, tmp_path):
 
 
 def test_fingerprints_follow_the_records_and_not_the_place(data, tmp_path):
-    before = open_data(data, "a").fingerprints()
+    before = open_data(data, "a").fingerprints("own")
     folder = tmp_path / "moved"
     shutil.copytree(data, folder)
-    assert open_data(folder, "b").fingerprints() == before
+    assert open_data(folder, "b").fingerprints("own") == before
     lines = (folder / "kb.jsonl").read_text().splitlines()
     (folder / "kb.jsonl").write_text(
         "\n".join([json.dumps(json.loads(lines[0]) | {"name": "x"}), *lines[1:]])
     )
-    after = open_data(folder, "b").fingerprints()
+    after = open_data(folder, "b").fingerprints("own")
     assert {k for k in before if before[k] != after[k]} == {"entities"}
 
 

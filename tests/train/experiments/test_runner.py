@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from mimic_engine.train.experiments.__main__ import main
 from mimic_engine.train.experiments.data import open_data
 from mimic_engine.train.experiments.declaration import read_experiment
 from mimic_engine.train.experiments.probes import PROBES
-from mimic_engine.train.experiments.results import Outcome, Reading, RunResult
+from mimic_engine.train.experiments.results import Outcome, RunResult
+from mimic_engine.train.experiments.runs import read_test
 from mimic_engine.train.metrics import ranking_metrics
 from mimic_engine.train.ranking import entity_scan
 from mimic_engine.train.run import train
@@ -34,7 +36,7 @@ from mimic_engine.train.experiments.__main__ import main
 from mimic_engine.train.trainer import Trainer
 step = Trainer.step
 def killing(trainer, batches):
-    if trainer.config.out.parts[-2:] == ("full", "1") and trainer.progress.step == 4:
+    if trainer.config.tglu and trainer.config.seed == 1 and trainer.progress.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(trainer, batches)
 Trainer.step = killing
@@ -67,7 +69,9 @@ def test_every_run_is_trained_tested_and_reported(runner, tmp_path):
             assert (run["dev"]["candidates"], run["test"]["mentions"], run["steps"]) == (18, 12, 6)
             assert [row["epoch"] for row in run["curve"]] == [1, 2]
             assert run["dev"]["mrr"] == max(row["mrr"] for row in run["curve"])
-            assert not (tmp_path / "out" / "runs" / c["name"] / str(run["seed"]) / "last.pt").exists()
+            assert run["commit"] is None or len(run["commit"]) == 40
+    assert len(list((tmp_path / "out" / "runs").glob("*/*/result.json"))) == 4
+    assert not list((tmp_path / "out" / "runs").rglob("last.pt"))
     full, no_text = result["configurations"]
     assert no_text["options"] == full["options"] | {"tglu": False}
     assert full["options"]["cache_dtype"] == "float16" and "eps" not in full["options"]
@@ -99,10 +103,12 @@ def test_a_killed_experiment_goes_on_and_gives_the_same(runner, declared, settin
         [sys.executable, "-c", KILLED, *map(str, command)], cwd=tmp_path, env=_environment()
     )
     assert died.returncode == -signal.SIGKILL
-    assert (s.out / "runs" / "full" / "1" / "last.pt").exists()
-    first = (s.out / "runs" / "full" / "0" / "result.json").read_bytes()
+    [begun] = (s.out / "runs").rglob("last.pt")
+    [finished] = (s.out / "runs").rglob("result.json")
+    assert (begun.parent.name, finished.parent.name) == ("1", "0")
+    first = finished.read_bytes()
     again = _runs(runner().run())
-    assert (s.out / "runs" / "full" / "0" / "result.json").read_bytes() == first
+    assert finished.read_bytes() == first
     assert {k: _without_times(r) for k, r in again.items()} == {
         k: _without_times(r) for k, r in whole.items()
     }
@@ -144,9 +150,9 @@ def test_a_diverged_run_is_reported_and_left_out_of_means(runner, declared, tmp_
     table = path.with_suffix(".md").read_text()
     assert "| wild | - | - | - | - | - | - | - | - | 0, 2 diverged |" in table
     assert "- wild, seed 1: step 2: the loss is" in table
-    before = (tmp_path / "out" / "runs" / "wild" / "0" / "result.json").stat().st_mtime_ns
+    before = _results(tmp_path / "out" / "runs")
     runner(declared(more=wild)).run()
-    assert (tmp_path / "out" / "runs" / "wild" / "0" / "result.json").stat().st_mtime_ns == before
+    assert _results(tmp_path / "out" / "runs") == before
 
 
 def test_another_error_names_the_run(runner, monkeypatch):
@@ -159,28 +165,32 @@ def test_another_error_names_the_run(runner, monkeypatch):
     assert caught.value.__notes__ == ["in run full, seed 0"]
 
 
-def test_a_changed_declaration_or_data_set_is_refused(runner, declared, data, tmp_path, setting):
-    runner(seeds=1).run()
-    with pytest.raises(InvalidInputError, match=r"'full': lr was 0.003, is 0.01; .*'no-text': lr was 0.003"):
-        runner(declared(("lr = 3e-3", "lr = 1e-2")), seeds=1).run()
-    with pytest.raises(InvalidInputError, match="configuration 'no-text' is no longer declared"):
-        runner(declared(("no-text", "without-text"))).run()
-    with pytest.raises(InvalidInputError, match="'full': max_steps was 0, is 5"):
-        runner(limit_steps=5).run()
-    runner(declared(("A lot.", "Little.")), seeds=1).run()
+def _results(runs: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in sorted(runs.rglob("result.json"))}
+
+
+def test_a_changed_declaration_or_data_set_makes_other_runs_beside_the_old_ones(
+    runner, declared, data, tmp_path, setting
+):
+    first = _runs(runner(seeds=1).run())
+    results = _results(tmp_path / "out" / "runs")
+    runner(declared(("A lot.", "Little."), ("no-text", "without-text")), seeds=1).run()
+    assert _results(tmp_path / "out" / "runs") == results
+    slower = _runs(runner(declared(("lr = 3e-3", "lr = 1e-3")), seeds=1).run())
+    assert slower["full", 0]["curve"] != first["full", 0]["curve"]
     changed = tmp_path / "changed"
     shutil.copytree(data, changed)
     lines = (changed / "dev.jsonl").read_text().splitlines(keepends=True)
     (changed / "dev.jsonl").write_text("".join(lines[1:]))
     experiment = read_experiment(declared(), ())
-    other = runner_module.Runner(experiment, open_data(changed, "tiny"), setting(), {})
-    with pytest.raises(
-        InvalidInputError, match=r"something else: dev mentions \(hash \w{12} before, \w{12} now\)\. "
-    ):
-        other.run()
+    other = runner_module.Runner(experiment, open_data(changed, "tiny"), setting(seeds=1), {})
+    assert _runs(other.run())["full", 0]["dev"]["mentions"] == 17
+    now = _results(tmp_path / "out" / "runs")
+    assert len(now) == 6 and {p: now[p] for p in results} == results
+    assert _runs(runner(declared(), seeds=1).run()) == first
 
 
-def test_other_encoders_are_refused(runner, setting, encoders, tmp_path):
+def test_other_encoders_make_other_runs(runner, encoders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     runner(seeds=1).run()
@@ -188,8 +198,48 @@ def test_other_encoders_are_refused(runner, setting, encoders, tmp_path):
     shutil.copytree(encoders[0], folder)
     weights = load_file(folder / "model.safetensors")
     save_file({k: v * 1.5 for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InvalidInputError, match="something else: text encoder"):
-        runner(seeds=1, text_source=str(folder)).run()
+    runner(seeds=1, text_source=str(folder)).run()
+    assert len(_results(tmp_path / "out" / "runs")) == 4
+
+
+def test_experiments_share_the_runs_that_they_have_in_common(runner, declared, monkeypatch, tmp_path):
+    """The second declares the first's configurations by other names, one more, and asks a probe."""
+    first = _runs(runner(runs=tmp_path / "runs", out=tmp_path / "a").run())
+    trained = []
+    finish = runner_module.finish_run
+    monkeypatch.setattr(runner_module, "finish_run", lambda c, *a: trained.append(c) or finish(c, *a))
+    monkeypatch.setattr(runner_module, "read_test", lambda run: _not_read_again(run, finished))
+    finished = set(_results(tmp_path / "runs"))
+    path = declared(
+        ('"full"\n[options]', '"everything"\nprobes = ["answer"]\n[options]'),
+        ('name = "full"', 'name = "everything"'),
+        more='[[configuration]]\nname = "slow"\noptions = { lr = 1e-4 }\n',
+    )
+    probe = {"answer": lambda run, split: {"lr": run.config.lr}}
+    second = _runs(runner(path, probe, runs=tmp_path / "runs", out=tmp_path / "b").run())
+    assert {config.lr for config in trained} == {1e-4} and len(trained) == 2
+    for seed in (0, 1):
+        assert second["everything", seed] == first["full", seed] | {"probes": {"answer": {"lr": 3e-3}}}
+    described = json.loads(next(iter(finished)).parents[1].joinpath("run.json").read_text())
+    assert described["options"]["lr"] == 3e-3 and described["train_on"] == "own"
+
+
+def _not_read_again(run, finished):
+    assert run.config.out / "result.json" not in finished
+    return read_test(run)
+
+
+def test_two_processes_do_not_train_the_same_run(runner, monkeypatch, tmp_path):
+    """The second waits for the first, and takes its result."""
+    trained = []
+    finish = runner_module.finish_run
+    monkeypatch.setattr(
+        runner_module, "finish_run", lambda c, *a: trained.append((c.tglu, c.seed)) or finish(c, *a)
+    )
+    builders = [runner(runs=tmp_path / "runs", out=tmp_path / name, seeds=1) for name in "ab"]
+    with ThreadPoolExecutor(2) as pool:
+        found = [_runs(path) for path in pool.map(lambda r: r.run(), builders)]
+    assert sorted(trained) == [(False, 0), (True, 0)] and found[0] == found[1]
 
 
 def test_a_text_encoder_may_be_trained(runner, declared):
@@ -234,8 +284,8 @@ def test_pictures_and_gates_are_drawn_where_there_are_some(monkeypatch, tmp_path
     drawn = []
     for kind in ("pictures", "gates"):
         monkeypatch.setattr(probe_plots, f"draw_{kind}", lambda result, path: drawn.append((result, path)))
-    run = RunResult(0, "done", None, {}, 1.0, 1, 1, [], None)
-    tested = [Outcome(run, None), Outcome(run, Reading({}, {"pictures": result}))]
+    run = RunResult(0, "done", None, {}, 1.0, 1, 1, [], None, None)
+    tested = [Outcome(run, None, {}), Outcome(run, {}, {"pictures": result})]
     probe_plots.draw_probes({"a": tested, "b": []}, tmp_path, "stem")
     assert drawn == [(result, tmp_path / f"stem-a-{kind}.png") for kind in kinds]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mimic_engine.train.experiments.declaration import TwoByTwo
 from mimic_engine.train.experiments.plots import mean_curve
-from mimic_engine.train.experiments.results import Outcome, Reading, RunResult
+from mimic_engine.train.experiments.results import Outcome, RunResult
 from mimic_engine.train.experiments.summary import METRICS, Spread, differences, summarise, two_by_two
 
 
@@ -18,8 +18,8 @@ def _outcome(seed: int, dev: float, test: float | None = None, *, diverged: bool
     curve = [{"epoch": 1, "mrr": dev}, {"epoch": 2}] if not diverged else []
     metrics = None if diverged else dict.fromkeys(METRICS, dev)
     status, message = ("diverged", "the loss is nan") if diverged else ("done", None)
-    run = RunResult(seed, status, message, metrics, 1.0, 2, 2, curve, None)
-    return Outcome(run, None if test is None else Reading(dict.fromkeys(METRICS, test), {}))
+    run = RunResult(seed, status, message, metrics, 1.0, 2, 2, curve, None, None)
+    return Outcome(run, None if test is None else dict.fromkeys(METRICS, test), {})
 
 
 @settings(deadline=None)
