@@ -106,7 +106,7 @@ def to_fp8(fp32: Path, fp8: Path, feeds: Sequence[Mapping[str, NDArray[np.generi
     quantize_static(
         prepared,
         fp8,
-        _Reader(feeds),
+        _Reader(feeds[:1]),  # every scale is given below, and it cannot stack feeds of several shapes
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=[*PRODUCTS, "Conv"],
         activation_type=QuantType.QFLOAT8E4M3FN,

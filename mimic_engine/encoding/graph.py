@@ -19,6 +19,8 @@ from mimic_engine.types import Array
 
 CPU = "CPUExecutionProvider"
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
+# Rewrites that are left out: this one refuses to load a graph that clips and then quantises to 8-bit floats.
+LEFT_OUT = ("ClipQuantRewrite",)
 
 
 class OnnxGraph(RunnableGraph):
@@ -106,7 +108,9 @@ def open_session(
     """
     wanted = [name for name, _ in providers]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=list(providers), disabled_optimizers=LEFT_OUT
+        )
     except Exception as error:
         raise ModelError(f"{path}: ONNX Runtime cannot load it: {error}") from error
     found = session.get_providers()

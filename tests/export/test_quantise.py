@@ -8,6 +8,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from mimic_engine.encoding.graph import CPU, cpu_options, open_session
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.export import quantise
@@ -100,6 +101,51 @@ def test_the_largest_value_of_a_weight_is_the_largest_float_of_eight_bits(model,
     scale = float(onnx.numpy_helper.to_array(stored[f"{weight.name}_scale"]))
     assert scale == pytest.approx(np.abs(values).max() / 448, rel=1e-6)
     assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["far.onnx", "fp8.onnx"]
+
+
+def test_inputs_to_calibrate_on_may_be_of_several_shapes(model, tmp_path):
+    """Scales cover the largest value of all inputs, not of the first alone."""
+    fp32 = model / ModelManifest.read(model).entry("text_encoder", "fp32").onnx.file
+    rng = np.random.default_rng(0)
+    feeds = []
+    for rows in (1, 4, 3):
+        ids = rng.integers(2, 15, (rows, 9))
+        feeds.append(
+            {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        )
+    scales = {}
+    for name, given in (("all", feeds), ("first", feeds[:1])):
+        to_fp8(fp32, tmp_path / f"{name}.onnx", given)
+        stored = onnx.load(tmp_path / f"{name}.onnx").graph.initializer
+        scales[name] = {
+            i.name: float(onnx.numpy_helper.to_array(i)) for i in stored if i.name.endswith("_scale")
+        }
+    assert scales["all"].keys() == scales["first"].keys()
+    assert all(scales["all"][n] >= scales["first"][n] for n in scales["all"])
+    assert any(scales["all"][n] > scales["first"][n] for n in scales["all"])
+
+
+def test_what_is_clipped_is_quantised_to_floats_of_eight_bits(tmp_path):
+    """As after each ReLU6 of EfficientNet-Lite0: what ONNX Runtime's own rewrite of the pair cannot load."""
+    tensor = onnx.helper.make_tensor_value_info
+    weight = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Clip", ["x", "low", "high"], ["clipped"]),
+        onnx.helper.make_node("MatMul", ["clipped", "weight"], ["y"]),
+    ]
+    values = {"low": np.float32(0), "high": np.float32(6), "weight": weight}
+    graph = onnx.helper.make_graph(
+        nodes, "clipped",
+        [tensor("x", onnx.TensorProto.FLOAT, (3, 4))], [tensor("y", onnx.TensorProto.FLOAT, (3, 4))],
+        [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in values.items()],
+    )  # fmt: skip
+    opset = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "fp32.onnx")
+    x = np.linspace(-2, 8, 12, dtype=np.float32).reshape(3, 4)
+    to_fp8(tmp_path / "fp32.onnx", tmp_path / "fp8.onnx", [{"x": x}])
+    session = open_session(tmp_path / "fp8.onnx", cpu_options(1), [(CPU, {})])
+    [found] = session.run(None, {"x": x})
+    assert 1e-6 < np.abs(found - x.clip(0, 6) @ weight).max() < 1
 
 
 def test_floats_that_lose_too_much_are_not_shipped(model, data, monkeypatch, capsys):
