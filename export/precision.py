@@ -116,6 +116,7 @@ def to_fp8(fp32: Path, fp8: Path, feeds: Sequence[Mapping[str, NDArray[np.generi
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "MatMulConstBOnly": True,
+            "OpTypesToExcludeOutputQuantization": [*PRODUCTS, "Conv"],  # what reads them rounds them again
             "TensorQuantOverrides": _float_scales(prepared, feeds),
         },
     )
