@@ -256,13 +256,27 @@ def test_an_annotation_without_a_uri_gets_one_of_its_place(tmp_path):
     assert document.annotations == (NifAnnotation(1, 2, uri="http://d.test/1#char=1,2"),)
 
 
+def test_annotations_without_a_uri_at_one_place_are_numbered(tmp_path):
+    """And none gets the name that another, written later, has of its own."""
+    unnamed = [NifAnnotation(1, 2, (f"http://e.test/{n}",)) for n in range(3)]
+    own = NifAnnotation(0, 1, uri="http://d.test/1#char=1,2;2")
+    write_documents(tmp_path / "d.ttl", [NifDocument("http://d.test/1", "abc", (*unnamed, own))])
+    [document] = read_documents(tmp_path / "d.ttl")
+    places = {a.uri.partition("#")[2]: a.refs for a in document.annotations}
+    names = ("char=1,2", "char=1,2;3", "char=1,2;4")
+    assert places == {"char=1,2;2": ()} | {n: (f"http://e.test/{i}",) for i, n in enumerate(names)}
+
+
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
         ([NifDocument("http://d.test/1", "a")] * 2, "'http://d.test/1' is empty or comes twice"),
         ([NifDocument("", "a")], "URI '' is empty"),
         ([NifDocument("http://d.test/a b", "a")], "character ' ' cannot stand in the URI"),
-        ([NifDocument("http://d.test/1", "a", (NifAnnotation(0, 1),) * 2)], "comes twice"),
+        (
+            [NifDocument("http://d.test/1", "a", (NifAnnotation(0, 1, uri="http://d.test/2"),) * 2)],
+            "'http://d.test/2' is empty or comes twice",
+        ),
         ([NifDocument("http://d.test/1", "a", (NifAnnotation(0, 2),))], "0 to 2 is no place in 1 characters"),
         ([NifDocument("http://d.test/1", "a", (NifAnnotation(0, 1, ("x:<",)),))], "character '<'"),
         ([NifDocument("http://d.test/1", "a\ud83d")], "lone surrogate"),
