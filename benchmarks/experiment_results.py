@@ -46,7 +46,6 @@ class Run:
     status: str
     message: str
     metrics: Mapping[str, Metrics]
-    train_seconds: float
     cost: Mapping[str, Any]
     probes: Mapping[str, Any]
 
@@ -58,6 +57,7 @@ class Configuration:
     name: str
     options: Mapping[str, Any]
     runs: tuple[Run, ...]
+    timing: Mapping[str, Any]  # beside the other configurations; empty where it was not timed
 
     @property
     def done(self) -> tuple[Run, ...]:
@@ -149,7 +149,8 @@ def mean_of(values: Sequence[Any]) -> Any:
 
 def _configuration(reader: Reader) -> Configuration:
     runs = tuple(_run(run) for run in reader.children("runs"))
-    return Configuration(reader.string("name"), reader.child("options").data, runs)
+    timing = reader.child("timing").data if "timing" in reader.data else {}
+    return Configuration(reader.string("name"), reader.child("options").data, runs, timing)
 
 
 def _run(reader: Reader) -> Run:
@@ -162,7 +163,6 @@ def _run(reader: Reader) -> Run:
         status=status,
         message=reader.string("message") if status == DIVERGED else "",
         metrics={split: _metrics(reader.child(split)) for split in splits},
-        train_seconds=reader.number("train_seconds"),
         cost=_object(reader, "cost"),
         probes=_object(reader, "probes"),
     )

@@ -232,11 +232,7 @@ def _spread(stored: Mapping[str, Any] | None) -> Spread | None:
 
 def _costs(result: ExperimentResult) -> list[str]:
     found = [
-        (
-            (one.name,),
-            {"train_seconds": mean_of([r.train_seconds for r in one.done])}
-            | mean_of([r.cost for r in one.done]),
-        )
+        ((one.name,), {**mean_of([r.cost for r in one.done]), **one.timing})
         for one in result.configurations
         if one.done
     ]

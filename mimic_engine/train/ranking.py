@@ -21,20 +21,22 @@ from mimic_engine.types import FoldConstants
 
 
 @contextmanager
-def entity_scan(encode: RecordEncoder, batch_size: int) -> Iterator[Scan]:
+def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = None) -> Iterator[Scan]:
     """Fold all entities of the corpus, ``batch_size`` at a time, and scan them; about 19 KB an entity.
 
-    PyTorch's threads are put down to one meanwhile: the scan spreads its blocks over threads of its own.
+    PyTorch's threads are put down to one meanwhile: the scan spreads its blocks over ``threads`` of its
+    own, by default as many as PyTorch had.
     """
     entities = fold_entities(encode, encode.corpus.entities, batch_size)
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    kernels = _kernels(fold_constants(encode.model.matcher), encode.device)
     torch.set_num_threads(1)
-    scan = Scan([entities], _kernels(fold_constants(encode.model.matcher), encode.device), threads=threads)
+    scan = Scan([entities], kernels, threads=threads or before)
     try:
         yield scan
     finally:
         scan.close()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _kernels(constants: FoldConstants, device: torch.device) -> ScanKernels:

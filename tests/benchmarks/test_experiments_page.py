@@ -30,7 +30,7 @@ def run(seed: int, hit: float, *, test: bool = True, probes: dict | None = None)
         "epochs": 2,
         "curve": [{"epoch": 1, "loss": 2.0, "mrr": 0.5, "hits@1": 0.4}],
         "probes": probes or {},
-        "cost": {"parameters": 1234567, "scan_ms": 2.5 + seed, "scorer": "cpu"},
+        "cost": {"parameters": 1234567, "pair_multiply_adds": 1536 + seed},
     }
 
 
@@ -51,6 +51,7 @@ def result(**changes: object) -> dict:
         "name": "full",
         "options": {"lr": 0.001},
         "runs": [run(0, 0.7, probes=probes[0]), run(1, 0.8, probes=probes[1])],
+        "timing": {"scan_ms": 2.5, "scorer": "cpu"},
     }
     worse = {"name": "no-tglu", "options": {"lr": 0.001, "tglu": False}, "runs": [run(0, 0.5), run(1, 0.5)]}
     odd = {"name": "no-cmfu", "options": {"lr": 0.001, "cmfu": False}, "runs": [run(0, 0.75), lost(1)]}
@@ -157,7 +158,8 @@ def test_when_every_run_diverged_nothing_is_best(page):
 
 def test_costs_and_data_are_tables(page):
     text = page(ablation_WikiMEL=result())
-    assert row(text, "### Cost", "full") == ["full", "60.5", "1,234,567", "3", "cpu"]
+    assert row(text, "### Cost", "full") == ["full", "1,234,567", "1,536", "2.5", "cpu"]
+    assert row(text, "### Cost", "no-tglu") == ["no-tglu", "1,234,567", "1,536"]
     assert row(text, "### Data", "entities") == ["entities", "900", "3"]
 
 

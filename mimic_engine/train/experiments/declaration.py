@@ -38,7 +38,18 @@ FOLDER = REPOSITORY / "benchmarks" / "experiments"
 TRAIN_ON = ("own", "others")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9=,+._-]*")
 _TEXTS = ("title", "question", "expected")
-_KEYS = ("name", *_TEXTS, "data", "options", "configuration", "grid", "probes", "baseline", "two_by_two")
+_KEYS = (
+    "name",
+    *_TEXTS,
+    "data",
+    "options",
+    "configuration",
+    "grid",
+    "probes",
+    "baseline",
+    "two_by_two",
+    "timed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,7 @@ class Experiment:
     probes: tuple[str, ...] = ()
     baseline: str | None = None
     two_by_two: TwoByTwo | None = None
+    timed: bool = False  # whether its configurations are timed beside each other
 
 
 def find_experiment(name: str, folder: Path = FOLDER) -> Path:
@@ -139,6 +151,7 @@ def read_experiment(path: Path, probes: Collection[str]) -> Experiment:
         probes=asked,
         baseline=baseline,
         two_by_two=_two_by_two(content, names, path),
+        timed=_flag(content, "timed", path),
     )
 
 
@@ -225,6 +238,13 @@ def _texts(content: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise InvalidInputError(f"{path}: {key}: {value!r} is not a list of texts")
     return tuple(value)
+
+
+def _flag(content: Mapping[str, Any], key: str, path: Path) -> bool:
+    value = content.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{path}: {key}: {value!r} is not true or false")
+    return value
 
 
 def _named(name: str, place: str) -> str:

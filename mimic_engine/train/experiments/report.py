@@ -20,6 +20,7 @@ from mimic_engine.train.experiments.summary import (
     summary_json,
     two_by_two,
 )
+from mimic_engine.train.experiments.timing import Timing
 
 TABLE = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
 
@@ -32,6 +33,7 @@ class Report:
     data: Mapping[str, Any]  # as ExperimentData.to_json gives it
     options: Mapping[str, Mapping[str, Any]]  # of each configuration, those that are not the defaults
     outcomes: Mapping[str, Sequence[Outcome]]
+    timings: Mapping[str, Timing]  # of the configurations, where they were timed
 
     @property
     def stem(self) -> str:
@@ -42,7 +44,7 @@ class Report:
         """Write the three files, and a picture for each probe that has one, to ``out``; the JSON's path."""
         replace_file(out / f"{self.stem}.md", self.markdown().encode())
         title = f"{self.experiment.title}: {self.data['name']}"
-        draw(self.outcomes, title, out / f"{self.stem}.png")
+        draw(self.outcomes, self.timings, title, out / f"{self.stem}.png")
         draw_probes(self.outcomes, out, self.stem)
         return write_result(out / f"{self.stem}.json", self.to_json())
 
@@ -79,6 +81,8 @@ class Report:
             "runs": [run.to_json() for run in runs],
             "summary": summary_json(summarise(runs)),
         }
+        if name in self.timings:
+            out["timing"] = self.timings[name].to_json()
         if self.experiment.baseline is not None:
             out["difference"] = summary_json(differences(runs, self._runs(self.experiment.baseline)))
         return out
@@ -106,9 +110,18 @@ class Report:
         for name in self.options:
             costs = [run.run.cost for run in self._runs(name) if run.run.cost is not None]
             if costs:
-                mean = {k: Spread.of([cost[k] for cost in costs]).mean or 0.0 for k in _COSTS}
-                rows.append([name, *(f"{mean[k]:{how}}" for k, (_, how) in _COSTS.items())])
-        return _lines(["configuration", *(head for head, _ in _COSTS.values())], rows)
+                counted = [f"{Spread.of([cost[k] for cost in costs]).mean or 0.0:,.0f}" for k in _COSTS]
+                rows.append([name, *counted, *self._times(name)])
+        return _lines(["configuration", *_COSTS.values(), *(_TIMES if self.timings else ())], rows)
+
+    def _times(self, name: str) -> list[str]:
+        """Cells of :data:`_TIMES`; none where nothing was timed."""
+        if name not in self.timings:
+            return []
+        timing, runs = self.timings[name], self._runs(name)
+        steps = Spread.of([run.run.steps for run in runs]).mean or 0.0
+        seconds = timing.step_seconds
+        return [f"{timing.scan_ms:.2f}", f"{seconds:.3f}", f"{seconds * steps:.0f}"]
 
     def _two_by_two(self) -> list[str]:
         table = self.experiment.two_by_two
@@ -134,14 +147,12 @@ class Report:
 
 
 _COSTS = {
-    "parameters": ("parameters", ",.0f"),
-    "pair_multiply_adds": ("multiply-adds a pair", ",.0f"),
-    "fold_multiply_adds": ("multiply-adds an entity's fold", ",.0f"),
-    "index_bytes_per_entity": ("index bytes an entity", ",.0f"),
-    "scan_ms": ("ms a mention, exact", ".2f"),
-    "train_seconds": ("training s", ".0f"),
-    "step_seconds": ("s a step", ".3f"),
+    "parameters": "parameters",
+    "pair_multiply_adds": "multiply-adds a pair",
+    "fold_multiply_adds": "multiply-adds an entity's fold",
+    "index_bytes_per_entity": "index bytes an entity",
 }
+_TIMES = ("ms a mention, exact", "s a training step", "s for the steps of a run")
 
 
 def _cells(summary: Summary, split: str, sign: str = "") -> list[str]:

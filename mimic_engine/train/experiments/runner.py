@@ -23,6 +23,7 @@ from mimic_engine.train.experiments.report import Report
 from mimic_engine.train.experiments.results import Outcome, read_outcome
 from mimic_engine.train.experiments.runs import answer_probes, finish_run, open_trained, read_test
 from mimic_engine.train.experiments.store import RunStore, alone
+from mimic_engine.train.experiments.timing import Timing, time_beside_each_other
 
 log = logging.getLogger("mimic_engine.train")
 # Options that change nothing in the result of a run.
@@ -105,11 +106,13 @@ class Runner:
             log.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
         self._train([run for run in self._runs if run.configuration in self._wanted])
         unfinished = [run for run in self._runs if self._outcome(run) is None]
+        timings: dict[str, Timing] = {}
         if unfinished:
             log.info("test is read when every run is finished; %d are not", len(unfinished))
         else:
             self._test()
-        return self._report().write(self._setting.out)
+            timings = self._timings()
+        return self._report(timings).write(self._setting.out)
 
     def _chosen(self) -> list[Configuration]:
         """The configurations to run now."""
@@ -158,6 +161,19 @@ class Runner:
         names = [name for name in self._experiment.probes if name not in there.probes]
         answer_probes(tested, {name: self._probes[name] for name in names})
 
+    def _timings(self) -> dict[str, Timing]:
+        """Of every configuration, where that is declared; on models of the first seed, drawn anew."""
+        first = [run for run in self._runs if run.config.seed == 0] if self._experiment.timed else []
+        if not first:
+            return {}
+        log.info("timing %d configurations beside each other", len(first))
+        return time_beside_each_other(
+            {
+                run.configuration.name: self._materials.trainer(run.config, run.configuration.train_on)
+                for run in first
+            }
+        )
+
     def _remaining(self, runs: Sequence[_Run]) -> str:
         """How long the given runs will take, from those that are finished; nothing where none is."""
         past = [
@@ -205,13 +221,13 @@ class Runner:
             {train_on: self._data.fingerprints(train_on) for train_on in used},
         )
 
-    def _report(self) -> Report:
+    def _report(self, timings: Mapping[str, Timing]) -> Report:
         outcomes: dict[str, list[Outcome]] = {c.name: [] for c in self._experiment.configurations}
         for run in self._runs:
             if (outcome := self._outcome(run)) is not None:
                 outcomes[run.configuration.name].append(outcome)
         options = {run.configuration.name: run.declared for run in self._runs}
-        return Report(self._experiment, self._data.to_json(), options, outcomes)
+        return Report(self._experiment, self._data.to_json(), options, outcomes, timings)
 
 
 def deciding(config: TrainConfig) -> dict[str, Any]:

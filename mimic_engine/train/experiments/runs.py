@@ -11,7 +11,7 @@ from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.record import commit
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.encode import fold_mentions
-from mimic_engine.train.experiments.cost import measure_cost
+from mimic_engine.train.experiments.cost import count_cost
 from mimic_engine.train.experiments.materials import Materials
 from mimic_engine.train.experiments.probes import Probe
 from mimic_engine.train.experiments.results import RESULT, TEST, RunResult, probe_file, write_json
@@ -37,7 +37,7 @@ def finish_run(config: TrainConfig, materials: Materials, train_on: str) -> RunR
         message = str(error)
     else:
         dev = json.loads((config.out / "best" / "config.json").read_text("utf-8"))["extra"]["dev"]
-        cost = measure_cost(encode, trainer.progress.rows, config.encode_batch).to_json()
+        cost = count_cost(encode).to_json()
     progress = trainer.progress
     result = RunResult(
         seed=config.seed,

@@ -103,6 +103,7 @@ ONE = '[[configuration]]\nname = "a"\n'
         (HEAD + "options = 1\n" + ONE, r"own\.toml: options: 1 is not a table"),
         (HEAD + 'baseline = "b"\n' + ONE, r"own\.toml: baseline: 'b' is not one of a"),
         (HEAD + 'probes = ["b"]\n' + ONE, r"own\.toml: probes: 'b' is not one of answers, calibration"),
+        (HEAD + "timed = 1\n" + ONE, r"own\.toml: timed: 1 is not true or false"),
         (HEAD + 'probes = "seen"\n' + ONE, r"own\.toml: probes: 'seen' is not a list of texts"),
         (HEAD + ONE + "[two_by_two]\n", r"own\.toml: two_by_two: first: is missing"),
         (

@@ -242,6 +242,16 @@ def test_two_processes_do_not_train_the_same_run(runner, monkeypatch, tmp_path):
     assert sorted(trained) == [(False, 0), (True, 0)] and found[0] == found[1]
 
 
+def test_configurations_are_timed_where_that_is_declared(runner, declared, tmp_path):
+    path = runner(declared(('baseline = "full"', 'baseline = "full"\ntimed = true')), seeds=1).run()
+    for one in json.loads(path.read_text())["configurations"]:
+        assert one["timing"]["scan_entities"] == 18 and one["timing"]["step_seconds"] > 0
+        assert set(one["runs"][0]["cost"]) < {*one["runs"][0]["cost"], *one["timing"]}
+    assert "| s for the steps of a run |" in path.with_suffix(".md").read_text()
+    untimed = json.loads(runner(declared(), seeds=1).run().read_text())["configurations"]
+    assert not any("timing" in one for one in untimed)
+
+
 def test_a_text_encoder_may_be_trained(runner, declared):
     runs = _runs(runner(declared(("lr = 3e-3", "lr = 3e-3\ntrain_text_encoder = true")), seeds=1).run())
     assert runs["full", 0]["test"]["mentions"] == 12
