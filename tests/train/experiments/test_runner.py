@@ -344,6 +344,9 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, data, declare
     assert "'nothing' is not one of ablation" in capsys.readouterr().err
     assert main([str(declared()), "--data", str(data), "--out", str(tmp_path), "--seeds", "0"]) == 1
     assert capsys.readouterr().err == "error: --seeds: 0 is less than 1\n"
+    arguments = [str(declared()), "--data", str(data), "--out", str(tmp_path), "--runs", __file__]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"error: --runs: {__file__} is not a folder\n"
 
 
 def test_only_names_a_configuration(runner):
