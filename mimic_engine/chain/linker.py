@@ -1,8 +1,8 @@
 """A linker whose requests stay on the device: one upload, one chain of launches, one download.
 
 What the chain has no program for goes the way of every linker, on the same
-stream: candidates given by id or type, explanations, another ``rerank``, more
-results than :data:`~mimic_engine.scoring.cuda_stage.PLACES` knows.
+stream: candidates given by id or type, explanations, another ``rerank`` or one that the
+device has no room for, more results than :data:`~mimic_engine.scoring.cuda_stage.PLACES` knows.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class DeviceLinker(Linker):
         for rows in self.chain.requests.rows:
             for pictures in (0, *(p for p in self.chain.requests.rows if p <= rows)):
                 batch = [seen] * pictures + [blank] * (rows - pictures)
-                for mode in self.modes:
+                for mode in self.chain.requests.modes:
                     for _ in range(2):  # as launches, then as graphs
                         self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
         seconds = time.perf_counter() - start
@@ -253,7 +253,7 @@ class DeviceLinker(Linker):
         return (
             plain
             and option.rerank in (None, self._rerank)
-            and option.mode in self.modes
+            and option.mode in self.chain.requests.modes
             and 1 <= option.top_k <= self.chain.requests.places[-1]
         )
 

@@ -23,8 +23,9 @@ from mimic_engine.chain.program import Stage
 from mimic_engine.chain.staging import Layouts
 from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
 from mimic_engine.encoding.manifest import Shape
+from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.layout import Layout, Placed, Spec
-from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda import CudaScan, listed
 from mimic_engine.scoring.cuda_stage import PLACES, SearchPlan, SearchStage, result_arrays
 from mimic_engine.types import ImageFeatures, Mode
 
@@ -77,12 +78,12 @@ class ScanSearch:
 
     @property
     def modes(self) -> Sequence[Mode]:
-        """Those of the scan."""
-        return self._scan.modes
+        """Those of the scan whose list the device has room for."""
+        return tuple(m for m in self._scan.modes if listed(1, m, self._rerank) <= MAX_K)
 
     def room(self, bucket: Bucket) -> int:
         """What the scan keeps."""
-        return self._scan.room(bucket.k, bucket.mode, self._rerank)
+        return check_k(listed(bucket.k, bucket.mode, self._rerank))
 
     def stage(self, bucket: Bucket, folded: Mapping[str, Placed], results: Mapping[str, Placed]) -> Stage:
         """The scan's launches."""
@@ -124,12 +125,15 @@ class RequestRecipe:
         self.lengths = length_buckets(self._length) if free else (self._length,)
 
     @property
+    def modes(self) -> Sequence[Mode]:
+        """The modes that programs are made for."""
+        return self._search.modes
+
+    @property
     def largest(self) -> Bucket:
         """As many rows, pictures, tokens and results as there may be."""
         rows, k = self.rows[-1], self.places[-1]
-        return max(
-            (Bucket(rows, rows, self._length, k, mode) for mode in self._search.modes), key=self._search.room
-        )
+        return max((Bucket(rows, rows, self._length, k, mode) for mode in self.modes), key=self._search.room)
 
     def bucket(self, rows: int, pictures: int, mask: NDArray[np.int64], k: int, mode: Mode) -> Bucket:
         """The least bucket for a batch, whose texts have the attention mask (B, L)."""

@@ -111,7 +111,6 @@ class Recipe(Protocol[B]):
 class _Slot:
     """What one batch under way owns."""
 
-    number: int
     inputs: Bytes  # pinned
     uploaded: Any  # device memory
     folded: Any  # device memory
@@ -145,7 +144,7 @@ class Chain(Generic[B]):
         self._inputs, self._work, self._folded, self._results = (
             device.memory(layout.size_bytes) for layout in (most.inputs, most.work, most.folded, most.results)
         )
-        self._slots = [self._new_slot(number) for number in range(SLOTS)]
+        self._slots = [self._new_slot() for _ in range(SLOTS)]
         self._programs: dict[B, Program] = {}
 
     @property
@@ -258,10 +257,9 @@ class Chain(Generic[B]):
             self.device.finish(self.device.mark())
         slot.taken = False
 
-    def _new_slot(self, number: int) -> _Slot:
+    def _new_slot(self) -> _Slot:
         device, most = self.device, self._most
         return _Slot(
-            number,
             device.pinned(most.inputs.size_bytes),
             device.memory(most.inputs.size_bytes),
             device.memory(most.folded.size_bytes),

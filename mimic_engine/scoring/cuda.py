@@ -7,8 +7,9 @@ the one fetch at its end. What the device finds is a short list; its order, the
 ties and the units' scores come from one more exact pass over that list, so
 that all modes give the same numbers.
 
-A certified search for which too many entities survive their bounds is answered
-by scoring all of them, and says "exact".
+A search whose list would be longer than the kernels keep, and a certified one for
+which too many entities survive their bounds, is answered by scoring all of them,
+and says "exact".
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class CudaScan:
     ) -> TopK:
         """The k best entities of each mention; parameters and errors as in ``Scan.search``.
 
-        ``k`` is at most 1,016 and ``rerank`` at most 1,024 here.
+        The list in question holds at most 1,024 entities: 1,016 for the k best, or what ``rerank`` asks for.
         """
         if rows is not None and allowed is not None:
             rows = rows[allowed[rows]]
@@ -152,10 +153,9 @@ class CudaScan:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
-        if k + SPARE > MAX_K:
-            raise InvalidInputError(
-                f"top_k: {k} is over the GPU scan's limit of {MAX_K - SPARE}", field="top_k"
-            )
+        if listed(k, mode if rows is None else "exact", rerank) > MAX_K:
+            one = (mentions.block(b, b + 1) for b in range(mentions.rows))
+            return _joined([self._by_all_totals(mention, k, rows, allowed) for mention in one])
         parts = [
             self._search_part(part, k, mode, rows, allowed, candidates, rerank) for part in _passes(mentions)
         ]
@@ -171,17 +171,12 @@ class CudaScan:
         rerank: int | None = None,
     ) -> Found:
         """Start a search of prepared mentions: kernel launches alone, fit for capture in a CUDA graph."""
-        room = self.room(k, mode, rerank)
+        room = check_k(listed(k, mode, rerank))
         if mode == "exact":
             return self.passes.exact(prepared, room, allowed, len(self) if candidates is None else candidates)
         if mode == "certified":
             return self.passes.certified(prepared, k, room, allowed)
         return self.passes.coded(prepared, room, allowed)
-
-    @staticmethod
-    def room(k: int, mode: Mode, rerank: int | None = None) -> int:
-        """Candidates K that a search for the k best keeps; InvalidInputError where that is too many."""
-        return check_k(max(k + SPARE, rerank or DEFAULT_RERANK) if mode == "coded" else k + SPARE)
 
     def prepare(self, mentions: MentionArrays | Mapping[str, torch.Tensor], mode: Mode) -> DeviceMentions:
         """Mentions (on the host, or folded arrays on the device by name) with what ``mode`` needs of them."""
@@ -341,6 +336,11 @@ class CudaScan:
             raise InvalidInputError(f"mode: {mode!r} is not one of {', '.join(MODES)}", field="mode")
         if mode not in self.modes:
             raise InvalidInputError("mode: 'coded' needs an index with codes", field="mode")
+
+
+def listed(k: int, mode: Mode, rerank: int | None = None) -> int:
+    """Entities that a search for the k best keeps on the device, for a last look."""
+    return max(k + SPARE, rerank or DEFAULT_RERANK) if mode == "coded" else k + SPARE
 
 
 def _count(rows: _Rows | None, allowed: Mask | None) -> int:

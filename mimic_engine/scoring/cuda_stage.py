@@ -27,15 +27,6 @@ from mimic_engine.types import Mode
 PLACES = (10, *(2**n - SPARE for n in range(5, 11)))
 
 
-def place_for(k: int) -> int:
-    """The k that a captured search for the k best is made for; k itself beyond the last.
-
-    >>> place_for(1), place_for(10), place_for(11), place_for(1016)
-    (10, 10, 24, 1016)
-    """
-    return next((place for place in PLACES if k <= place), k)
-
-
 def result_arrays(batch: int, room: int) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
     """Shapes and types of the results of B mentions: fields of ``Fetched``, K = ``room``."""
     listed, one = (batch, room), (batch,)

@@ -9,7 +9,7 @@ import torch
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
-from mimic_engine.scoring import cuda_passes
+from mimic_engine.scoring import cuda, cuda_passes
 from mimic_engine.scoring.blocks import BlockKernels
 from mimic_engine.scoring.cuda import CudaScan
 from mimic_engine.scoring.cuda_memory import DeviceIndex
@@ -138,6 +138,29 @@ def test_given_rows_are_all_scored(make_folded):
     same(found, theirs.search(folded.mentions, 6, rows=rows))
     assert found.modes == ("exact", "exact")
     assert (found.scored == 37).all()
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
+@pytest.mark.parametrize("among", [{}, {"allowed": True}, {"rows": True}])
+def test_more_than_the_kernels_keep_is_answered_by_scoring_all(make_folded, monkeypatch, mode, among):
+    monkeypatch.setattr(cuda, "MAX_K", 16)  # eight, and as many to spare
+    folded = make_folded(2, 40)
+    ours, theirs = both(folded, (30, 10))
+    some = np.arange(40) % 3 > 0
+    chosen = {name: some if name == "allowed" else np.flatnonzero(some) for name in among}
+    k = 26 if among else 40
+    found = ours.search(folded.mentions, k, mode=mode, **chosen)
+    same(found, theirs.search(folded.mentions, k, mode="exact", **chosen))
+    assert found.modes == ("exact",) * 2 and found.scored.tolist() == [k, k]
+    if mode == "coded":
+        reranked = ours.search(folded.mentions, 3, mode=mode, rerank=17, **chosen)
+        same(reranked, theirs.search(folded.mentions, 3, mode="exact", **chosen))
+
+
+def test_all_of_a_large_index_may_be_asked_for(make_folded):
+    folded = make_folded(1, 1030)
+    ours, theirs = both(folded, (1030,), chunk_rows=2048)
+    same(ours.search(folded.mentions, 1030), theirs.search(folded.mentions, 1030, mode="exact"))
 
 
 def test_a_mention_has_the_same_answer_in_any_batch(make_folded):

@@ -12,8 +12,9 @@ from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.engine import Linker
 from mimic_engine.errors import DeviceError, InvalidInputError
 from mimic_engine.index.store import Index
+from mimic_engine.kernels.stream_topk import MAX_K
 from mimic_engine.scoring import cuda_passes, cuda_stage
-from mimic_engine.scoring.cuda import CudaScan
+from mimic_engine.scoring.cuda import CudaScan, listed
 from mimic_engine.scoring.cuda_ranker import CudaRanker
 from mimic_engine.types import LinkOptions, Mention
 from tests.chain.bound import cpu_graphs
@@ -208,8 +209,18 @@ def test_info_names_backend_and_graphs(linkers):
     }  # fmt: skip
 
 
+def test_a_list_that_the_device_has_no_room_for_takes_no_program(linkers, monkeypatch):
+    """As where the calibration of an index asks for more than the kernels keep."""
+    ours, reference = linkers
+    ours._rerank = 2000
+    monkeypatch.setattr(CudaScan, "modes", ("exact", "certified", "coded"))
+    assert ours.chain.requests.modes == ("exact", "certified")
+    assert ours.chain.requests.largest.mode == "exact"
+    assert not ours._fits(LinkOptions(2, mode="coded")) and ours._fits(LinkOptions(2))
+    same(ours.link([Mention("a", "a b c")], 2), reference.link([Mention("a", "a b c")], 2))
+
+
 def test_places_leave_room_for_neighbours():
     for place in cuda_stage.PLACES:
-        assert CudaScan.room(place, "certified") >= place + cuda_stage.SPARE
-        assert cuda_stage.place_for(place) == place
+        assert listed(place, "certified") == place + cuda_stage.SPARE <= MAX_K
     assert np.all(np.diff(cuda_stage.PLACES) > 0)
