@@ -27,7 +27,8 @@ from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.index.store import Index
 from mimic_engine.scoring.choose import open_kernels
-from mimic_engine.scoring.scan import CodeBook, Scan, TopK
+from mimic_engine.scoring.passes import CodeBook
+from mimic_engine.scoring.scan import Scan, TopK
 from mimic_engine.types import EntityArrays, KernelChoice, MentionArrays, Mode
 
 TOP_K = 10

@@ -17,8 +17,9 @@ from mimic_engine.scoring.blocks import BlockKernels
 from mimic_engine.scoring.cpu import CpuKernels
 from mimic_engine.scoring.numpy import NumpyScorer
 from mimic_engine.scoring.onnx import OnnxScorer
+from mimic_engine.scoring.passes import CodeBook
 from mimic_engine.scoring.ranker import Ranker
-from mimic_engine.scoring.scan import CodeBook, Scan
+from mimic_engine.scoring.scan import Scan
 from mimic_engine.scoring.topk import TieKey
 from mimic_engine.types import (
     KERNELS,

@@ -26,7 +26,8 @@ from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scoring.cuda_memory import DeviceIndex, Placement
 from mimic_engine.scoring.cuda_passes import DeviceMentions, DevicePasses, Fetched, Found
 from mimic_engine.scoring.finite import check_finite
-from mimic_engine.scoring.scan import DEFAULT_RERANK, MENTIONS_PER_PASS, CodeBook, TopK
+from mimic_engine.scoring.passes import MENTIONS_PER_PASS, CodeBook
+from mimic_engine.scoring.scan import DEFAULT_RERANK, TopK
 from mimic_engine.scoring.topk import TieKey, contenders, order, pessimistic_ranks
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode
 

@@ -17,7 +17,8 @@ from mimic_engine.errors import DeviceError
 from mimic_engine.faults import device_faults
 from mimic_engine.scoring.cuda import CudaScan
 from mimic_engine.scoring.cuda_memory import Placement
-from mimic_engine.scoring.scan import MENTIONS_PER_PASS, CodeBook, TopK
+from mimic_engine.scoring.passes import MENTIONS_PER_PASS, CodeBook
+from mimic_engine.scoring.scan import TopK
 from mimic_engine.scoring.segments import Segments
 from mimic_engine.scoring.topk import TieKey
 from mimic_engine.types import MODES, EntityArrays, FoldConstants, MentionArrays, Mode

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.scoring.scan import CodeBook, TopK
+from mimic_engine.scoring.passes import CodeBook
+from mimic_engine.scoring.scan import TopK
 from mimic_engine.scoring.topk import TieKey
 from mimic_engine.types import EntityArrays, MentionArrays, Mode
 

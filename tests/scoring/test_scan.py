@@ -9,7 +9,7 @@ from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.scoring.numpy import NumpyScorer
-from mimic_engine.scoring.scan import MENTIONS_PER_PASS
+from mimic_engine.scoring.passes import MENTIONS_PER_PASS
 from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.types import EntityArrays, MentionArrays
 
