@@ -1,5 +1,8 @@
 """A linker over the whole chain, kernels and all, on the CPU: the answers of every other linker."""
 
+import asyncio
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,9 @@ from mimic_engine.kernels.stream_topk import MAX_K
 from mimic_engine.scoring import cuda_passes, cuda_stage
 from mimic_engine.scoring.cuda import CudaScan, listed
 from mimic_engine.scoring.cuda_ranker import CudaRanker
+from mimic_engine.server.checks import Query
+from mimic_engine.server.service import LinkService
+from mimic_engine.server.settings import Settings
 from mimic_engine.types import LinkOptions, Mention
 from tests.chain.bound import cpu_graphs
 
@@ -85,6 +91,26 @@ def test_two_batches_are_under_way_at_once(linkers, tiny_picture):
     for finish, batch in zip(finishes, (first, second), strict=True):
         same(finish(), reference.link_prepared(batch, options))
     assert ours.chain.free == 2
+
+
+def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
+    """Ten mentions at once, in batches of three: the next is on the device before the last is read."""
+    ours, reference = linkers
+    order = []
+    start, finish = DeviceLinker._start, DeviceLinker._finish
+    monkeypatch.setattr(ours, "warm_up", lambda: None)
+    monkeypatch.setattr(DeviceLinker, "_start", lambda *a: (order.append("start"), start(*a))[1])
+    monkeypatch.setattr(DeviceLinker, "_finish", lambda *a: (order.append("finish"), finish(*a))[1])
+    mentions = [Mention("abcdefghij"[i], f"{'abcdefghij'[i]} b c") for i in range(10)]
+    service = LinkService(ours, Settings(max_batch_size=3, mention_cache_bytes=0))
+    try:
+        assert service.batcher.wait_ready(10)
+        queries = [Query(mention, 2) for mention in mentions]
+        answers = asyncio.run(service.link(queries, time.monotonic() + 120, {}))
+    finally:
+        service.close()
+    same(answers, reference.link(mentions, 2))
+    assert order == ["start", "start", "finish", "start", "finish", "finish", "start", "finish"]
 
 
 def test_pictures_resized_on_the_device_give_the_same_bits(linkers, tmp_path, monkeypatch):
