@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mimic_engine.errors import MimicError
 from mimic_engine.record import replace_file
 
 FOLDER = RESULTS / "experiments"
+DECLARED = RESULTS.parent / "experiments"
 PAGE = RESULTS.parents[1] / "docs" / "experiments.md"
 METRICS = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
 LONG_TABLE = 14  # rows from which a table is folded away
@@ -74,13 +76,14 @@ Compare rows of one table with each other, and nothing here with a figure of a p
 """
 
 
-def render(folder: Path = FOLDER, beside: Path = PAGE.parent) -> str:
+def render(folder: Path = FOLDER, beside: Path = PAGE.parent, declared: Path = DECLARED) -> str:
     """Give the page in Markdown.
 
     Parameters
     ----------
     folder : of the result files and their pictures.
     beside : folder that the page is for, which links to pictures start from.
+    declared : folder of the declarations, which may hold what somebody read in the results.
 
     Raises
     ------
@@ -88,10 +91,18 @@ def render(folder: Path = FOLDER, beside: Path = PAGE.parent) -> str:
         If a result file is damaged, or a key is missing or wrong; names file and key.
     """
     results = [read_experiment(file) for file in sorted(folder.glob("*.json"), key=lambda f: f.stem)]
+    found = read_found(declared)
     lines = [_HEAD, *_contents(results)]
     for result in results:
-        lines += _section(result, folder, beside)
+        lines += _section(result, found, folder, beside)
     return "\n".join([*lines, _LIMITS.rstrip()]) + "\n"
+
+
+def read_found(declared: Path) -> dict[str, str]:
+    """What the declarations say was found, by the stem of the result: experiment and data set."""
+    files = sorted(declared.glob("*.toml"))
+    tables = {file.stem: tomllib.loads(file.read_text("utf-8")).get("found", {}) for file in files}
+    return {f"{name}-{data}": words for name, table in tables.items() for data, words in table.items()}
 
 
 def records(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -121,9 +132,11 @@ def _contents(results: Sequence[ExperimentResult]) -> list[str]:
     return table(["experiment", "best on dev", *(f"test {m}" for m in METRICS.values())], rows)
 
 
-def _section(result: ExperimentResult, folder: Path, beside: Path) -> list[str]:
+def _section(result: ExperimentResult, found: Mapping[str, str], folder: Path, beside: Path) -> list[str]:
     lines = [f"## {_title(result)}", "", f"**Asked:** {result.question}", ""]
     lines += [f"**Expected:** {result.expected}", "", f"**Came out:** {_came_out(result)}", ""]
+    if (words := found.get(result.stem)) is not None:
+        lines += [f"**In words:** {words}", ""]
     lines += source(result.provenance)
     for picture in sorted(folder.glob(f"{result.stem}*.png"), key=lambda f: f.stem):
         if _belongs(picture, result, folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.experiment_results import mean_of, read_experiment
-from benchmarks.experiments_page import FOLDER, LONG_TABLE, PAGE, main, records, render
+from benchmarks.experiments_page import DECLARED, FOLDER, LONG_TABLE, PAGE, main, read_found, records, render
 from mimic_engine.errors import DataError
 from mimic_engine.record import write_result
 
@@ -81,7 +81,7 @@ def page(folder: Path, tmp_path: Path):
         for stem, payload in files.items():
             name = stem.replace("_", "-")
             write_result(folder / f"{name}.json", payload, command_line=COMMAND)
-        return render(folder, tmp_path / "docs")
+        return render(folder, tmp_path / "docs", tmp_path)
 
     return make
 
@@ -154,6 +154,18 @@ def test_when_every_run_diverged_nothing_is_best(page):
     assert "**Came out:** no run was completed." in text
     assert row(text, "### Test", "a")[-1] == "0, 2 diverged"
     assert "### Cost" not in text
+
+
+def test_what_somebody_read_in_the_results_stands_with_them(page, tmp_path):
+    (tmp_path / "ablation.toml").write_text('[found]\nWikiMEL = "Text is nearly all of it."\n')
+    text = page(ablation_WikiMEL=result(), ablation_demo=result())
+    assert text.count("**In words:** Text is nearly all of it.") == 1
+
+
+def test_everything_that_was_found_is_of_a_result():
+    if not FOLDER.is_dir():
+        pytest.skip("the result files are not part of this distribution")
+    assert set(read_found(DECLARED)) <= {file.stem for file in FOLDER.glob("*.json")}
 
 
 def test_costs_and_data_are_tables(page):

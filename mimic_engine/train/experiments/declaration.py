@@ -26,7 +26,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,8 @@ FOLDER = REPOSITORY / "benchmarks" / "experiments"
 TRAIN_ON = ("own", "others")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9=,+._-]*")
 _TEXTS = ("title", "question", "expected")
-_KEYS = (
-    "name",
-    *_TEXTS,
-    "data",
-    "options",
-    "configuration",
-    "grid",
-    "probes",
-    "baseline",
-    "two_by_two",
-    "timed",
-)
+_PARTS = ("options", "configuration", "grid", "two_by_two", "found")
+_KEYS = ("name", *_TEXTS, "data", *_PARTS, "probes", "baseline", "timed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +82,7 @@ class Experiment:
     baseline: str | None = None
     two_by_two: TwoByTwo | None = None
     timed: bool = False  # whether its configurations are timed beside each other
+    found: Mapping[str, str] = field(default_factory=dict)  # what somebody read in the results, by data set
 
 
 def find_experiment(name: str, folder: Path = FOLDER) -> Path:
@@ -152,6 +143,7 @@ def read_experiment(path: Path, probes: Collection[str]) -> Experiment:
         baseline=baseline,
         two_by_two=_two_by_two(content, names, path),
         timed=_flag(content, "timed", path),
+        found=_found(content, path),
     )
 
 
@@ -238,6 +230,11 @@ def _texts(content: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise InvalidInputError(f"{path}: {key}: {value!r} is not a list of texts")
     return tuple(value)
+
+
+def _found(content: Mapping[str, Any], path: Path) -> dict[str, str]:
+    table = _table(content, "found", str(path))
+    return {name: _text(table, name, f"{path}: found") for name in table}
 
 
 def _flag(content: Mapping[str, Any], key: str, path: Path) -> bool:

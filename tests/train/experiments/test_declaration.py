@@ -28,7 +28,7 @@ def test_every_shipped_declaration_can_be_read(path):
     assert find_experiment(path.stem) == path
 
 
-def test_what_the_issue_asks_of_the_shipped_ones():
+def test_what_is_asked_of_the_shipped_ones():
     ablation = read_experiment(find_experiment("ablation"), PROBES)
     options = {c.name: c.options for c in ablation.configurations}
     table = ablation.two_by_two
@@ -103,6 +103,7 @@ ONE = '[[configuration]]\nname = "a"\n'
         (HEAD + "options = 1\n" + ONE, r"own\.toml: options: 1 is not a table"),
         (HEAD + 'baseline = "b"\n' + ONE, r"own\.toml: baseline: 'b' is not one of a"),
         (HEAD + 'probes = ["b"]\n' + ONE, r"own\.toml: probes: 'b' is not one of answers, calibration"),
+        (HEAD + ONE + "[found]\ndemo = 1\n", r"own\.toml: found: demo: 1 is not a text"),
         (HEAD + "timed = 1\n" + ONE, r"own\.toml: timed: 1 is not true or false"),
         (HEAD + 'probes = "seen"\n' + ONE, r"own\.toml: probes: 'seen' is not a list of texts"),
         (HEAD + ONE + "[two_by_two]\n", r"own\.toml: two_by_two: first: is missing"),
