@@ -8,20 +8,15 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from mimic_engine.errors import InvalidInputError, MimicError, MissingDependencyError
+from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.server.logs import configure
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
 
-if TYPE_CHECKING:
-    from mimic_engine.engine import Linker
-
-INSTALL = "pip install 'mimic-engine[gpu]'"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 logger = logging.getLogger("mimic_engine.serve")
@@ -72,6 +67,8 @@ def _demo_cache(settings: Settings) -> Path | None:
 
 def _serve(settings: Settings) -> int:
     from mimic_engine.changes import IndexChanges
+    from mimic_engine.engine import Linker
+    from mimic_engine.images import ImageLimits
     from mimic_engine.server.app import create_app
     from mimic_engine.server.auth import Keys
     from mimic_engine.server.lifecycle import DrainingServer, bind
@@ -81,7 +78,19 @@ def _serve(settings: Settings) -> int:
         if not keys.ordinary and settings.host not in LOOPBACK:
             logger.warning("host=%s: open to everybody who can reach it; see api_keys_file", settings.host)
         model, index, examples = _sources(settings)
-        linker = _open_linker(settings, model, index)
+        linker = Linker.open(
+            model,
+            index,
+            backend=settings.backend,
+            precision=settings.precision,
+            engines=settings.engines,
+            checkpoint=settings.checkpoint,
+            threads=settings.threads,
+            scorer=settings.scorer,
+            placement=settings.placement,
+            cache_bytes=settings.mention_cache_bytes,
+            image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
+        )
         try:
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
             writer = None
@@ -96,30 +105,6 @@ def _serve(settings: Settings) -> int:
         return _fail(f"the warm-up failed: {server.startup_failure}", 1)
     logger.info("stopped")
     return 0
-
-
-def _open_linker(settings: Settings, model: Path, index: Path) -> Linker:
-    """The linker that the settings ask for; errors as of opening it."""
-    from mimic_engine.engine import Linker
-    from mimic_engine.images import ImageLimits
-
-    common: dict[str, Any] = {
-        "backend": settings.backend,
-        "precision": settings.precision,
-        "engines": settings.engines,
-        "checkpoint": settings.checkpoint,
-        "threads": settings.threads,
-        "placement": settings.placement,
-        "image_limits": ImageLimits(max_bytes=settings.max_image_bytes),
-    }
-    if not settings.chain:
-        cache = settings.mention_cache_bytes
-        return Linker.open(model, index, scorer=settings.scorer, cache_bytes=cache, **common)
-    try:
-        from mimic_engine.chain.open import open_device_linker
-    except ImportError as error:
-        raise MissingDependencyError(f"chain: needs torch and triton ({error}): {INSTALL}") from error
-    return open_device_linker(model, index, resize=settings.chain_resize, **common)
 
 
 def _sources(settings: Settings) -> tuple[Path, Path, list[Mention]]:

@@ -43,7 +43,6 @@ TRAINING_COMMANDS = (
     *("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo"),
     "mimic_engine.encoding.backends",
     "mimic_engine.scoring.choose",
-    "mimic_engine.serve",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
 OPTIONAL = {  # by extra; in functions

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimic_engine.errors import EngineError
 from mimic_engine.faults import device_faults
 from mimic_engine.layout import Bytes, Layout, Placed
 
@@ -52,11 +53,15 @@ class TorchDevice:
         return torch.cuda.stream(self._main) if self._cuda else contextlib.nullcontext()
 
     def memory(self, size_bytes: int) -> Tensor:
-        """Device memory; DeviceError where there is too little."""
-        with device_faults(f"{size_bytes / 2**20:.0f} MiB of buffers on the device"):
+        """Device memory."""
+        try:
             zeros = torch.zeros(max(1, size_bytes), dtype=torch.uint8, device=self.device)
-            if self._cuda:  # it was cleared on whatever stream was current
-                torch.cuda.current_stream(self.device).synchronize()
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"device memory: no room for {size_bytes / 2**20:.0f} MiB of buffers"
+            ) from error
+        if self._cuda:  # it was cleared on whatever stream was current
+            torch.cuda.current_stream(self.device).synchronize()
         return zeros
 
     def pinned(self, size_bytes: int) -> Bytes:

@@ -93,14 +93,6 @@ class Settings(BaseSettings):
     placement: PlacementChoice = Field(
         default="auto", description="Where a scan on the GPU keeps token queries; auto: there if they fit"
     )
-    chain: bool = Field(
-        default=False,
-        description="Keep whole requests on the GPU, from token ids and pixels to the best entities; "
-        "two batches at a time, and no cache of mentions",
-    )
-    chain_resize: Literal["host", "device"] = Field(
-        default="host", description="Where --chain resizes pictures; the pixels are the same"
-    )
     threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
     prepare_threads: int = Field(
         default=2, ge=1, le=256, description="Threads that decode images and tokenise"
@@ -222,19 +214,6 @@ class Settings(BaseSettings):
         for large, small in smaller_than:
             if getattr(self, large) < getattr(self, small):
                 raise ValueError(f"{large}={getattr(self, large)} is below {small}={getattr(self, small)}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_chain(self) -> Self:
-        if not self.chain:
-            return self
-        for name, known in (("backend", ("auto", "tensorrt", "cuda")), ("scorer", ("auto", "cuda"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"chain: needs {name} {' or '.join(known)}, not {getattr(self, name)}")
-        if self.mention_cache_bytes:
-            raise ValueError(
-                f"chain: remembers no mentions; set mention_cache_bytes=0, not {self.mention_cache_bytes}"
-            )
         return self
 
     def batch_limits(self) -> BatchLimits:

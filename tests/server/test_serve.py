@@ -1,5 +1,3 @@
-import importlib
-import inspect
 import socket
 import stat
 import subprocess
@@ -7,11 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from mimic_engine import engine
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.serve import _open_linker, _with_demo_key, main
+from mimic_engine.serve import _with_demo_key, main
 from mimic_engine.server.lifecycle import DrainingServer, bind
 from mimic_engine.server.settings import Settings
 
@@ -29,7 +25,6 @@ NAMED = ["--model", "no-such-model", "--index", "no-such-index"]
         ([*NAMED, "--log-level", "loud"], 2, "--log-level"),
         ([*NAMED, "--host", "256.0.0.1", "--port", "0"], 1, "host: cannot use '256.0.0.1'"),
         ([*NAMED, "--port", "0"], 1, "no-such-index"),
-        ([*NAMED, "--chain"], 2, "chain: remembers no mentions; set mention_cache_bytes=0"),
     ],
 )
 def test_wrong_options_are_one_clear_line(capsys, arguments, status, message):
@@ -69,38 +64,6 @@ def test_help_needs_no_model_and_no_heavy_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("heavy: []\n")
-
-
-@pytest.mark.parametrize("chain", [False, True])
-def test_every_setting_of_the_engine_reaches_what_is_opened(monkeypatch, tmp_path, chain):
-    """As arguments that the function really has."""
-    opened = importlib.import_module("mimic_engine.chain.open") if chain else engine.Linker
-    name = "open_device_linker" if chain else "open"
-    takes, given = inspect.signature(getattr(opened, name)), {}
-    monkeypatch.setattr(opened, name, lambda *a, **k: given.update(takes.bind(*a, **k).arguments))
-    settings = Settings(
-        chain=chain, chain_resize="device", mention_cache_bytes=0, backend="cuda", precision="fp16",
-        engines="e", checkpoint="c", threads=3, scorer="cuda", placement="host", max_image_bytes=99,
-    )  # fmt: skip
-    _open_linker(settings, tmp_path / "m", tmp_path / "i")
-    assert given.pop("image_limits").max_bytes == 99
-    own = {"resize": "device"} if chain else {"scorer": "cuda", "cache_bytes": 0}
-    assert given == own | {
-        "model": tmp_path / "m", "index": tmp_path / "i", "backend": "cuda", "precision": "fp16",
-        "engines": "e", "checkpoint": "c", "threads": 3, "placement": "host",
-    }  # fmt: skip
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_chain_without_a_device_says_so(capsys):
-    assert main([*NAMED, "--port", "0", "--chain", "--mention-cache-bytes", "0"]) == 1
-    assert "a chain on the device needs a CUDA device" in capsys.readouterr().err
-
-
-def test_a_chain_without_triton_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mimic_engine.chain.open", None)
-    assert main([*NAMED, "--port", "0", "--chain", "--mention-cache-bytes", "0"]) == 1
-    assert "pip install 'mimic-engine[gpu]'" in capsys.readouterr().err
 
 
 def test_failed_warm_up_stops_the_server(linker):

@@ -43,15 +43,6 @@ def test_binds_to_this_machine_by_default():
         ({"port": -1}, "greater than or equal to 0"),
         ({"queue_timeout_ms": 0}, "greater than 0"),
         ({"host": ""}, "at least 1 character"),
-        ({"chain": True}, "chain: remembers no mentions; set mention_cache_bytes=0, not 64000000"),
-        (
-            {"chain": True, "mention_cache_bytes": 0, "backend": "onnx"},
-            "chain: needs backend auto or tensorrt or cuda, not onnx",
-        ),
-        (
-            {"chain": True, "mention_cache_bytes": 0, "scorer": "cpu"},
-            "chain: needs scorer auto or cuda, not cpu",
-        ),
     ],
 )
 def test_limits_and_their_relations_are_checked(options, message):
