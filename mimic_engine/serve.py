@@ -66,6 +66,7 @@ def _demo_cache(settings: Settings) -> Path | None:
 
 
 def _serve(settings: Settings) -> int:
+    from mimic_engine.chain.choose import choose_chain
     from mimic_engine.changes import IndexChanges
     from mimic_engine.engine import Linker
     from mimic_engine.images import ImageLimits
@@ -86,12 +87,15 @@ def _serve(settings: Settings) -> int:
             engines=settings.engines,
             checkpoint=settings.checkpoint,
             threads=settings.threads,
-            scorer=settings.scorer,
+            scorer="cuda" if settings.chain == "on" else settings.scorer,
             placement=settings.placement,
             cache_bytes=settings.mention_cache_bytes,
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
         try:
+            linker = choose_chain(
+                linker, model, settings.chain, precision=settings.precision, engines=settings.engines
+            )
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
             writer = None
             if settings.admin_key_file is not None:

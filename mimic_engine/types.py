@@ -27,6 +27,10 @@ ScorerChoice = Literal[
 SCORERS: tuple[ScorerChoice, ...] = get_args(ScorerChoice)
 PlacementChoice = Literal["auto", "device", "host"]  # where a GPU scan keeps the entities' token queries
 PLACEMENTS: tuple[PlacementChoice, ...] = get_args(PlacementChoice)
+ChainChoice = Literal[
+    "auto", "on", "off"
+]  # whether requests stay on the GPU, see mimic_engine/chain/choose.py
+CHAINS: tuple[ChainChoice, ...] = get_args(ChainChoice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ TRAINING_COMMANDS = (
     *("mimic_engine.demo", "mimic_engine.evaluate", "mimic_engine.data.demo"),
     "mimic_engine.encoding.backends",
     "mimic_engine.scoring.choose",
+    "mimic_engine.chain.choose",
 )
 SHARED = ("mimic_engine.train.metrics",)  # of evaluation and training; needs no torch
 OPTIONAL = {  # by extra; in functions

@@ -26,7 +26,7 @@ from mimic_engine.chain.torch_device import TorchDevice
 from mimic_engine.encoding.base import Featurizer, PreparedMention
 from mimic_engine.encoding.caching import CachingFeaturizer
 from mimic_engine.engine import Linker
-from mimic_engine.errors import InvalidInputError
+from mimic_engine.errors import BackendError, InvalidInputError
 from mimic_engine.faults import device_faults
 from mimic_engine.images import decode_image
 from mimic_engine.index.store import Index
@@ -116,6 +116,31 @@ class DeviceLinker(Linker):
         self._capture = capture
         self._pictures = open_pictures(resize, featurizer.images, device.device)
         self._chain: RequestChain | None = None  # made by the thread that links
+
+    @classmethod
+    def of(
+        cls, linker: Linker, graphs: SharedGraphs, device: TorchDevice, resize: PicturePlace = "host"
+    ) -> Self:
+        """A chain over the parts of a linker whose scan is on the GPU; it takes the linker's place.
+
+        Raises
+        ------
+        InvalidInputError, BackendError
+            As of the class; BackendError too if the scan is not on the GPU.
+        """
+        scan = linker._scan
+        if not isinstance(scan, CudaRanker):
+            raise BackendError(f"chain: the scan runs on {scan.scorer_name!r}, not on the GPU")
+        return cls(
+            linker.featurizer,
+            linker.index,
+            scan,
+            linker.nil,
+            verify=linker._verify,
+            graphs=graphs,
+            device=device,
+            resize=resize,
+        )
 
     @property
     def chain(self) -> RequestChain:

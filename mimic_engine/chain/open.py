@@ -10,14 +10,11 @@ from mimic_engine.chain.graphs import BoundGraphs, DeviceGraphs, EngineGraphs, S
 from mimic_engine.chain.linker import DeviceLinker
 from mimic_engine.chain.pictures import PicturePlace
 from mimic_engine.chain.torch_device import TorchDevice
-from mimic_engine.encoding.open import open_featurizer
+from mimic_engine.engine import GPU_BACKENDS, Linker
 from mimic_engine.errors import InvalidInputError, MissingDependencyError
 from mimic_engine.images import ImageLimits
-from mimic_engine.index.store import Index
-from mimic_engine.nil import NilThreshold
-from mimic_engine.scoring.cuda_ranker import CudaRanker
-
-CHAINED = ("tensorrt", "cuda")
+from mimic_engine.scoring.choose import DEVICE
+from mimic_engine.types import PlacementChoice
 
 
 def open_device_linker(
@@ -26,6 +23,7 @@ def open_device_linker(
     *,
     backend: str = "tensorrt",
     precision: str = "fp32",
+    placement: PlacementChoice = "auto",
     resize: PicturePlace = "host",
     verify: bool = True,
     image_limits: ImageLimits | None = None,
@@ -35,8 +33,8 @@ def open_device_linker(
 
     Parameters
     ----------
-    model, index, precision, verify, image_limits, engines : as in ``Linker.open``.
-    backend : what runs the encoders in the chain, one of :data:`CHAINED`.
+    model, index, precision, placement, verify, image_limits, engines : as in ``Linker.open``.
+    backend : what runs the encoders in the chain, "cuda" or "tensorrt".
     resize : where pictures are resized; the pixels are the same.
 
     Raises
@@ -48,29 +46,52 @@ def open_device_linker(
     ModelError, IndexFormatError, IndexMismatchError, BackendError, EngineError
         As of ``Linker.open``; EngineError too if the index does not fit in the device's memory.
     """
-    if backend not in CHAINED:
-        raise InvalidInputError(f"backend: {backend!r} is not one of {', '.join(CHAINED)}", field="backend")
+    if backend not in GPU_BACKENDS:
+        known = ", ".join(GPU_BACKENDS)
+        raise InvalidInputError(f"backend: {backend!r} is not one of {known}", field="backend")
     if not torch.cuda.is_available():
         raise MissingDependencyError("a chain on the device needs a CUDA device and a CUDA build of torch")
-    opened = Index.open(index, verify=verify)
-    featurizer = open_featurizer(
+    linker = Linker.open(
         model,
+        index,
         backend=backend,
         precision=precision,
+        scorer="cuda",
+        placement=placement,
         verify=verify,
         image_limits=image_limits,
         engines=engines,
     )
-    opened.check_model(featurizer.model_hash)
-    device = TorchDevice(torch.device("cuda"))
+    return chain_over(linker, model, precision=precision, resize=resize, engines=engines, verify=verify)
+
+
+def chain_over(
+    linker: Linker,
+    model: str | Path,
+    *,
+    precision: str = "fp32",
+    resize: PicturePlace = "host",
+    engines: str | Path | None = None,
+    verify: bool = True,
+) -> DeviceLinker:
+    """A chain over the index, the scan and the backend of a linker whose parts are on the device.
+
+    Parameters
+    ----------
+    linker : without a cache; the chain takes its place.
+    model, precision, engines, verify : that it was opened with.
+    resize : as of :func:`open_device_linker`.
+
+    Raises
+    ------
+    BackendError, MissingDependencyError, ModelError
+        As of :meth:`DeviceLinker.of`, or if the encoders cannot be opened again on the chain's stream.
+    """
+    device, backend = TorchDevice(torch.device(DEVICE)), linker.featurizer.backend
     graphs = SharedGraphs(
         lambda: _open_graphs(Path(model), device.stream, backend, precision, engines, verify)
     )
-    ranker = CudaRanker(opened.segments, featurizer.constants, tie_key=opened.ids, codes=opened.codes)
-    nil = NilThreshold.read(Path(model), featurizer.model_hash)
-    return DeviceLinker(
-        featurizer, opened, ranker, nil, verify=verify, graphs=graphs, device=device, resize=resize
-    )
+    return DeviceLinker.of(linker, graphs, device, resize)
 
 
 def _open_graphs(

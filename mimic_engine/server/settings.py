@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from mimic_engine.batching import BatchLimits
-from mimic_engine.types import PlacementChoice, ScorerChoice
+from mimic_engine.types import ChainChoice, PlacementChoice, ScorerChoice
 
 
 class ConfigFile(PydanticBaseSettingsSource):
@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     )
     placement: PlacementChoice = Field(
         default="auto", description="Where a scan on the GPU keeps token queries; auto: there if they fit"
+    )
+    chain: ChainChoice = Field(
+        default="auto",
+        description="Whether requests stay on the GPU from tokens to results, two batches at a time; "
+        "auto: where encoders and scan run there and MENTION_CACHE_BYTES is 0",
     )
     threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
     prepare_threads: int = Field(
@@ -214,6 +219,20 @@ class Settings(BaseSettings):
         for large, small in smaller_than:
             if getattr(self, large) < getattr(self, small):
                 raise ValueError(f"{large}={getattr(self, large)} is below {small}={getattr(self, small)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_chain(self) -> Self:
+        if self.chain != "on":
+            return self
+        allowed: dict[str, tuple[str | int, ...]] = {
+            "backend": ("auto", "cuda", "tensorrt"),
+            "scorer": ("auto", "cuda"),
+            "mention_cache_bytes": (0,),
+        }
+        for name, values in allowed.items():
+            if (value := getattr(self, name)) not in values:
+                raise ValueError(f"chain=on needs {name}={' or '.join(map(str, values))}, not {value}")
         return self
 
     def batch_limits(self) -> BatchLimits:

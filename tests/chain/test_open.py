@@ -13,7 +13,7 @@ from mimic_engine.errors import InvalidInputError, MissingDependencyError
 
 
 def test_a_backend_that_is_not_chained_is_named():
-    with pytest.raises(InvalidInputError, match="'onnx' is not one of tensorrt, cuda"):
+    with pytest.raises(InvalidInputError, match="'onnx' is not one of cuda, tensorrt"):
         open_device_linker("model", "index", backend="onnx")
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.serve import _with_demo_key, main
@@ -95,3 +96,13 @@ def test_nothing_else_gets_a_key_of_its_own(tmp_path, options):
     settings = Settings(**({"demo": True, "cache": str(tmp_path)} | options))
     assert _with_demo_key(settings) == settings
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_chain_that_was_asked_for_and_cannot_be_is_one_clear_line(capsys, tiny_model, tiny_index):
+    named = ["--model", str(tiny_model), "--index", str(tiny_index), "--port", "0"]
+    assert main([*named, "--chain", "on", "--mention-cache-bytes", "0", "--log-level", "error"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: scorer: 'cuda'")
+    assert main([*named, "--chain", "on"]) == 2
+    assert "chain=on needs mention_cache_bytes=0" in capsys.readouterr().err

@@ -43,11 +43,18 @@ def test_binds_to_this_machine_by_default():
         ({"port": -1}, "greater than or equal to 0"),
         ({"queue_timeout_ms": 0}, "greater than 0"),
         ({"host": ""}, "at least 1 character"),
+        ({"chain": "on"}, "chain=on needs mention_cache_bytes=0, not 64000000"),
+        ({"chain": "on", "backend": "onnx"}, "chain=on needs backend=auto or cuda or tensorrt, not onnx"),
+        ({"chain": "on", "scorer": "cpu"}, "chain=on needs scorer=auto or cuda, not cpu"),
     ],
 )
 def test_limits_and_their_relations_are_checked(options, message):
     with pytest.raises(ValidationError, match=message):
         Settings(**options)
+
+
+def test_a_chain_is_possible_without_a_cache():
+    assert Settings(chain="on", mention_cache_bytes=0, backend="tensorrt", scorer="cuda").chain == "on"
 
 
 def test_batcher_gets_every_knob():

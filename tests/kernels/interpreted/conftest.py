@@ -33,6 +33,15 @@ def make_folded(make_matcher, make_features):
 
 
 @pytest.fixture
+def little_room(monkeypatch):
+    """Buffers of the scan so small that its second passes run."""
+    from mimic_engine.scoring import cuda_passes
+
+    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 16)
+    monkeypatch.setattr(cuda_passes, "FIRST", 16)
+
+
+@pytest.fixture
 def sorted_topk(monkeypatch):
     """``tl.topk`` by NumPy."""
     import triton.language as tl

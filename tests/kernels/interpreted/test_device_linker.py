@@ -30,12 +30,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def little_room(monkeypatch):
-    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 16)
-    monkeypatch.setattr(cuda_passes, "FIRST", 16)
-
-
-@pytest.fixture
 def linkers(tiny_model, tiny_index):
     reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
     index = Index.open(tiny_index)
