@@ -147,7 +147,8 @@ class DeviceLinker(Linker):
         """The chain over the encoders and the index as they lie on the device now."""
         if self._chain is None or self._chain.made_of != (self._shared.generation, self._ranker.opened):
             self._chain = None
-            self._chain = self._new_chain()
+            with device_faults("chain"):
+                self._chain = self._new_chain()
         return self._chain
 
     def _new_chain(self) -> RequestChain:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimic_engine.errors import EngineError
 from mimic_engine.faults import device_faults
 from mimic_engine.layout import Bytes, Layout, Placed
 
@@ -53,15 +52,11 @@ class TorchDevice:
         return torch.cuda.stream(self._main) if self._cuda else contextlib.nullcontext()
 
     def memory(self, size_bytes: int) -> Tensor:
-        """Device memory."""
-        try:
+        """Device memory; DeviceError if there is no room."""
+        with device_faults(f"chain: {size_bytes / 2**20:.0f} MiB of buffers"):
             zeros = torch.zeros(max(1, size_bytes), dtype=torch.uint8, device=self.device)
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"device memory: no room for {size_bytes / 2**20:.0f} MiB of buffers"
-            ) from error
-        if self._cuda:  # it was cleared on whatever stream was current
-            torch.cuda.current_stream(self.device).synchronize()
+            if self._cuda:  # it was cleared on whatever stream was current
+                torch.cuda.current_stream(self.device).synchronize()
         return zeros
 
     def pinned(self, size_bytes: int) -> Bytes:

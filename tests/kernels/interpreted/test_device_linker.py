@@ -191,6 +191,42 @@ def test_after_a_device_error_the_chain_is_made_anew(linkers, monkeypatch):
     same(ours.link_prepared(batch, options), expected)
 
 
+@pytest.mark.parametrize(
+    "call", ["memory", "pinned", "place", "upload", "wait", "copy", "download", "mark", "replay", "finish"]
+)
+def test_whatever_fails_on_the_device_is_a_device_error_and_leaves_no_slot_taken(linkers, monkeypatch, call):
+    ours, reference = linkers
+    batch, options = prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2, mode="exact")]
+    chain = None
+    if call not in ("memory", "pinned"):
+        expected = ours.link_prepared(batch, options)
+        chain = ours.chain
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ours._device, call, fail)
+        if call == "place":  # programs are made once
+            options = [LinkOptions(2)]
+        with pytest.raises(DeviceError, match="out of memory") as caught:
+            ours.link_prepared(batch, options)
+    assert caught.value.reason == "out of memory"
+    assert ours.chain.free == 2
+    found = ours.link_prepared(batch, [LinkOptions(2, mode="exact")])
+    assert chain is None or (ours.chain is chain and found == expected)
+
+
+def test_no_room_for_the_buffers_is_a_device_error_that_says_how_much(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 MiB.")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(DeviceError, match="chain: 3 MiB of buffers: out of memory") as caught:
+        TorchDevice(CPU).memory(3 << 20)
+    assert caught.value.reason == "out of memory"
+
+
 def test_the_warm_up_makes_the_programs_that_requests_take(linkers, monkeypatch):
     ours, reference = linkers
     monkeypatch.setattr(CudaRanker, "warm_up", lambda self, mention, allowed: 0)
