@@ -17,8 +17,10 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from mimic_engine.admission import (
     DEAD,
@@ -32,6 +34,7 @@ from mimic_engine.admission import (
     engine_error,
     notify_all,
 )
+from mimic_engine.errands import Errand
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
 from mimic_engine.overlap import Flight, Run, work_off
 from mimic_engine.reception import Reception
@@ -39,6 +42,7 @@ from mimic_engine.recovery import Recovery
 
 I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
 R = TypeVar("R")  # its result
+T = TypeVar("T")  # what other work on the device thread gives
 
 __all__ = ["BatchLimits", "BatchReport", "Batcher", "Outcome", "Places", "State"]
 
@@ -86,6 +90,7 @@ class Batcher(Reception[I, R]):
         self.recoveries = 0  # device errors after which the device came back
         self._busy_since: float | None = None
         self._free_since = -math.inf  # when the last batch was answered
+        self._errands: deque[Errand[Any]] = deque()  # at most one is run before a batch
         self._fault: DeviceError | None = None  # to recover from when no batch is under way
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -108,6 +113,24 @@ class Batcher(Reception[I, R]):
         """Heartbeat: seconds the device has spent on the present batch (or warm-up); 0 when idle."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
+
+    def on_device(self, work: Callable[[], T]) -> Future[T]:
+        """Have the device thread do something else while no batch is under way.
+
+        Its errors are the caller's alone, but for a :class:`DeviceLostError`, which ends the thread.
+
+        Raises
+        ------
+        NotReadyError
+            After closing, or when the device thread is dead; so does the future if that comes first.
+        """
+        errand = Errand(work)
+        with self._mutex:
+            if self._state in (State.CLOSED, *DEAD):
+                raise NotReadyError(f"not accepting work: {self._state.value}")
+            self._errands.append(errand)
+            self._work.notify()
+        return errand.future
 
     # -- the device thread --------------------------------------------------------------------------
 
@@ -147,9 +170,10 @@ class Batcher(Reception[I, R]):
         """Wait for work and take it; empty when the batcher is closed. No batch is under way here."""
         self._recover()
         while True:
+            self._run_errand()
             done: list[Group[I, R]] = []
             with self._work:
-                while not self._queue and self._state is not State.CLOSED:
+                while not (self._queue or self._errands) and self._state is not State.CLOSED:
                     self._work.wait()
                 if self._state is State.CLOSED:
                     return []
@@ -159,11 +183,31 @@ class Batcher(Reception[I, R]):
             if batch:
                 return batch
 
+    def _run_errand(self) -> None:
+        """Do one thing that is no batch, if there is one."""
+        with self._mutex:
+            if not self._errands or self._state is State.CLOSED:
+                return
+            errand = self._errands.popleft()
+            self._busy_since = time.monotonic()
+        failure = errand.run()
+        self._busy_since = None
+        if isinstance(failure, DeviceLostError) or not isinstance(failure, Exception | None):
+            raise failure
+
+    def _refuse_errands(self) -> None:
+        """Once the state says that no more are run."""
+        with self._mutex:
+            errands, self._errands = self._errands, deque()
+        for errand in errands:
+            errand.refuse(NotReadyError(f"not done: {self._state.value}"))
+
     def _full_batch(self) -> list[Ticket[I, R]]:
-        """Take a batch that cannot grow any more; empty where there is none."""
+        """Take a batch that cannot grow any more; empty where there is none, or an errand goes first."""
         done: list[Group[I, R]] = []
         with self._mutex:
-            batch = self._take(done) if self._state is not State.CLOSED and self._is_full() else []
+            wanted = self._state is not State.CLOSED and not self._errands
+            batch = self._take(done) if wanted and self._is_full() else []
         notify_all(done)
         return batch
 
@@ -248,6 +292,7 @@ class Batcher(Reception[I, R]):
             done = self._settle_all([*self._running, *self._queue], lambda: engine_error(error))
             self._running, self._busy_since = [], None
         notify_all(done)
+        self._refuse_errands()
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -277,6 +322,7 @@ class Batcher(Reception[I, R]):
             done = self._settle_all(list(self._queue), lambda: closed)
             self._work.notify()
         notify_all(done)
+        self._refuse_errands()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             return True

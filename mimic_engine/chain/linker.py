@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -206,23 +206,38 @@ class DeviceLinker(Linker):
         For the default number of results; a program for more is made when it is first asked for.
         """
         start = time.perf_counter()
-        blank = self.prepare(Mention("warm-up", "One mention of every bucket."))
-        seen = replace(blank, pixels=self._pictures.prepare(Image.new("RGB", (64, 48))))
+        _, seen = self._examples()
         encoder_runs = self.featurizer.warm_up()
         folded = self.featurizer.fold_prepared([self._normalised(seen)])
-        k = min(10, len(self.index))
         with self._device.current():
             searches = self._scan.warm_up(folded, self.index.alive)
-        for rows in self.chain.requests.rows:
-            for pictures in (0, *(p for p in self.chain.requests.rows if p <= rows)):
-                batch = [seen] * pictures + [blank] * (rows - pictures)
-                for mode in self.chain.requests.modes:
-                    for _ in range(2):  # as launches, then as graphs
-                        self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
+        for _ in self.warm_in_steps():
+            pass
         seconds = time.perf_counter() - start
         first, steady = first_and_steady(lambda: self.link_prepared([seen], [LinkOptions(1)]))
         self.warmed = WarmUp(seconds, encoder_runs, searches, first, steady)
         logger.info("%s", self.warmed)
+
+    def warm_in_steps(self) -> Iterator[None]:
+        """Run the programs of one bucket, until they are captured, every time it is advanced.
+
+        On the thread that links. For another state of the index there is no more to a warm-up: the
+        encoders are the same, and kernels are compiled.
+        """
+        blank, seen = self._examples()
+        k = min(10, len(self.index))
+        buckets = [(n, p) for n in self.chain.requests.rows for p in (0, *self.chain.requests.rows) if p <= n]
+        for rows, pictures in buckets:
+            batch = [seen] * pictures + [blank] * (rows - pictures)
+            for mode in self.chain.requests.modes:
+                for _ in range(2):  # as launches, then as graphs
+                    self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
+            yield
+
+    def _examples(self) -> tuple[PreparedMention, PreparedMention]:
+        """A mention without a picture, and with one."""
+        blank = self.prepare(Mention("warm-up", "One mention of every bucket."))
+        return blank, replace(blank, pixels=self._pictures.prepare(Image.new("RGB", (64, 48))))
 
     def recover(self) -> None:
         """Take the device up anew after a DeviceError, and warm up; errors as of every linker."""
@@ -243,7 +258,7 @@ class DeviceLinker(Linker):
 
     def _over(self, index: Index, scan: Ranker) -> Self:
         assert isinstance(scan, CudaRanker)  # over() keeps the kind
-        return type(self)(
+        linker = type(self)(
             self.featurizer,
             index,
             scan,
@@ -254,6 +269,8 @@ class DeviceLinker(Linker):
             resize=self._resize,
             capture=self._capture,
         )
+        linker.warmed = self.warmed
+        return linker
 
     # -- which way each mention goes -------------------------------------------------------------------
 

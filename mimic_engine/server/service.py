@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 from mimic_engine.admission import Places
@@ -99,6 +100,14 @@ class Overlapping(Protocol):
         self, prepared: list[Any], options: list[LinkOptions]
     ) -> Callable[[], list[LinkResult]]:
         """Put a batch on the device; the call waits for its results. Two at a time, on the device thread."""
+
+
+@runtime_checkable
+class WarmedInSteps(Protocol):
+    """A linker that is slow at first over another state of the index, unless it is warmed up."""
+
+    def warm_in_steps(self) -> Iterator[None]:
+        """Warm up a bit every time it is advanced, on the device thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +248,8 @@ class LinkService:
     async def reload(self) -> bool:
         """Link from now on against the newest state of the index; False if there is no newer one.
 
-        What was admitted before is answered from the index it was admitted with. Errors of opening
-        leave everything as it was.
+        What was admitted before, or comes while the newest is warmed up, is answered from the index it
+        was admitted with. Errors of opening and warming up leave everything as it was.
         """
         async with self._reloading:
             return await self._take_up_newest()
@@ -267,6 +276,10 @@ class LinkService:
     async def _take_up_newest(self) -> bool:
         newest = await asyncio.to_thread(self.linker.reopened)
         changed = newest is not self.linker
+        if changed and isinstance(newest, WarmedInSteps):
+            steps = newest.warm_in_steps()
+            while await asyncio.wrap_future(self.batcher.on_device(partial(_advance, steps))):
+                pass  # batches go between two steps
         self.linker = newest
         return changed
 
@@ -316,6 +329,11 @@ def _run(items: list[LinkItem]) -> list[LinkResult] | Callable[[], list[LinkResu
         )
         results.update(zip(members, found, strict=True))
     return [results[i] for i in range(len(items))]
+
+
+def _advance(steps: Iterator[None]) -> bool:
+    """One step; False if there is none any more."""
+    return next(steps, steps) is None
 
 
 def _is_cheap(query: Query) -> bool:

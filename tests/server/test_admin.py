@@ -1,11 +1,16 @@
 """Taking up a newer index, and draining on request."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.testclient import TestClient
 
-from mimic_engine.errors import IndexFormatError
+from mimic_engine.errors import DeviceError, IndexFormatError
+from mimic_engine.server.app import create_app
+from mimic_engine.server.settings import Settings
 from mimic_engine.types import Entity
+from tests.server.word_linker import WordLinker
 
 JORDAN = {"mention": "Jordan", "sentence": "the river in the east"}
 ADMIN = {"x-api-key": "the-admins-own-key-1"}
@@ -54,6 +59,67 @@ def test_what_was_admitted_before_a_reload_keeps_its_index(admin, linker, in_bac
     linker.gate.set()
     found = [[c["id"] for c in answer().json()["candidates"]] for answer in (running, old, new)]
     assert found == [["a/b c", "Q810", "Q41421", "Q312"], ["Q312"], ["Q2"]]
+
+
+class SlowAtFirst(WordLinker):
+    """Another state of the index is warmed up in three steps; ``between`` is called in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads, self.between = [], lambda: None
+
+    def warm_in_steps(self):
+        for _ in range(3):
+            self.threads.append(threading.current_thread().name)
+            self.between()
+            yield
+
+
+@pytest.fixture
+def slow():
+    return SlowAtFirst()
+
+
+@pytest.fixture
+def serving(slow, tmp_path):
+    file = tmp_path / "admin"
+    file.write_text(ADMIN["x-api-key"])
+    with TestClient(create_app(slow, Settings(admin_key_file=str(file)))) as client:
+        assert client.app.state.service.batcher.wait_ready(30)
+        yield client
+
+
+def test_the_newest_is_warm_before_it_answers_and_requests_go_on_meanwhile(serving, slow, in_background):
+    entered, gate = threading.Semaphore(0), threading.Semaphore(0)
+
+    def between():
+        entered.release()
+        assert gate.acquire(timeout=30)
+
+    slow.between = between
+    slow.stored[0] = NEWER
+    reloading = in_background(lambda: reload(serving))
+    for _ in range(3):
+        assert entered.acquire(timeout=30)
+        asked = in_background(lambda: serving.post("/v1/link", json=JORDAN))
+        while serving.app.state.service.batcher.waiting < 1:
+            pass
+        gate.release()
+        assert asked().json()["entities_scored"] == 4
+    assert reloading().json() == {"reloaded": True, "entities": 2}
+    assert slow.threads == ["mimic-device"] * 3
+    assert serving.post("/v1/link", json=JORDAN).json()["entities_scored"] == 2
+
+
+def test_a_warm_up_of_the_newest_that_fails_changes_nothing(serving, slow, error_of):
+    def between():
+        raise DeviceError("out of memory")
+
+    slow.between = between
+    slow.stored[0] = NEWER
+    assert error_of(reload(serving), 503, "device_error")
+    assert serving.post("/v1/link", json=JORDAN).json()["entities_scored"] == 4
+    assert serving.get("/health/ready").status_code == 200
 
 
 def test_a_reload_that_fails_changes_nothing(admin, linker, error_of, monkeypatch):

@@ -1,6 +1,7 @@
-"""The service over the whole chain, kernels and all, on the CPU: two batches under way, every other linker's answers."""
+"""The chain that the service opens, kernels and all, on the CPU: when it is chosen, and its way through a reload."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from mimic_engine.chain import choose
 from mimic_engine.chain import open as opening
 from mimic_engine.chain.linker import DeviceLinker
+from mimic_engine.chain.request import ScanSearch
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.engine import Linker
 from mimic_engine.errors import BackendError
@@ -17,6 +19,7 @@ from mimic_engine.server.checks import Query
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
+from mimic_engine.warming import WarmUp
 from tests.chain.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
@@ -45,36 +48,48 @@ def test_a_scan_on_the_cpu_is_in_the_way(on_the_cpu, tiny_model, tiny_index):
     linker.close()
 
 
-def test_the_service_has_two_batches_under_way_and_answers_as_every_linker(
-    chained, tiny_model, tiny_index, tiny_picture, monkeypatch
-):
+def test_what_is_chosen_answers_as_every_linker(chained, tiny_model, tiny_index, tiny_picture):
     assert isinstance(chained, DeviceLinker)
+    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
+    mentions = [Mention("a b", "c a b d", tiny_picture), Mention("j", "i j")]
+    for found, expected in zip(chained.link(mentions, 5), reference.link(mentions, 5), strict=True):
+        assert [c.id for c in found.candidates] == [c.id for c in expected.candidates]
+        scores = [c.score for c in expected.candidates]
+        assert [c.score for c in found.candidates] == pytest.approx(scores, abs=1e-4)
+    assert chained.chain.programs
+    reference.close()
+
+
+def test_after_a_reload_the_first_request_finds_its_program_made(chained, monkeypatch):
     monkeypatch.setattr(chained, "warm_up", lambda: None)
-    start, under_way = chained.start_prepared, []
+    monkeypatch.setattr(ScanSearch, "modes", ("certified",))
+    newest = chained._over(chained.index, chained._ranker.over(chained.index.segments, chained.index.ids))
+    newest.chain.requests.rows = (1,)
+    threads, link = set(), newest.link_prepared
 
-    def started(prepared, options):
-        finish = start(prepared, options)
-        under_way.append(2 - chained.chain.free)
-        return finish
+    def seen(prepared, options):
+        threads.add(threading.current_thread().name)
+        return link(prepared, options)
 
-    monkeypatch.setattr(chained, "start_prepared", started)
-    mentions = [
-        Mention("a b", "c a b d", tiny_picture.read_bytes()),
-        Mention("c", "c d e"),
-        Mention("j", "i"),
-    ]
-    service = LinkService(chained, Settings(max_batch_size=1, mention_cache_bytes=0))
+    monkeypatch.setattr(newest, "link_prepared", seen)
+    monkeypatch.setattr(chained, "reopened", lambda: newest)
+    service = LinkService(chained, Settings(mention_cache_bytes=0))
     try:
         assert service.batcher.wait_ready(60)
-        queries = [Query(m, top_k=k) for m, k in zip(mentions, (3, 1, 13), strict=True)]
-        found = asyncio.run(service.link(queries, time.monotonic() + 600, {}))
+        assert asyncio.run(service.reload())
+        assert service.linker is newest and threads == {"mimic-device"}
+        made = {bucket: (program, program.graphs) for bucket, program in newest.chain.programs.items()}
+        assert {(b.rows, b.pictures) for b in made} == {(1, 0), (1, 1)}
+        assert all(graphs for _, graphs in made.values())
+        query = Query(Mention("a", "a b c"))
+        [found] = asyncio.run(service.link([query], time.monotonic() + 600, {}))
+        assert len(found.candidates) == 10
+        assert made == {b: (program, program.graphs) for b, program in newest.chain.programs.items()}
     finally:
         service.close()
-    assert under_way == [1, 2, 2]
-    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
-    for mention, k, result in zip(mentions, (3, 1, 13), found, strict=True):
-        [expected] = reference.link([mention], k)
-        assert [c.id for c in result.candidates] == [c.id for c in expected.candidates]
-        for ours, theirs in zip(result.candidates, expected.candidates, strict=True):
-            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
-    reference.close()
+
+
+def test_a_chain_over_another_state_says_how_warm_the_first_was(chained):
+    chained.warmed = WarmUp(1.0, 2, 3, 4.0, 5.0)
+    newest = chained._over(chained.index, chained._ranker.over(chained.index.segments, chained.index.ids))
+    assert newest.info()["warm_up"] == chained.warmed.to_json()
