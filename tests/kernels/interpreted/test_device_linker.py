@@ -10,6 +10,7 @@ from PIL import Image
 
 from mimic_engine.chain.graphs import SharedGraphs
 from mimic_engine.chain.linker import DeviceLinker
+from mimic_engine.chain.request import ScanSearch
 from mimic_engine.chain.torch_device import TorchDevice
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.engine import Linker
@@ -231,7 +232,7 @@ def test_the_warm_up_makes_the_programs_that_requests_take(linkers, monkeypatch)
     ours, reference = linkers
     monkeypatch.setattr(CudaRanker, "warm_up", lambda self, mention, allowed: 0)
     monkeypatch.setattr(type(ours.featurizer), "warm_up", lambda self: 0)
-    monkeypatch.setattr(CudaRanker, "modes", ("certified",))
+    monkeypatch.setattr(ScanSearch, "modes", ("certified",))
     ours.chain.requests.rows = (1,)
     ours.warm_up()
     programs = ours.chain.programs
