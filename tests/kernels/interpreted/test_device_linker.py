@@ -97,7 +97,8 @@ def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
     monkeypatch.setattr(DeviceLinker, "_start", lambda *a: (order.append("start"), start(*a))[1])
     monkeypatch.setattr(DeviceLinker, "_finish", lambda *a: (order.append("finish"), finish(*a))[1])
     mentions = [Mention("abcdefghij"[i], f"{'abcdefghij'[i]} b c") for i in range(10)]
-    service = LinkService(ours, Settings(max_batch_size=3, mention_cache_bytes=0))
+    settings = Settings(max_batch_size=3, mention_cache_bytes=0, queue_timeout_ms=120_000)
+    service = LinkService(ours, settings)
     try:
         assert service.batcher.wait_ready(10)
         queries = [Query(mention, 2) for mention in mentions]
