@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +24,7 @@ from mimic_engine.chain.pictures import PicturePlace, Pictures, open_pictures
 from mimic_engine.chain.request import IDS, PREFIX, Bucket, RequestRecipe, ScanSearch
 from mimic_engine.chain.staging import Chain, Flight, HostArrays, overlapped
 from mimic_engine.chain.torch_device import TorchDevice
-from mimic_engine.encoding.base import Featurizer, PreparedMention
+from mimic_engine.encoding.base import Featurizer, PreparedMention, blank_texts
 from mimic_engine.encoding.caching import CachingFeaturizer
 from mimic_engine.engine import Linker
 from mimic_engine.errors import BackendError, InvalidInputError
@@ -41,6 +42,8 @@ from mimic_engine.types import LinkOptions, LinkResult, Mention, MentionArrays, 
 from mimic_engine.warming import WarmUp, first_and_steady
 
 logger = logging.getLogger(__name__)
+
+WARM_TOP_K = 10  # results that programs are made for beforehand: the default of a request
 
 Finish = Callable[[], list[LinkResult]]
 
@@ -203,10 +206,11 @@ class DeviceLinker(Linker):
     def warm_up(self) -> None:
         """Run what other linkers run, then the program of every bucket in every mode until it is captured.
 
-        For the default number of results; a program for more is made when it is first asked for.
+        Programs are made for :data:`WARM_TOP_K` results; one for more is made when it is first asked for,
+        and ``info`` says for how many there are programs.
         """
         start = time.perf_counter()
-        _, seen = self._examples()
+        _, seen = self._examples(self.featurizer.max_text_tokens)
         encoder_runs = self.featurizer.warm_up()
         folded = self.featurizer.fold_prepared([self._normalised(seen)])
         with self._device.current():
@@ -224,19 +228,19 @@ class DeviceLinker(Linker):
         On the thread that links. For another state of the index there is no more to a warm-up: the
         encoders are the same, and kernels are compiled.
         """
-        blank, seen = self._examples()
-        k = min(10, len(self.index))
-        buckets = [(n, p) for n in self.chain.requests.rows for p in (0, *self.chain.requests.rows) if p <= n]
-        for rows, pictures in buckets:
+        requests, k = self.chain.requests, min(WARM_TOP_K, len(self.index))
+        sizes = [(n, p) for n in requests.rows for p in (0, *requests.rows) if p <= n]
+        for length, (rows, pictures) in product(requests.lengths, sizes):
+            blank, seen = self._examples(length)
             batch = [seen] * pictures + [blank] * (rows - pictures)
-            for mode in self.chain.requests.modes:
+            for mode in requests.modes:
                 for _ in range(2):  # as launches, then as graphs
                     self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
             yield
 
-    def _examples(self) -> tuple[PreparedMention, PreparedMention]:
-        """A mention without a picture, and with one."""
-        blank = self.prepare(Mention("warm-up", "One mention of every bucket."))
+    def _examples(self, length: int) -> tuple[PreparedMention, PreparedMention]:
+        """A mention of ``length`` tokens without a picture, and with one."""
+        blank = PreparedMention(blank_texts(1, length, self.featurizer.max_text_tokens), None)
         return blank, replace(blank, pixels=self._pictures.prepare(Image.new("RGB", (64, 48))))
 
     def recover(self) -> None:
@@ -247,12 +251,13 @@ class DeviceLinker(Linker):
 
     def info(self) -> dict[str, Any]:
         """As of every linker, with the chain's backend and its programs."""
-        programs = [] if self._chain is None else list(self._chain.programs.values())
+        programs = {} if self._chain is None else dict(self._chain.programs)
         chain = {
             "backend": self._shared.graphs.backend,
             "programs": len(programs),
-            "graphs": sum(p.graphs for p in programs),
-            "launched": sorted({name for p in programs for name in p.launched}),
+            "graphs": sum(p.graphs for p in programs.values()),
+            "launched": sorted({name for p in programs.values() for name in p.launched}),
+            "top_k": sorted({bucket.k for bucket in programs}),
         }
         return {**super().info(), "chain": chain}
 

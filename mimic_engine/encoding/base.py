@@ -91,12 +91,12 @@ def warm_up(session: EncoderSession) -> int:
         for _ in range(shapes.runs):
             image = session.encode_image(np.zeros((rows, 3, size, size), np.float32))
             for length in shapes.lengths:
-                text = session.encode_text(_texts(rows, length, session.text_config.max_length))
+                text = session.encode_text(blank_texts(rows, length, session.text_config.max_length))
             session.fold_mentions(text, image)
     return len(shapes.rows) * shapes.runs * (2 + len(shapes.lengths))
 
 
-def _texts(rows: int, used: int, length: int) -> TokenBatch:
+def blank_texts(rows: int, used: int, length: int) -> TokenBatch:
     """Texts of ``used`` real tokens, padded to ``length``."""
     mask = np.repeat((np.arange(length) < used)[None], rows, axis=0).astype(np.int64)  # (rows, L)
     return TokenBatch(mask, mask, np.zeros_like(mask), np.zeros(rows, np.bool_))  # every vocabulary has id 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mimic_engine.chain.graphs import SharedGraphs
 from mimic_engine.chain.linker import DeviceLinker
-from mimic_engine.chain.request import ScanSearch
+from mimic_engine.chain.request import Bucket, ScanSearch
 from mimic_engine.chain.torch_device import TorchDevice
 from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.engine import Linker
@@ -243,6 +244,28 @@ def test_the_warm_up_makes_the_programs_that_requests_take(linkers, monkeypatch)
     assert len(programs) == 2 and programs is ours.chain.programs
 
 
+def test_every_bucket_of_rows_pictures_and_text_lengths_is_run_twice(linkers, monkeypatch):
+    ours, _ = linkers
+    requests, asked = ours.chain.requests, Counter()
+    requests.rows, requests.lengths = (1, 4), (2, 5, ours.featurizer.max_text_tokens)
+
+    def link(batch, options):
+        mask = np.concatenate([mention.tokens.attention_mask for mention in batch])
+        pictures = sum(mention.has_image for mention in batch)
+        asked[requests.bucket(len(batch), pictures, mask, options[0].top_k, options[0].mode)] += 1
+
+    monkeypatch.setattr(ours, "link_prepared", link)
+    assert len(list(ours.warm_in_steps())) == 5 * 3
+    sizes = [(1, 0), (1, 1), (4, 0), (4, 1), (4, 4)]
+    expected = {
+        Bucket(*size, length, 10, mode)
+        for size in sizes
+        for length in requests.lengths
+        for mode in ("exact", "certified")
+    }
+    assert asked == dict.fromkeys(expected, 2)
+
+
 def test_another_state_of_the_index_is_another_chain_over_the_same_graphs(linkers):
     ours, reference = linkers
     other = ours._over(ours.index, ours._ranker.over(ours.index.segments, ours.index.ids))
@@ -263,7 +286,7 @@ def test_info_names_backend_and_graphs(linkers):
     ours.link_prepared(prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2)])
     info = ours.info()
     assert info["chain"] == {
-        "backend": "cuda", "programs": 1, "graphs": 2, "launched": ["mention_fold", "text_encoder"]
+        "backend": "cuda", "programs": 1, "graphs": 2, "launched": ["mention_fold", "text_encoder"], "top_k": [10]
     }  # fmt: skip
 
 
