@@ -91,6 +91,7 @@ class Batcher(Reception[I, R]):
         self._busy_since: float | None = None
         self._free_since = -math.inf  # when the last batch was answered
         self._errands: deque[Errand[Any]] = deque()  # at most one is run before a batch
+        self._errand: Errand[Any] | None = None  # that is being run
         self._fault: DeviceError | None = None  # to recover from when no batch is under way
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -188,10 +189,10 @@ class Batcher(Reception[I, R]):
         with self._mutex:
             if not self._errands or self._state is State.CLOSED:
                 return
-            errand = self._errands.popleft()
+            self._errand = errand = self._errands.popleft()
             self._busy_since = time.monotonic()
         failure = errand.run()
-        self._busy_since = None
+        self._errand = self._busy_since = None
         if isinstance(failure, DeviceLostError) or not isinstance(failure, Exception | None):
             raise failure
 
@@ -330,4 +331,6 @@ class Batcher(Reception[I, R]):
         with self._mutex:
             done = self._settle_all(list(self._running), lambda: hung)
         notify_all(done)
+        if (errand := self._errand) is not None:
+            errand.give_up(hung)
         return False

@@ -6,7 +6,8 @@ The thread, the queue and the mutex are :mod:`mimic_engine.batching`'s.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from mimic_engine.errors import MimicError
@@ -33,12 +34,19 @@ class Errand(Generic[T]):
         try:
             result = self._work()
         except BaseException as error:
-            self.future.set_exception(error)
+            with suppress(InvalidStateError):  # nobody waits for it any more
+                self.future.set_exception(error)
             return error
-        self.future.set_result(result)
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
         return None
 
     def refuse(self, error: MimicError) -> None:
         """Say that the work will not be done."""
         if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def give_up(self, error: MimicError) -> None:
+        """Let nobody wait any longer for work that hangs."""
+        with suppress(InvalidStateError):
             self.future.set_exception(error)

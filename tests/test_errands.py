@@ -6,7 +6,7 @@ import pytest
 
 from mimic_engine.batching import Batcher, BatchLimits, State
 from mimic_engine.errands import Errand
-from mimic_engine.errors import DeviceError, DeviceLostError, NotReadyError
+from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
 from tests.test_batching import in_thread, wait_until
 
 LIMITS = BatchLimits(max_batch_size=1, max_queue_size=64)
@@ -103,3 +103,24 @@ def test_what_was_cancelled_is_not_done():
     assert errand.future.cancel()
     errand.refuse(NotReadyError("closed"))
     assert not done
+
+
+def test_nobody_waits_for_work_that_hangs_while_the_batcher_is_closed():
+    gate, began = threading.Event(), threading.Event()
+    batcher = Batcher(lambda items: items, LIMITS)
+    assert batcher.wait_ready(30)
+
+    def hanging():
+        began.set()
+        assert gate.wait(30)
+
+    future = batcher.on_device(hanging)
+    behind = batcher.on_device(lambda: 1)
+    assert began.wait(30)
+    assert not batcher.close(0.01)
+    with pytest.raises(EngineError, match="the device hung while the service was closed"):
+        future.result(0)
+    with pytest.raises(NotReadyError, match="not done: "):
+        behind.result(0)
+    gate.set()
+    assert batcher.close(30)  # what it gave in the end is nobody's error
