@@ -303,13 +303,18 @@ class Batcher(Reception[I, R]):
             self._quiet.wait_for(lambda: self._state not in (State.STARTING, State.RECOVERING), timeout_s)
             return self._state is State.READY
 
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """Admit nothing more and wait until all that was admitted is answered; False on a timeout."""
-        with self._quiet:
+    def stop_admitting(self) -> None:
+        """Admit nothing more; what was admitted is answered."""
+        with self._mutex:
             if self._state in (State.STARTING, State.READY, State.RECOVERING):
                 self._state = State.DRAINING
             self._work.notify()
             self._tell_room()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Admit nothing more and wait until all that was admitted is answered; False on a timeout."""
+        self.stop_admitting()
+        with self._quiet:
             return self._quiet.wait_for(
                 lambda: self._state in (State.CLOSED, *DEAD) or not self._pending(), timeout_s
             )

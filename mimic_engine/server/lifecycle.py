@@ -105,7 +105,8 @@ class DrainingServer(uvicorn.Server):
         """Drain, then let uvicorn close the sockets and wait for the last answers to be sent."""
         self.service.announce_leaving()
         logger.info("draining: requests in flight finish (Ctrl-C again: do not wait)")
-        await self._unless_forced(asyncio.sleep(self.settings.drain_grace_s, True))
+        if self.settings.drain_grace_s:
+            await self._unless_forced(asyncio.sleep(self.settings.drain_grace_s, True))
         if await self._unless_forced(self.service.drain()) is False:
             logger.error("drain_timeout_s=%g passed with requests in flight", self.settings.drain_timeout_s)
         if self.force_exit:

@@ -304,6 +304,7 @@ class LinkService:
     async def drain(self) -> bool:
         """Accept no more and wait for the answers under way; False if ``drain_timeout_s`` was too short."""
         self.announce_leaving()
+        self.batcher.stop_admitting()  # before anybody can have seen that readiness failed
         return await asyncio.to_thread(self.batcher.drain, self.settings.drain_timeout_s)
 
     def close(self) -> None:
