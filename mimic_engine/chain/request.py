@@ -25,7 +25,7 @@ from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
 from mimic_engine.encoding.manifest import Shape
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.layout import Layout, Placed, Spec
-from mimic_engine.scoring.cuda import CudaScan, listed
+from mimic_engine.scoring.cuda import CudaScan, list_length
 from mimic_engine.scoring.cuda_stage import PLACES, SearchPlan, SearchStage, result_arrays
 from mimic_engine.types import ImageFeatures, Mode
 
@@ -79,11 +79,11 @@ class ScanSearch:
     @property
     def modes(self) -> Sequence[Mode]:
         """Those of the scan whose list the device has room for."""
-        return tuple(m for m in self._scan.modes if listed(1, m, self._rerank) <= MAX_K)
+        return tuple(m for m in self._scan.modes if list_length(1, m, self._rerank) <= MAX_K)
 
     def room(self, bucket: Bucket) -> int:
         """What the scan keeps."""
-        return check_k(listed(bucket.k, bucket.mode, self._rerank))
+        return check_k(list_length(bucket.k, bucket.mode, self._rerank))
 
     def stage(self, bucket: Bucket, folded: Mapping[str, Placed], results: Mapping[str, Placed]) -> Stage:
         """The scan's launches."""

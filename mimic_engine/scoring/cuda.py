@@ -154,7 +154,7 @@ class CudaScan:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
-        if listed(k, mode if rows is None else "exact", rerank) > MAX_K:
+        if list_length(k, mode if rows is None else "exact", rerank) > MAX_K:
             one = (mentions.block(b, b + 1) for b in range(mentions.rows))
             return _joined([self._by_all_totals(mention, k, rows, allowed) for mention in one])
         parts = [
@@ -172,7 +172,7 @@ class CudaScan:
         rerank: int | None = None,
     ) -> Found:
         """Start a search of prepared mentions: kernel launches alone, fit for capture in a CUDA graph."""
-        room = check_k(listed(k, mode, rerank))
+        room = check_k(list_length(k, mode, rerank))
         if mode == "exact":
             return self.passes.exact(prepared, room, allowed, len(self) if candidates is None else candidates)
         if mode == "certified":
@@ -339,7 +339,7 @@ class CudaScan:
             raise InvalidInputError("mode: 'coded' needs an index with codes", field="mode")
 
 
-def listed(k: int, mode: Mode, rerank: int | None = None) -> int:
+def list_length(k: int, mode: Mode, rerank: int | None = None) -> int:
     """Entities that a search for the k best keeps on the device, for a last look."""
     return max(k + SPARE, rerank or DEFAULT_RERANK) if mode == "coded" else k + SPARE
 

@@ -27,7 +27,7 @@ _LEAST_ROWS = 1024  # of a pass that does little for each: bounds and estimates
 _ROWS_PER_TASK = 64  # of exact scoring by row number: 64 entities are about 0.2 ms
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _Rows = NDArray[np.int64]
 _Pass = Callable[[Any, Block, Array], None]  # prepared mentions, block, (B, n) to write
 
@@ -138,7 +138,7 @@ class Passes:
         for start in range(0, mentions.rows, size):
             yield mentions.block(start, start + size)
 
-    def each(self, work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """What ``work`` gives for every item, in order, spread over the threads."""
         return self._pool.map(work, items)
 

@@ -19,7 +19,7 @@ from mimic_engine.errors import DeviceError, InvalidInputError
 from mimic_engine.index.store import Index
 from mimic_engine.kernels.stream_topk import MAX_K
 from mimic_engine.scoring import cuda_passes, cuda_stage
-from mimic_engine.scoring.cuda import CudaScan, listed
+from mimic_engine.scoring.cuda import CudaScan, list_length
 from mimic_engine.scoring.cuda_ranker import CudaRanker
 from mimic_engine.server.checks import Query
 from mimic_engine.server.service import LinkService
@@ -303,5 +303,5 @@ def test_a_list_that_the_device_has_no_room_for_takes_no_program(linkers, monkey
 
 def test_places_leave_room_for_neighbours():
     for place in cuda_stage.PLACES:
-        assert listed(place, "certified") == place + cuda_stage.SPARE <= MAX_K
+        assert list_length(place, "certified") == place + cuda_stage.SPARE <= MAX_K
     assert np.all(np.diff(cuda_stage.PLACES) > 0)
