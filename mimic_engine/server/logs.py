@@ -13,6 +13,8 @@ from mimic_engine.server.settings import Settings
 REQUEST_ID: ContextVar[str | None] = ContextVar("mimic_request_id", default=None)
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(request)s"
+# Tells on info, as errors, of each build for another processor that it was made without.
+_TALKATIVE = "faiss.loader"
 # What every record has; the rest came with ``extra=`` and goes into the JSON object.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "request"}
 
@@ -51,3 +53,5 @@ def configure(settings: Settings) -> None:
     handler.addFilter(_AddRequestId())
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    if settings.log_level == "info":
+        logging.getLogger(_TALKATIVE).setLevel(logging.WARNING)

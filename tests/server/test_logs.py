@@ -25,6 +25,19 @@ def log(capsys):
     yield start
     root.handlers[:] = before[0]
     root.setLevel(before[1])
+    logging.getLogger("faiss.loader").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("level", "said"), [("debug", ["a", "b", "c"]), ("info", ["b", "c"]), ("error", ["c"])]
+)
+def test_what_a_library_was_built_without_is_told_on_debug(log, level, said):
+    read = log(Settings(log_level=level))
+    loader = logging.getLogger("faiss.loader")
+    loader.info("a")
+    loader.warning("b")
+    loader.error("c")
+    assert [line.rpartition(" ")[2] for line in read()] == said
 
 
 def test_json_lines_carry_the_request_id(serve, log, linker):
