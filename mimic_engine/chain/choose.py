@@ -55,7 +55,7 @@ def choose_chain(
     except (BackendError, MissingDependencyError, ModelError, EngineError) as error:
         if choice == "on":
             raise
-        logger.info("requests do not stay on the GPU: %s", error)
+        logger.info("passed over: %s", error)
         return linker
 
 
