@@ -19,6 +19,7 @@ from mimic_engine.model.mimic import Mimic
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.corpus import Corpus, build_corpus
+from mimic_engine.train.denormals import denormals_as_zero
 from mimic_engine.train.distributed import Group, join_group, leave_group
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.state import Progress
@@ -43,7 +44,8 @@ def train(config: TrainConfig) -> Progress:
     device = chosen_device(config)
     group = join_group(device)
     try:
-        return build_trainer(config, _read(config), device, group).fit()
+        with denormals_as_zero():
+            return build_trainer(config, _read(config), device, group).fit()
     finally:
         leave_group(group)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.train.config import TrainConfig, portable
+from mimic_engine.train.denormals import denormals_as_zero
 from mimic_engine.train.experiments.data import ExperimentData
 from mimic_engine.train.experiments.declaration import Configuration, Experiment
 from mimic_engine.train.experiments.materials import Materials
@@ -104,15 +105,19 @@ class Runner:
         if self._data.name not in self._experiment.data:
             meant = ", ".join(self._experiment.data) or "none"
             log.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
+        with denormals_as_zero():
+            timings = self._do()
+        return self._report(timings).write(self._setting.out)
+
+    def _do(self) -> Mapping[str, Timing]:
+        """Train, read test, take times where all is ready for it."""
         self._train([run for run in self._runs if run.configuration in self._wanted])
         unfinished = [run for run in self._runs if self._outcome(run) is None]
-        timings: dict[str, Timing] = {}
         if unfinished:
             log.info("test is read when every run is finished; %d are not", len(unfinished))
-        else:
-            self._test()
-            timings = self._timings()
-        return self._report(timings).write(self._setting.out)
+            return {}
+        self._test()
+        return self._timings()
 
     def _chosen(self) -> list[Configuration]:
         """The configurations to run now."""
