@@ -9,9 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from benchmarks.train_step import measure
+from mimic_engine.data.source import open_dataset
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.denormals import denormals_as_zero, flushes_denormals
-from mimic_engine.train.run import train
+from mimic_engine.train.run import build_trainer, train
 from mimic_engine.train.trainer import Trainer
 
 DENORMAL = 1e-40
@@ -42,6 +44,7 @@ def test_they_are_put_back_after_an_error() -> None:
 def test_threads_that_start_inside_have_them_as_zero_too() -> None:
     program = f"""
 import torch
+from mimic_engine.data.source import open_dataset
 from mimic_engine.train.denormals import denormals_as_zero
 with denormals_as_zero():
     torch.set_num_threads(4)
@@ -66,3 +69,15 @@ def test_a_training_takes_its_steps_so(
     train(options(max_steps=2))
     assert seen == [True, True]
     assert not flushes_denormals()
+
+
+def test_the_benchmark_compares_losses_before_it_tells_a_time(options: Callable[..., TrainConfig]) -> None:
+    def trainer(seed: int) -> Trainer:
+        config = options(seed=seed)
+        return build_trainer(config, open_dataset(config.data, splits=("train", "dev")), "cpu")
+
+    row = measure((trainer(0), trainer(0)), steps=2)
+    assert row["ratio"] == pytest.approx(row["denormals_s"] / row["zeros_s"])
+    assert row["loss_distance"] <= 1e-3
+    with pytest.raises(SystemExit, match="losses"):
+        measure((trainer(0), trainer(1)), steps=2)

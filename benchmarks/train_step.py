@@ -1,0 +1,92 @@
+"""Training steps with denormal numbers and with zeros in their place, in turns, in one process.
+
+``python -m benchmarks.train_step`` trains two equal models on the demo, one
+each way, and writes ``benchmarks/results/train_step.json``: seconds a step,
+the ratio, and how far the losses are apart. It fails where they differ by more
+than rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks import RESULTS
+from mimic_engine.data.demo import build_demo, default_cache, fetch_demo
+from mimic_engine.data.source import open_dataset
+from mimic_engine.record import write_result
+from mimic_engine.train.demo import demo_config
+from mimic_engine.train.denormals import denormals_as_zero
+from mimic_engine.train.run import build_trainer
+from mimic_engine.train.trainer import Trainer
+
+TOLERANCE = 1e-3  # relative, of a loss: the weights are the same but for rounding that steps add up
+MODELS = ("text-only", "full")
+
+
+def measure(trainers: tuple[Trainer, Trainer], steps: int) -> dict[str, float]:
+    """Median seconds of a step "with" and "without" denormals, their ratio, the losses' largest distance.
+
+    Parameters
+    ----------
+    trainers : two that are equal; the first keeps denormals, the second takes them for zero.
+    steps : of each; both take the same batches.
+
+    Raises
+    ------
+    SystemExit
+        If the losses of a step differ by more than TOLERANCE.
+    """
+    seconds: tuple[list[float], list[float]] = ([], [])
+    apart = 0.0
+    for batch in trainers[0].sampler.batches(0, None)[:steps]:
+        losses = []
+        for trainer, taken, mode in zip(trainers, seconds, (nullcontext, denormals_as_zero), strict=True):
+            with mode():
+                start = time.perf_counter()
+                losses.append(trainer.step([batch])["loss"])
+                taken.append(time.perf_counter() - start)
+        apart = max(apart, abs(losses[0] - losses[1]) / abs(losses[0]))
+    if apart > TOLERANCE:
+        raise SystemExit(f"the losses are {apart:.2g} apart, more than {TOLERANCE:g}")
+    kept, zero = (statistics.median(taken) for taken in seconds)
+    return {"denormals_s": kept, "zeros_s": zero, "ratio": kept / zero, "loss_distance": apart}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="the demo's folder (%(default)s)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS / "train_step.json")
+    args = parser.parse_args(argv)
+    # One thread: those of a pool would keep the mode in which they were started.
+    torch.set_num_threads(1)
+    files = fetch_demo(args.cache)
+    build_demo(files, args.cache)
+    dataset = open_dataset(args.cache, splits=("train", "dev"))
+    rows = []
+    with TemporaryDirectory() as folder:
+        full = replace(demo_config(files, args.cache, Path(folder)), drop_images=0.0, drop_texts=0.0)
+        configs = {"full": full, "text-only": replace(full, vision="off", cmfu=False)}
+        for name in args.models:
+            first, second = (build_trainer(configs[name], dataset, "cpu") for _ in range(2))
+            row = {"model": name, "batch": full.batch_size, "steps": args.steps}
+            rows.append(row | measure((first, second), args.steps))
+            sys.stdout.write(f"{rows[-1]}\n")
+    write_result(args.out, {"rows": rows, "threads": 1})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
