@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,8 +50,9 @@ def measure(trainers: tuple[Trainer, Trainer], steps: int) -> dict[str, float]:
     apart = 0.0
     for batch in trainers[0].sampler.batches(0, None)[:steps]:
         losses = []
-        for trainer, taken, mode in zip(trainers, seconds, (nullcontext, denormals_as_zero), strict=True):
-            with mode():
+        modes: tuple[AbstractContextManager[None], ...] = (nullcontext(), denormals_as_zero())
+        for trainer, taken, mode in zip(trainers, seconds, modes, strict=True):
+            with mode:
                 start = time.perf_counter()
                 losses.append(trainer.step([batch])["loss"])
                 taken.append(time.perf_counter() - start)
