@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from mimic_engine.index.build import build_index
+from mimic_engine.index.store import Index
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +25,21 @@ def tiny() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is flushed; what is flushed, and when, is tested in ``test_durability.py``."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def built(tiny: ModuleType, tmp_path: Path) -> Callable[..., Index]:
+    """Builds a small index, of segments of four rows."""
+
+    def build(count: int = 11, fold: Any = None, **options: Any) -> Index:
+        fold, options = fold or tiny.HashFold(), {"segment_rows": 4} | options
+        build_index(fold, tiny.knowledge_base(count), tmp_path / "kb", progress=False, **options)
+        return Index.open(tmp_path / "kb")
+
+    return build
