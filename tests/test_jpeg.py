@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mimic_engine import images, jpeg
-from mimic_engine.errors import ImageError
+from mimic_engine.errors import MimicError
 from mimic_engine.images import decode_image
 
 pytest.importorskip("simplejpeg")
@@ -28,7 +28,7 @@ def outcome(data):
     """Pixels, or the error's text."""
     try:
         return np.asarray(decode_image(data))
-    except ImageError as error:
+    except MimicError as error:
         return type(error).__name__, str(error)
 
 
@@ -89,6 +89,14 @@ def test_damaged_files_end_alike(seed, cut, changes):
         data[place % len(data)] = value
     with pytest.MonkeyPatch.context() as patch:
         assert_same(bytes(data[: cut and cut % len(data)]), patch)
+
+
+def test_a_height_beyond_the_limit_ends_alike(monkeypatch):
+    data = bytearray(jpeg_bytes())
+    height = data.index(b"\xff\xc0") + 5  # of the frame header: marker, length, precision, then this
+    data[height : height + 2] = (16_427).to_bytes(2, "big")
+    assert outcome(bytes(data)) == ("TooLargeError", "image: 16,427 pixels on a side, the limit is 16,384")
+    assert_same(bytes(data), monkeypatch)
 
 
 def test_another_version_that_gives_other_pixels_is_not_used(monkeypatch, caplog):
