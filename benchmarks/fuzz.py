@@ -53,7 +53,7 @@ UNTOUCHED = "/admin/drain"  # after which there is nothing to fuzz
 ONE_BY_ONE = ("/v1/link:batch", "/v1/link:stream")  # whose mentions fail alone, in an answer 200
 ROUND_EXAMPLES = 20
 ALLOWED = frozenset({200, 413, 415, 422, 504})  # of a request that links
-MACHINE = "tests/test_batching_machine.py"
+MACHINE = "tests/batching/test_batching_machine.py"
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 from mimic_engine.batching import Batcher, BatchLimits, State
 from mimic_engine.errands import Errand
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
-from tests.test_batching import in_thread, wait_until
+from tests.batching.device import in_thread, wait_until
 
 LIMITS = BatchLimits(max_batch_size=1, max_queue_size=64)
 

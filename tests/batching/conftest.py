@@ -1,0 +1,23 @@
+"""Batchers that are closed when the test is over."""
+
+import pytest
+
+from mimic_engine.batching import Batcher
+from tests.batching.device import Device
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def start(run, limits=None, **options):
+        batcher = Batcher(run, limits, **options)
+        made.append((batcher, run))
+        assert "warm_up" in options or batcher.wait_ready(10)
+        return batcher
+
+    yield start
+    for batcher, run in made:
+        if isinstance(run, Device):
+            run.open()
+        assert batcher.close(10)
