@@ -53,7 +53,7 @@ class TorchDevice:
 
     def memory(self, size_bytes: int) -> Tensor:
         """Device memory; DeviceError if there is no room."""
-        with device_faults(f"chain: {size_bytes / 2**20:.0f} MiB of buffers"):
+        with device_faults(f"chain: {size_bytes / 2**20:.0f} MiB of buffers (--chain off needs none)"):
             zeros = torch.zeros(max(1, size_bytes), dtype=torch.uint8, device=self.device)
             if self._cuda:  # it was cleared on whatever stream was current
                 torch.cuda.current_stream(self.device).synchronize()
