@@ -34,12 +34,12 @@ MODELS = ("text-only", "full")
 
 
 def measure(trainers: tuple[Trainer, Trainer], steps: int) -> dict[str, float]:
-    """Median seconds of a step "with" and "without" denormals, their ratio, the losses' largest distance.
+    """Median seconds of a step with denormals and with zeros, their ratio, the losses' largest distance.
 
     Parameters
     ----------
     trainers : two that are equal; the first keeps denormals, the second takes them for zero.
-    steps : of each; both take the same batches.
+    steps : of each, at most those of an epoch; both take the same batches.
 
     Raises
     ------
@@ -60,7 +60,13 @@ def measure(trainers: tuple[Trainer, Trainer], steps: int) -> dict[str, float]:
     if apart > TOLERANCE:
         raise SystemExit(f"the losses are {apart:.2g} apart, more than {TOLERANCE:g}")
     kept, zero = (statistics.median(taken) for taken in seconds)
-    return {"denormals_s": kept, "zeros_s": zero, "ratio": kept / zero, "loss_distance": apart}
+    return {
+        "steps": len(seconds[0]),
+        "denormals_s": kept,
+        "zeros_s": zero,
+        "ratio": kept / zero,
+        "loss_distance": apart,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS / "train_step.json")
     args = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error(f"--steps: {args.steps} is less than 1")
     # One thread: those of a pool would keep the mode in which they were started.
     torch.set_num_threads(1)
     files = fetch_demo(args.cache)
@@ -82,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs = {"full": full, "text-only": replace(full, vision="off", cmfu=False)}
         for name in args.models:
             first, second = (build_trainer(configs[name], dataset, "cpu") for _ in range(2))
-            row = {"model": name, "batch": full.batch_size, "steps": args.steps}
+            row = {"model": name, "batch": full.batch_size}
             rows.append(row | measure((first, second), args.steps))
             sys.stdout.write(f"{rows[-1]}\n")
     write_result(args.out, {"rows": rows, "threads": 1})

@@ -1,7 +1,7 @@
 """Numbers below 1e-38 taken for zero while training runs on a CPU.
 
-Sharp attention is full of them, forwards and backwards, and a processor
-computes with each some hundred times slower than with an ordinary number.
+Sharp attention is full of them, forwards and backwards, and a processor takes
+many times as long for each as for an ordinary number.
 """
 
 from __future__ import annotations

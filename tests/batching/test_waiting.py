@@ -136,15 +136,21 @@ def test_asyncio_callers_get_deadlines_too(make):
     assert "deadline" in str(running.error)
 
 
+async def occupy(batcher, device):
+    """Have the device work on a batch; the answer to come."""
+    first = await batcher.reserve_when_free(1)  # patient, or it may be late on a busy machine
+    running = asyncio.ensure_future(first.submit([1]))
+    while not device.reached.acquire(blocking=False):
+        await asyncio.sleep(0.001)
+    return running
+
+
 def test_who_waits_for_room_gets_it_when_there_is_some(make):
     device = Device(held=True)
     batcher = make(device, BatchLimits(max_batch_size=1, max_queue_size=2, queue_timeout_ms=1))
 
     async def run():
-        first = await batcher.reserve_when_free(1)  # patient too, or it may be late on a busy machine
-        running = asyncio.ensure_future(first.submit([1]))
-        while not device.reached.acquire(blocking=False):
-            await asyncio.sleep(0.001)
+        running = await occupy(batcher, device)
         with batcher.reserve(2) as held:
             waiting = [asyncio.ensure_future(batcher.reserve_when_free(1)) for _ in range(3)]
             await asyncio.sleep(0.01)
@@ -191,10 +197,7 @@ def test_patient_items_still_have_a_deadline(make):
     batcher = make(device, BatchLimits(max_batch_size=1, max_queue_size=1, queue_timeout_ms=1))
 
     async def run():
-        first = await batcher.reserve_when_free(1)  # patient too, or it may be late on a busy machine
-        running = asyncio.ensure_future(first.submit([1]))
-        while not device.reached.acquire(blocking=False):
-            await asyncio.sleep(0.001)
+        running = await occupy(batcher, device)
         places = await batcher.reserve_when_free(1)
         [outcome] = await places.submit([2], time.monotonic() + 0.05)
         assert isinstance(outcome.error, DeadlineError)

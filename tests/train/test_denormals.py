@@ -77,6 +77,7 @@ def test_the_benchmark_compares_losses_before_it_tells_a_time(options: Callable[
         return build_trainer(config, open_dataset(config.data, splits=("train", "dev")), "cpu")
 
     row = measure((trainer(0), trainer(0)), steps=2)
+    assert row["steps"] == 2
     assert row["ratio"] == pytest.approx(row["denormals_s"] / row["zeros_s"])
     assert row["loss_distance"] <= 1e-3
     with pytest.raises(SystemExit, match="losses"):

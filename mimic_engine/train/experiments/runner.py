@@ -106,10 +106,10 @@ class Runner:
             meant = ", ".join(self._experiment.data) or "none"
             log.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
         with denormals_as_zero():
-            timings = self._do()
+            timings = self._work()
         return self._report(timings).write(self._setting.out)
 
-    def _do(self) -> Mapping[str, Timing]:
+    def _work(self) -> Mapping[str, Timing]:
         """Train, read test, take times where all is ready for it."""
         self._train([run for run in self._runs if run.configuration in self._wanted])
         unfinished = [run for run in self._runs if self._outcome(run) is None]
