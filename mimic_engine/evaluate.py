@@ -2,9 +2,9 @@
 
 Every mention is ranked among all entities by the exact scan, or among candidates that
 a file gives it (:mod:`mimic_engine.given_candidates`); a tie counts against the gold
-entity. An exported model runs on ONNX Runtime, a training checkpoint on PyTorch;
-entities come from an index or are folded in memory. Mentions go through in batches,
-so memory does not grow with their number.
+entity. The encoders of an exported model run on ONNX Runtime, those of a training
+checkpoint on PyTorch; entities come from an index or are folded in memory. Mentions go
+through in batches, so memory does not grow with their number.
 """
 
 from __future__ import annotations

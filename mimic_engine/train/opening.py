@@ -13,10 +13,9 @@ from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.scoring.base import ScanKernels
-from mimic_engine.scoring.blocks import BlockKernels
-from mimic_engine.scoring.torch import TorchScorer
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import portable
+from mimic_engine.train.ranking import kernels_for
 
 
 def open_checkpoint(
@@ -40,4 +39,4 @@ def open_checkpoint(
     extra = dict(checkpoint.extra)
     extra |= {"train": portable(extra["train"])} if "train" in extra else {}
     notes = {"runtime": "torch fp32", "checkpoint": extra}
-    return featurizer, BlockKernels(TorchScorer(session.constants), session.constants), notes
+    return featurizer, kernels_for(session.constants, torch.device("cpu")), notes

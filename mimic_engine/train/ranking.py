@@ -1,7 +1,4 @@
-"""The engine's own scan over the entities of a corpus, under a model that may be in training.
-
-Compiled kernels where they are installed and the model is on the CPU, else PyTorch.
-"""
+"""The engine's own scan over the entities of a corpus, under a model that may be in training."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = No
     """
     entities = fold_entities(encode, encode.corpus.entities, batch_size)
     before = torch.get_num_threads()
-    kernels = _kernels(fold_constants(encode.model.matcher), encode.device)
+    kernels = kernels_for(fold_constants(encode.model.matcher), encode.device)
     torch.set_num_threads(1)
     scan = Scan([entities], kernels, threads=threads or before)
     try:
@@ -39,7 +36,8 @@ def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = No
         torch.set_num_threads(before)
 
 
-def _kernels(constants: FoldConstants, device: torch.device) -> ScanKernels:
+def kernels_for(constants: FoldConstants, device: torch.device) -> ScanKernels:
+    """Compiled kernels where they are installed and the model is on the CPU, else PyTorch on ``device``."""
     if device.type == "cpu" and CpuKernels.available():
         return CpuKernels(constants)
     return BlockKernels(TorchScorer(constants, str(device)), constants)

@@ -139,5 +139,5 @@ def test_an_exported_model_and_its_index_give_the_checkpoints_metrics(
     assert main([*command, *index]) == 0
     assert json.loads(out.read_text())["test"] == results[0]["test"]
     assert len({r["model_hash"] for r in results}) == 1
-    exported = CpuKernels(FoldConstants(8, ("tglu",))).name if CpuKernels.available() else "onnx"
-    assert [r["scorer"] for r in results] == ["torch", exported, exported]
+    compiled = CpuKernels(FoldConstants(8, ("tglu",))).name if CpuKernels.available() else None
+    assert [r["scorer"] for r in results] == [compiled or "torch", compiled or "onnx", compiled or "onnx"]
