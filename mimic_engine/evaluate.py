@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
 from mimic_engine.given_candidates import GivenRanks
 from mimic_engine.index.store import Index
+from mimic_engine.namesakes import GROUPS, Namesakes, in_group
 from mimic_engine.record import header, write_result
 from mimic_engine.scoring.base import ScanKernels
 from mimic_engine.scoring.choose import open_kernels
@@ -73,16 +74,21 @@ class _Alive:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics of all mentions, and of those with and without an image (None where there are none)."""
+    """Metrics of all mentions and of parts of them (None where a part has no mention)."""
 
     all: Metrics
     with_image: Metrics | None
     without_image: Metrics | None
+    namesakes: Mapping[str, Metrics | None]  # by how many entities bear the mention's name
 
     def to_json(self) -> dict[str, Any]:
-        """The metrics of all mentions, with ``with_image`` and ``without_image`` beside them."""
+        """The metrics of all mentions, with ``with_image``, ``without_image``, ``namesakes`` beside them."""
         parts = {"with_image": self.with_image, "without_image": self.without_image}
-        return self.all.to_json() | {name: m and m.to_json() for name, m in parts.items()}
+        return (
+            self.all.to_json()
+            | {name: m and m.to_json() for name, m in parts.items()}
+            | {"namesakes": {group: m and m.to_json() for group, m in self.namesakes.items()}}
+        )
 
 
 def evaluate(
@@ -90,6 +96,7 @@ def evaluate(
     scan: Ranker,
     mentions: Sequence[LabelledMention],
     gold: NDArray[np.int64],
+    namesakes: Namesakes,
     broken: BrokenImages,
     *,
     batch_size: int = 64,
@@ -103,6 +110,7 @@ def evaluate(
     scan : over the folded entities of the same model.
     mentions : M labelled mentions, at least one.
     gold : (M,) int64, entity row of each answer.
+    namesakes : of the knowledge base.
     broken : policy for mention images that cannot be decoded; lists them.
     batch_size : mentions that are encoded and ranked at a time.
     progress : show a progress bar.
@@ -123,8 +131,13 @@ def evaluate(
             images.append(np.array([p.pixels is not None for p in prepared]))
             bar.update(stop - start)
     rank, has_image = np.concatenate(ranks), np.concatenate(images)
-    parts = [ranking_metrics(rank[s], len(scan)) if s.any() else None for s in (has_image, ~has_image)]
-    return Evaluation(ranking_metrics(rank, len(scan)), *parts)
+    bearers = namesakes.counts([m.mention.mention for m in mentions])
+
+    def part(chosen: NDArray[np.bool_]) -> Metrics | None:
+        return ranking_metrics(rank[chosen], len(scan)) if chosen.any() else None
+
+    by_namesakes = {group: part(in_group(bearers, group)) for group in GROUPS}
+    return Evaluation(ranking_metrics(rank, len(scan)), part(has_image), part(~has_image), by_namesakes)
 
 
 def fold_in_memory(
@@ -165,6 +178,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
     scan = Scan(segments, kernels, threads=1 if kernels.name == "torch" else args.threads)
     ranker = scan if alive is None else _Alive(scan, alive)
+    namesakes = Namesakes([entity.name for entity in dataset.entities])
     result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": kernels.name} | notes
     try:
         for split, mentions in dataset.splits.items():
@@ -173,7 +187,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
                 raise DataError(f"{args.data}: no mentions in split {split!r}")
             options = {"batch_size": args.batch_size, "progress": not args.quiet}
             gold = rows_of([m.answer for m in chosen])
-            result[split] = evaluate(featurizer, ranker, chosen, gold, broken, **options).to_json()
+            result[split] = evaluate(featurizer, ranker, chosen, gold, namesakes, broken, **options).to_json()
         if args.candidates is not None:
             result["candidates"] = _among_given(args, featurizer, GivenRanks(scan, rows_of), given, broken)
     finally:
