@@ -64,12 +64,19 @@ class Configuration:
         """Runs that did not diverge."""
         return tuple(run for run in self.runs if run.status == DONE)
 
+    @property
+    def trained_on(self) -> str:
+        """Whose training and dev mentions the runs had: the data set's "own", or those of "others"."""
+        return str(self.options.get("train_on", "own"))
+
     def spread(self, split: str, metric: str) -> Spread | None:
         """Of a metric over the runs that have it."""
         return Spread.of(list(self._values(split, metric).values()))
 
     def difference(self, other: Configuration, split: str, metric: str) -> Spread | None:
-        """Spread of the differences to the other's runs of the same seeds."""
+        """Spread of the differences to the other's runs of the same seeds; none where dev is not the same."""
+        if split == "dev" and self.trained_on != other.trained_on:
+            return None
         own, others = self._values(split, metric), other._values(split, metric)
         return Spread.of([own[seed] - others[seed] for seed in own if seed in others])
 

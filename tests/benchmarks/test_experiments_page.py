@@ -235,8 +235,18 @@ def test_a_damaged_file_is_named_with_the_key(folder, tmp_path, capsys, damage, 
     assert capsys.readouterr().err.startswith("error: x-demo.json") and not out.exists()
 
 
+def test_dev_mentions_of_other_data_sets_are_compared_with_nothing(page):
+    others = {"name": "others", "options": {"train_on": "others"}, "runs": [run(0, 0.95), run(1, 0.95)]}
+    text = page(ablation_WikiMEL=result(configurations=[result()["configurations"][0], others]))
+    assert row(text, "### Test: Ablation", "others")[5] == "+0.2000 ± 0.0707"
+    assert row(text, "### Dev: Ablation", "others")[5:9] == ["-"] * 4
+    assert "best on dev by H@1 is `full`" in text
+    assert "Who trains on other data sets has their dev mentions" in text
+    assert "Who trains on" not in page(ablation_WikiMEL=result())
+
+
 def test_the_command_writes_the_page(page, folder, tmp_path):
-    text = page(ablation_WikiMEL=result())
+    text = page(ablation_elsewhere=result())
     out = tmp_path / "docs" / "experiments.md"
     assert main([str(folder), "--out", str(out)]) == 0
     assert out.read_text("utf-8") == text

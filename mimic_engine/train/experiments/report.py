@@ -13,6 +13,7 @@ from mimic_engine.train.experiments.plots import draw
 from mimic_engine.train.experiments.probe_plots import draw_probes
 from mimic_engine.train.experiments.results import Outcome
 from mimic_engine.train.experiments.summary import (
+    SPLITS,
     Spread,
     Summary,
     differences,
@@ -22,6 +23,7 @@ from mimic_engine.train.experiments.summary import (
 )
 from mimic_engine.train.experiments.timing import Timing
 
+OTHER_DEV = "Who trains on other data sets has their dev mentions: nothing is compared on dev."
 TABLE = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
 
 
@@ -70,6 +72,8 @@ class Report:
         for split in ("test", "dev"):
             lines += [f"## {split}" + (f" ({self.data['test_is']})" if split == "test" else ""), ""]
             lines += self._table(split)
+            if split == "dev" and any("train_on" in options for options in self.options.values()):
+                lines += [OTHER_DEV, ""]
         lines += ["## Cost", "", *self._costs(), *self._two_by_two(), *self._diverged()]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -84,8 +88,15 @@ class Report:
         if name in self.timings:
             out["timing"] = self.timings[name].to_json()
         if self.experiment.baseline is not None:
-            out["difference"] = summary_json(differences(runs, self._runs(self.experiment.baseline)))
+            base = self._runs(self.experiment.baseline)
+            out["difference"] = summary_json(differences(runs, base, self._compared(name)))
         return out
+
+    def _compared(self, name: str) -> Sequence[str]:
+        """Splits that a configuration and the baseline share: dev belongs to the data that is trained on."""
+        base = self.options.get(self.experiment.baseline or "", {})
+        same = self.options[name].get("train_on") == base.get("train_on")
+        return SPLITS if same else ("test",)
 
     def _runs(self, name: str) -> Sequence[Outcome]:
         return self.outcomes.get(name, ())
@@ -98,7 +109,7 @@ class Report:
         for name in self.options:
             runs = self._runs(name)
             row = [name, *_cells(summarise(runs), split)]
-            if base is not None and name == base:
+            if base is not None and (name == base or split not in self._compared(name)):
                 row += [""] * len(TABLE)
             elif base is not None:
                 row += _cells(differences(runs, self._runs(base)), split, sign="+")

@@ -46,10 +46,12 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
     }
 
 
-def differences(outcomes: Sequence[Outcome], baseline: Sequence[Outcome]) -> Summary:
-    """Spread of the differences to the baseline's run of the same seed."""
+def differences(
+    outcomes: Sequence[Outcome], baseline: Sequence[Outcome], splits: Sequence[str] = SPLITS
+) -> Summary:
+    """Spread of the differences to the baseline's run of the same seed, of the named splits."""
     out = {}
-    for split in SPLITS:
+    for split in splits:
         out[split] = {
             m: Spread.of(_paired(_values(outcomes, split, m), _values(baseline, split, m))) for m in METRICS
         }

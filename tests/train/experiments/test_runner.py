@@ -336,7 +336,12 @@ def test_training_on_other_data_sets(runner, declared, data, tmp_path):
     assert runs["elsewhere", 0]["test"]["candidates"] == 18
     assert runs["full", 0]["probes"]["trained"] == {"answers": 18, "mentions": 36}
     assert runs["elsewhere", 0]["probes"]["trained"] == {"answers": 18, "mentions": 36 + 17}
-    assert json.loads(result.read_text())["data"]["others"]["mentions"]["train"] == 36 + 18
+    content = json.loads(result.read_text())
+    assert content["data"]["others"]["mentions"]["train"] == 36 + 18
+    assert [list(one["difference"]) for one in content["configurations"]] == [["dev", "test"], ["test"]]
+    dev = result.with_suffix(".md").read_text().split("## dev")[1]
+    assert "Who trains on other data sets has their dev mentions" in dev
+    assert "| elsewhere | " in dev and "|  |  |  |  | 1 |" in dev.split("| elsewhere |")[1].splitlines()[0]
 
 
 def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, data, declared, capsys):
