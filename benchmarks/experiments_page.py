@@ -29,12 +29,12 @@ from benchmarks.experiment_results import (
 from benchmarks.markdown import source, table
 from mimic_engine.errors import MimicError
 from mimic_engine.record import replace_file
+from mimic_engine.train.experiments.declaration import OTHER_DEV
 
 FOLDER = RESULTS / "experiments"
 DECLARED = RESULTS.parent / "experiments"
 PAGE = RESULTS.parents[1] / "docs" / "experiments.md"
 METRICS = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
-_OTHER_DEV = "Who trains on other data sets has their dev mentions: nothing is compared on dev."
 LONG_TABLE = 14  # rows from which a table is folded away
 
 _HEAD = """# Experiments
@@ -147,7 +147,7 @@ def _section(result: ExperimentResult, found: Mapping[str, str], folder: Path, b
     for split in ("test", "dev"):
         lines += [f"### {split.capitalize()}: {_title(result)}", "", *_metrics_table(result, split)]
         if split == "dev" and any(c.trained_on != "own" for c in result.configurations):
-            lines += [_OTHER_DEV, ""]
+            lines += [OTHER_DEV, ""]
     lines += [*_two_by_two(result), *_costs(result), *_diverged(result), *_data(result)]
     return [*lines, *_probes(result)]
 

@@ -36,6 +36,7 @@ from mimic_engine.train.experiments.options import check_together, checked_optio
 
 FOLDER = REPOSITORY / "benchmarks" / "experiments"
 TRAIN_ON = ("own", "others")
+OTHER_DEV = "Who trains on other data sets has their dev mentions: nothing is compared on dev."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9=,+._-]*")
 _TEXTS = ("title", "question", "expected")
 _PARTS = ("options", "configuration", "grid", "two_by_two", "found")

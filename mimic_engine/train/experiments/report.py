@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine.record import replace_file, write_result
-from mimic_engine.train.experiments.declaration import Experiment
+from mimic_engine.train.experiments.declaration import OTHER_DEV, Experiment
 from mimic_engine.train.experiments.plots import draw
 from mimic_engine.train.experiments.probe_plots import draw_probes
 from mimic_engine.train.experiments.results import Outcome
@@ -23,7 +23,6 @@ from mimic_engine.train.experiments.summary import (
 )
 from mimic_engine.train.experiments.timing import Timing
 
-OTHER_DEV = "Who trains on other data sets has their dev mentions: nothing is compared on dev."
 TABLE = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
 
 
