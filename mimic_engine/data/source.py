@@ -99,7 +99,7 @@ def open_dataset(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(f"{folder}: is not a folder")
+        raise DataError(f"data set {folder}: is not a folder")
     stream = EntityStream(folder, images=images)
     entities = tuple(stream())
     ids = {entity.id for entity in entities}
