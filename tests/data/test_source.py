@@ -89,7 +89,7 @@ def test_folders_that_are_no_data_set(own, tmp_path):
         DataError, match=r"kb\.jsonl or kb\.parquet is needed, found neither \(nor kb_entity\.json\)"
     ):
         open_dataset(empty)
-    with pytest.raises(DataError, match="data set .*gone: is not a folder"):
+    with pytest.raises(DataError, match=r"data set .*gone: is not a folder"):
         open_dataset(tmp_path / "gone")
     with pytest.raises(DataError, match=r"data set .*kb\.jsonl: is not a folder"):
         open_dataset(own / "kb.jsonl")

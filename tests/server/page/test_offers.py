@@ -112,7 +112,7 @@ def test_an_entity_is_added_and_linked_at_once(editable):
         key=KEY,
     )
     editable.wait(lambda: closed(editable))
-    editable.wait(lambda: editable.all("#ranking .entity")[0].get_attribute("data-id") == "Q1/2")
+    editable.wait(lambda: editable.all("#ranking .entity:first-child[data-id='Q1/2']"))
     assert "5 entities" in editable.text("facts")
 
 
