@@ -17,17 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import published_scores
-from benchmarks.engine_side import TOLERANCES, fold_entities, load_matcher
-from benchmarks.published_inputs import Features, random_features, random_weights
-from benchmarks.published_model import Towers, build_model, build_random_index, export
+from benchmarks.scan.published_inputs import Features, random_features, random_weights
+from benchmarks.scan.published_loop import published_scores
+from benchmarks.scan.published_model import Towers, build_model, build_random_index, export
+from benchmarks.service.engine_side import TOLERANCES, fold_entities, load_matcher
 from benchmarks.timing import repeat
 from mimic_engine import Linker
-from mimic_engine.encoding.graph import available_threads
-from mimic_engine.encoding.onnx import OnnxSession
+from mimic_engine.encoding.onnx import OnnxSession, available_threads
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.model.fold import fold_constants
-from mimic_engine.model.matcher import Matcher
+from mimic_engine.model.units import Matcher
 from mimic_engine.types import Array, EntityArrays
 
 Note = Callable[..., None]

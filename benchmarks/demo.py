@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import RESULTS
-from mimic_engine.data.demo import DemoData, default_cache, read_demo
-from mimic_engine.demo import prepare_demo
-from mimic_engine.engine import Linker
-from mimic_engine.record import write_result
-from mimic_engine.train.metrics import ranking_metrics
+from mimic_engine.demo import DemoData, default_cache, read_demo
+from mimic_engine.demo.prepare import prepare_demo
+from mimic_engine.engine.linker import Linker
+from mimic_engine.metrics import ranking_metrics
+from mimic_engine.provenance import write_result
 from mimic_engine.types import LabelledMention, Mention
 
 BATCH = 32

@@ -22,20 +22,20 @@ step() { # step NAME SECONDS COMMAND...: run with a limit, remember a failure
 }
 
 scan() {
-    step "tests on the device" 120 python3 -m pytest tests/kernels/test_on_device.py tests/chain/test_on_device.py -q -p no:cacheprovider
-    step "scan" 430 python3 -m benchmarks.gpu_report --budget 380 --tiles "$out/gpu_tiles.json" --out "$out/scan_gpu.json"
+    step "tests on the device" 120 python3 -m pytest tests/kernels/test_on_device.py tests/gpu/test_on_device.py -q -p no:cacheprovider
+    step "scan" 430 python3 -m benchmarks.gpu.report --budget 380 --tiles "$out/gpu_tiles.json" --out "$out/scan_gpu.json"
     for rival in flash_maxsim late_interaction_kernels fast_plaid; do
         python3 -c "import $rival" 2>/dev/null && echo "installed and not timed: $rival" || echo "not installed: $rival"
     done
 }
 
 link() {
-    step "requests, from pixels to ranked entities" 380 python3 -m benchmarks.link_gpu --budget 300 --out "$out/link_gpu.json"
-    step "encoders" 190 python3 -m benchmarks.gpu_encoders --seconds 0.2 --out "$out/encoders.json"
+    step "requests, from pixels to ranked entities" 380 python3 -m benchmarks.gpu.link --budget 300 --out "$out/link_gpu.json"
+    step "encoders" 190 python3 -m benchmarks.gpu.encoders --seconds 0.2 --out "$out/encoders.json"
 }
 
 faults() {
-    step "warm-up, faults and the device layer" 500 python3 -m pytest tests/kernels/test_ranker_on_device.py tests/test_device.py -q -p no:cacheprovider
+    step "warm-up, faults and the device layer" 500 python3 -m pytest tests/kernels/test_ranker_on_device.py tests/gpu/test_device.py -q -p no:cacheprovider
 }
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true

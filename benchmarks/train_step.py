@@ -21,12 +21,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks import RESULTS
-from mimic_engine.data.demo import build_demo, default_cache, fetch_demo
 from mimic_engine.data.source import open_dataset
-from mimic_engine.record import write_result
-from mimic_engine.train.demo import demo_config
-from mimic_engine.train.denormals import denormals_as_zero
-from mimic_engine.train.run import build_trainer
+from mimic_engine.demo import build_demo, default_cache, fetch_demo
+from mimic_engine.demo.train import demo_config
+from mimic_engine.provenance import write_result
+from mimic_engine.train.run import build_trainer, denormals_as_zero
 from mimic_engine.train.trainer import Trainer
 
 TOLERANCE = 1e-3  # relative, of a loss: the weights are the same but for rounding that steps add up

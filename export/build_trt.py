@@ -3,7 +3,7 @@
     python export/build_trt.py MODEL_DIR OUT [--flavor tensorrt|rtx] [--precision fp16] [--target sm_89,...]
 
 The precision is that of the exported graph; there are no precision flags.
-Every engine gets a sidecar manifest (:mod:`mimic_engine.encoding.engine_files`).
+Every engine gets a sidecar manifest (:mod:`mimic_engine.gpu.engine_files`).
 ``--dry-run`` prints what would be built and what is missing. Exits with 1 if
 something is missing or a graph is rejected, with 2 on a wrong option.
 """
@@ -17,11 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimic_engine.device import open_device
 from mimic_engine.encoding import buckets
-from mimic_engine.encoding.engine_files import EngineRecord, engine_file, graph_sha256
 from mimic_engine.encoding.manifest import GRAPHS, QUANTISED, GraphEntry, ModelManifest
-from mimic_engine.encoding.tensorrt_library import FLAVOURS, Flavour, Library, load_library
 from mimic_engine.errors import (
     BackendError,
     InvalidInputError,
@@ -31,7 +28,10 @@ from mimic_engine.errors import (
 )
 from mimic_engine.export.engines import BuildOptions, build_engine
 from mimic_engine.export.profiles import Profile, profiles, shapes
-from mimic_engine.record import replace_file
+from mimic_engine.gpu.device import open_device
+from mimic_engine.gpu.engine_files import EngineRecord, engine_file, graph_sha256
+from mimic_engine.gpu.tensorrt_library import FLAVOURS, Flavour, Library, load_library
+from mimic_engine.provenance import replace_file
 
 FP8_FROM = 89  # the first architecture that multiplies 8-bit floats (Ada)
 

@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mimic_engine.encoding.graph import OnnxGraph
 from mimic_engine.encoding.manifest import CPU_PRECISIONS, GRAPHS, GraphEntry, ModelManifest
+from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.encoding.session import RunnableGraph
 from mimic_engine.export.emulated import EmulatedGraph
 from mimic_engine.export.graphs import ENTITY, FEATURES, MENTION, Graph, model_graphs
 from mimic_engine.export.profiles import USUAL
 from mimic_engine.export.samples import Arrays, Sample, Side
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 
 ATOL = 2e-6  # of the largest value: 16 units in the last place of float32
 WHOLE = "all graphs"

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from mimic_engine.encoding.graph import CPU, cpu_options
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest
+from mimic_engine.encoding.onnx import CPU, cpu_options
 from mimic_engine.encoding.session import Arrays, RunnableGraph
 from mimic_engine.export.typed import emulate
 from mimic_engine.types import Array

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mimic_engine.device import Device
 from mimic_engine.encoding.buckets import ROWS_PER_RUN
-from mimic_engine.encoding.engine_files import EngineRecord, engine_file
 from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
 from mimic_engine.encoding.session import Arrays, RunnableGraph
-from mimic_engine.encoding.tensorrt import open_engine
 from mimic_engine.export.comparison import WHOLE, Comparison, Opened, Row
 from mimic_engine.export.graphs import BATCH, ROWS
 from mimic_engine.export.profiles import USUAL
+from mimic_engine.gpu.device import Device
+from mimic_engine.gpu.engine_files import EngineRecord, engine_file
+from mimic_engine.gpu.tensorrt import open_engine
 from mimic_engine.types import Array
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimic_engine.encoding.tensorrt_library import Library
 from mimic_engine.errors import BackendError, ModelError
 from mimic_engine.export.profiles import Shapes
+from mimic_engine.gpu.tensorrt_library import Library
 
 FLAGS = {"strip": "STRIP_PLAN", "refit": "REFIT", "version_compatible": "VERSION_COMPATIBLE"}
 _NAMED = 5  # rejected operators that a message names

@@ -24,7 +24,7 @@ from mimic_engine.encoding.buckets import LENGTH
 from mimic_engine.model.encoders import Encoder
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
 from mimic_engine.model.folded_scorer import FoldedScorer
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 from mimic_engine.types import FoldConstants
 
 OPSET = 20  # from 23 on attention becomes one operator, which TensorRT refuses in fp32

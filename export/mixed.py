@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from mimic_engine.encoding.graph import OnnxGraph
 from mimic_engine.encoding.manifest import ModelManifest, StoredFile
+from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.emulated import EmulatedGraph
 from mimic_engine.export.samples import Arrays, own_records, prepare, read_records
 from mimic_engine.export.typed import ENCODERS, TYPES, Keep, kept_in_float32, to_typed
-from mimic_engine.record import replace_file, write_result
+from mimic_engine.provenance import replace_file, write_result
 
 # Largest error of any output, relative to its largest value.
 MAX_ERROR = {"fp16": 0.02, "bf16": 0.1}

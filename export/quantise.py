@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.data.source import Dataset, open_dataset
-from mimic_engine.encoding.base import mean_pictures
-from mimic_engine.encoding.graph import OnnxGraph, available_threads
+from mimic_engine.encoding.featurizer import mean_pictures
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
+from mimic_engine.encoding.onnx import OnnxGraph, available_threads
 from mimic_engine.encoding.session import ENCODERS, GraphSession, RunnableGraph
 from mimic_engine.errors import DataError, InvalidInputError, MimicError
 from mimic_engine.export.precision import to_calibrated_int8, to_fp8, to_int8
 from mimic_engine.images import ImagePreprocessor
-from mimic_engine.record import write_result
+from mimic_engine.provenance import write_result
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
 from mimic_engine.types import Array, ImageFeatures, ImageSource, LabelledMention, TextFeatures, TokenBatch
 

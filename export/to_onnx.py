@@ -23,10 +23,9 @@ from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.graphs import Graph, export_fp32, model_graphs
 from mimic_engine.export.precision import to_int8
 from mimic_engine.export.typed import ENCODERS, TYPES, to_typed
-from mimic_engine.model.checkpoint import load_checkpoint
+from mimic_engine.model.checkpoint import load_checkpoint, model_hash
 from mimic_engine.model.fold import fold_constants
-from mimic_engine.model.hashing import model_hash
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 
 DEFAULT = ("fp32", "fp16", "bf16")  # int8 and fp8 come from export/quantise.py, which measures what they cost
 EXPORTED = (*DEFAULT, "int8")  # fp8 needs inputs to calibrate on

@@ -19,12 +19,12 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from mimic_engine.device import open_device
 from mimic_engine.encoding.manifest import PRECISIONS, ModelManifest
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.comparison import AGREEMENT, ATOL, Comparison, Row
 from mimic_engine.export.engine_check import engines_of, verify_engines
 from mimic_engine.export.samples import own_records, prepare, read_records
+from mimic_engine.gpu.device import open_device
 from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint
 
 HEADER = ("graph", "precision", "max abs", "relative", "allowed", "top-k", "MB", "ms", "")

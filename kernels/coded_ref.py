@@ -7,7 +7,7 @@ token that lies on the centroid attends to. The context of an entity is then the
 mean of L table rows instead of an attention of its own; all else is exact. The
 estimate is the exact score where every query vector is a centroid.
 
-Clustering and codes are made in :mod:`mimic_engine.index.codes`. Works in the
+Clustering and codes are made in :mod:`mimic_engine.index.codes.read`. Works in the
 dtype of the mention arrays, as :mod:`mimic_engine.kernels.reference` does.
 
 Axes: B mentions, N entities, L tokens, C centroids, D width.

@@ -17,7 +17,7 @@ from typing import Self
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.kernels import coded_tglu, cone_bound_gpu, gated_units, tglu_attention
 from mimic_engine.kernels.tiles import Tile
-from mimic_engine.record import replace_file
+from mimic_engine.provenance import replace_file
 
 Measure = Callable[[Tile], float]  # milliseconds of one launch with a tile
 

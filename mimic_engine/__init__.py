@@ -8,18 +8,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mimic_engine._version import __version__
 from mimic_engine.types import Candidate, Entity, LinkResult, Mention
 
 if TYPE_CHECKING:
-    from mimic_engine.engine import Linker
+    from mimic_engine.engine.linker import Linker
     from mimic_engine.index.store import Index
     from mimic_engine.index.writer import IndexWriter
 
 __all__ = ["Candidate", "Entity", "Index", "IndexWriter", "LinkResult", "Linker", "Mention", "__version__"]
-__version__ = "0.1.0"
 
 _LAZY = {
-    "Linker": "mimic_engine.engine",
+    "Linker": "mimic_engine.engine.linker",
     "Index": "mimic_engine.index.store",
     "IndexWriter": "mimic_engine.index.writer",
 }

@@ -13,7 +13,10 @@ aspect ratio, normalised as the encoder's processor does. Decided here:
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +26,9 @@ from PIL import Image, UnidentifiedImageError
 
 from mimic_engine.config import ImageConfig
 from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, TooLargeError
-from mimic_engine.jpeg import MODES as JPEG_MODES
-from mimic_engine.jpeg import fast_decoder
 from mimic_engine.types import ImageSource
 
+logger = logging.getLogger(__name__)
 WHITE = (255, 255, 255)
 # First bytes of a file -> format; tells a damaged file of an allowed format from another format.
 _SIGNATURES = (
@@ -242,3 +244,52 @@ def _to_rgb(image: Image.Image, field: str) -> Image.Image:
     on_white = Image.new("RGB", rgba.size, WHITE)
     on_white.paste(rgba, mask=rgba)
     return on_white
+
+
+# The faster JPEG decoder, ``simplejpeg``: used where it is installed and gives exactly Pillow's pixels.
+# Both are libjpeg-turbo inside, each with a version of its own; whether two versions agree is tried on
+# a few pictures when the decoder is opened, and not assumed.
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+JpegDecoder = Callable[[bytes], Pixels]
+
+JPEG_MODES = ("RGB", "L")  # Pillow's, of pictures that the decoder may be given
+
+
+@functools.cache
+def fast_decoder() -> JpegDecoder | None:
+    """Open the faster decoder; None where it is not installed or its pixels differ.
+
+    It raises ``ValueError`` and its kin for pictures that it cannot read; Pillow has the last word on those.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+
+    def decode(data: bytes) -> Pixels:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False))
+
+    if not all(_same(decode, data) for data in _samples()):
+        logger.warning("simplejpeg gives other pixels than Pillow and is not used")
+        return None
+    return decode
+
+
+def _same(decode: JpegDecoder, data: bytes) -> bool:
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.array_equal(decode(data), expected)
+
+
+def _samples() -> Iterator[bytes]:
+    """Small pictures, in every way of subsampling, with odd sides."""
+    rng = np.random.default_rng(0)
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        for subsampling in (0, 1, 2):
+            for progressive in (False, True):
+                values = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+                small = Image.fromarray(values if channels == 3 else values[:, :, 0])
+                out = io.BytesIO()
+                options = {"subsampling": subsampling} if mode == "RGB" else {}
+                small.resize((61, 43)).save(out, "JPEG", quality=90, progressive=progressive, **options)
+                yield out.getvalue()

@@ -56,7 +56,7 @@ def _with_demo_key(settings: Settings) -> Settings:
     """Let whoever can read the user's files change the demo, where nobody else can reach the service."""
     if not settings.demo or settings.admin_key_file is not None or settings.host not in LOOPBACK:
         return settings
-    from mimic_engine.demo import demo_admin_key
+    from mimic_engine.demo.prepare import demo_admin_key
 
     return settings.model_copy(update={"admin_key_file": str(demo_admin_key(_demo_cache(settings)))})
 
@@ -66,10 +66,10 @@ def _demo_cache(settings: Settings) -> Path | None:
 
 
 def _serve(settings: Settings) -> int:
-    from mimic_engine.chain.choose import choose_chain
-    from mimic_engine.changes import IndexChanges
-    from mimic_engine.engine import Linker
+    from mimic_engine.engine.gpu_choice import choose_chain
+    from mimic_engine.engine.linker import Linker
     from mimic_engine.images import ImageLimits
+    from mimic_engine.index_changes import IndexChanges
     from mimic_engine.server.app import create_app
     from mimic_engine.server.auth import Keys
     from mimic_engine.server.lifecycle import DrainingServer, bind
@@ -115,8 +115,8 @@ def _sources(settings: Settings) -> tuple[Path, Path, list[Mention]]:
     """Model, index, and mentions to try."""
     if settings.model is not None and settings.index is not None:
         return Path(settings.model), Path(settings.index), []
-    from mimic_engine.data.demo.examples import load_examples
-    from mimic_engine.demo import prepare_demo
+    from mimic_engine.demo.examples import load_examples
+    from mimic_engine.demo.prepare import prepare_demo
 
     paths = prepare_demo(_demo_cache(settings))
     return paths.model, paths.index, [example.mention for example in load_examples(paths.data)]

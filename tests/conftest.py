@@ -11,15 +11,14 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from mimic_engine.backends.encoders import open_featurizer
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
-from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import entity_stream
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
-from mimic_engine.encoding.open import open_featurizer
 from mimic_engine.index.build import build_index
 from mimic_engine.model.checkpoint import load_checkpoint, save_checkpoint, tokenizer_json_text
-from mimic_engine.model.matcher import Features, Matcher
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Features, Matcher, Mimic
 
 MakeFeatures = Callable[..., Features]
 

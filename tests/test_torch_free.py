@@ -40,7 +40,7 @@ def test_a_mention_is_linked_where_torch_cannot_be_imported(tiny_model, tiny_ind
 
 def test_an_index_is_built_where_torch_cannot_be_imported(tiny_model, tiny_kb, tmp_path: Path):
     block = LINK.partition("import json")[0]
-    code = block + "from mimic_engine.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = block + "from mimic_engine.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     out = tmp_path / "index"
     done = run(
         code,

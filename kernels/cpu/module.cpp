@@ -343,7 +343,7 @@ void estimates(const Prepared& prepared, const nb::dict& arrays, const Input& st
 NB_MODULE(_cpu, m) {
     using namespace mimic;
     nb::set_leak_warnings(false);  // an object alive when the interpreter ends is no fault of the user's
-    m.doc() = "Compiled passes of the scan; see mimic_engine/scoring/cpu.py.";
+    m.doc() = "Compiled passes of the scan; see mimic_engine/scan/cpu.py.";
     nb::class_<Constants>(m, "Constants");
     nb::class_<Prepared>(m, "Prepared").def_prop_ro("count", [](const Prepared& p) { return p.batch.count; });
     m.def("instruction_sets", [] {

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from mimic_engine.data.pictures import ReadCounts
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity, LabelledMention, Mention
 

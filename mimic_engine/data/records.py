@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mimic_engine.data.pictures import ReadCounts
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity, LabelledMention, Mention
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine.data import mimic_format, records
-from mimic_engine.data.pictures import ReadCounts
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity, LabelledMention
 

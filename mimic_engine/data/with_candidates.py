@@ -24,8 +24,8 @@ from urllib.parse import unquote
 
 import msgspec
 
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.mimic_format import NIL, json_records, picture_folder
-from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mimic_engine.data.pictures import BrokenImages
-from mimic_engine.encoding.base import Featurizer
+from mimic_engine.data.images import BrokenImages
+from mimic_engine.encoding.featurizer import Featurizer
 from mimic_engine.types import Array, Entity, EntityArrays, FoldConstants
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from mimic_engine.config import ImageConfig, TextConfig
 from mimic_engine.errors import ModelError
-from mimic_engine.record import replace_file
+from mimic_engine.provenance import replace_file
 from mimic_engine.types import FoldConstants
 
 FORMAT = "mimic-model"

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_engine.device_errors import device_faults
 from mimic_engine.encoding.buckets import LENGTH, ROWS, RunShapes, cut, length_buckets, pad_length
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape
 from mimic_engine.errors import DeviceError, InvalidInputError
-from mimic_engine.faults import device_faults
 from mimic_engine.types import Array, EntityArrays, ImageFeatures, MentionArrays, TextFeatures, TokenBatch
 
 ENCODERS = ("text_encoder", "image_encoder")

@@ -1,4 +1,4 @@
-"""The PyTorch session: a :class:`~mimic_engine.model.mimic.Mimic` as it is, to evaluate and compare with."""
+"""The PyTorch session: a :class:`~mimic_engine.model.units.Mimic` as it is, to evaluate and compare with."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from torch import Tensor
 from mimic_engine.encoding.buckets import ROWS, RunShapes
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import ModelError
-from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint
+from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint, model_hash
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
-from mimic_engine.model.hashing import model_hash
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 from mimic_engine.types import Array, EntityArrays, ImageFeatures, MentionArrays, TextFeatures, TokenBatch
+
+
+def set_threads(count: int) -> None:
+    """Bound the CPU threads of every PyTorch operation of this process."""
+    torch.set_num_threads(count)
 
 
 class TorchSession:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.index.files import parse_json
+from mimic_engine.files import parse_json
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),

@@ -22,15 +22,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-import mimic_engine
+from mimic_engine._version import __version__
 from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError
-from mimic_engine.index.files import publish
+from mimic_engine.files import publish
+from mimic_engine.index.codes.write import (
+    Measure,
+    forget_progress,
+    has_token_queries,
+    with_codes,
+    write_codes,
+)
 from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
-from mimic_engine.index.format import IndexManifest, is_index, write_manifest
-from mimic_engine.index.layout import DTYPES
+from mimic_engine.index.manifest import (
+    MAX_CENTROIDS,
+    SEGMENTS,
+    IndexManifest,
+    is_index,
+    segment_name,
+    write_manifest,
+)
 from mimic_engine.index.progress import PROGRESS, BuildIdentity, Progress, build_lock, open_progress
-from mimic_engine.index.recode import Measure, forget_progress, has_token_queries, with_codes, write_codes
-from mimic_engine.index.records import MAX_CENTROIDS, SEGMENTS, segment_name
+from mimic_engine.index.schema import DTYPES
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import hold
 from mimic_engine.index.store import Index
@@ -78,7 +90,7 @@ def build_index(
         support as many; none for a model without TGLU); 0 = no codes
     threads : cores for the clustering; all that the process may use by default
     agreement : measures on the finished index, before it is published, what its manifest promises
-        (see :mod:`mimic_engine.calibration`)
+        (see :mod:`mimic_engine.calibration.coded`)
 
     Raises
     ------
@@ -236,7 +248,7 @@ def _manifest(featurizer: EntityFeaturizer, done: Progress, extra: Mapping[str, 
         constants=featurizer.constants,
         fingerprint=done.identity.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        generator=f"mimic_engine {mimic_engine.__version__}",
+        generator=f"mimic_engine {__version__}",
         segments=done.segments,
         next_segment=len(done.segments),
         extra=json.loads(json.dumps(dict(extra), allow_nan=False)),

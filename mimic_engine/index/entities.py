@@ -1,13 +1,14 @@
 """Entity metadata on disk: an Arrow table of ids, names and texts, and the lookup from id to row.
 
 No folded array is here, and no picture: of an image given as a path or URL the
-text is kept, of one given as bytes its hash (:mod:`mimic_engine.index.pictures`).
+text is kept, of one given as bytes its hash (:mod:`mimic_engine.index.entities`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
+from mimic_engine.files import write_atomic
 from mimic_engine.index.arrays import read_array_file, write_array_file
-from mimic_engine.index.pictures import picture_name
 from mimic_engine.types import Entity, ImageSource
 
 SCHEMA = pa.schema(
@@ -124,3 +125,43 @@ class IdLookup:
         low = np.searchsorted(self.hashes, hashes, "left")
         high = np.searchsorted(self.hashes, hashes, "right")
         return [self._rows[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+
+
+# Pictures that came as bytes, kept beside an index so that people can look at them; the model reads
+# none. ``INDEX/pictures/HEX`` holds the bytes whose sha256 is HEX, the hash by which an entity names a
+# picture without a file of its own. A build keeps none; whoever changes an index may. Not part of a
+# snapshot: a picture that is not here is one that cannot be shown, nothing more.
+
+PICTURES = "pictures"
+_PREFIX = "sha256:"
+_NAME = re.compile(_PREFIX + "([0-9a-f]{64})")
+
+
+def picture_name(data: bytes) -> str:
+    """What an entity calls a picture that was given as bytes."""
+    return _PREFIX + hashlib.sha256(data).hexdigest()
+
+
+def keep_picture(folder: Path, data: bytes) -> None:
+    """Keep the bytes; when this returns they are on the disk. Raises ``OSError``."""
+    path = folder / PICTURES / picture_name(data).removeprefix(_PREFIX)
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, data)
+
+
+def picture_path(folder: Path, name: str) -> Path | None:
+    """The file of the picture that an entity calls ``name``; None where this machine cannot have one."""
+    if not name.startswith(_PREFIX):
+        return None if "://" in name else Path(name)
+    kept = _NAME.fullmatch(name)
+    path = None if kept is None else folder / PICTURES / kept[1]
+    return path if path is not None and path.is_file() else None
+
+
+def drop_pictures(folder: Path, wanted: Iterable[str]) -> None:
+    """Remove the kept pictures that nobody calls by one of these names. Raises ``OSError``."""
+    kept = {name.removeprefix(_PREFIX) for name in wanted}
+    for path in (folder / PICTURES).glob("*"):
+        if path.name not in kept:
+            path.unlink()

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from mimic_engine.errors import ModelError
-from mimic_engine.index.layout import Trailing, check_layout, trailing_shapes
+from mimic_engine.index.schema import Trailing, check_layout, trailing_shapes
 from mimic_engine.types import Entity, EntityArrays, FoldConstants
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.index.files import FolderLock, parse_json, write_atomic
-from mimic_engine.index.layout import Trailing
-from mimic_engine.index.records import SEGMENTS, SegmentRecord
+from mimic_engine.files import FolderLock, parse_json, write_atomic
+from mimic_engine.index.manifest import SEGMENTS, SegmentRecord
+from mimic_engine.index.schema import Trailing
 
 PROGRESS = "progress.json"
 _FORMAT = "mimic-index-build"

@@ -15,17 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import mimic_engine
+from mimic_engine._version import __version__
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.index.files import FolderLock, fsync_path, write_atomic
-from mimic_engine.index.format import (
+from mimic_engine.files import FolderLock, fsync_path, write_atomic
+from mimic_engine.index.manifest import (
+    CODES,
+    DELETED,
     MANIFEST,
+    SEGMENTS,
     IndexManifest,
     read_manifest,
     read_manifest_file,
     write_manifest,
 )
-from mimic_engine.index.records import CODES, DELETED, SEGMENTS
 
 SNAPSHOTS = "snapshots"
 KEEP_SNAPSHOTS = 8
@@ -44,7 +46,7 @@ def successor(manifest: IndexManifest, **changes: Any) -> IndexManifest:
         **changes,
         generation=manifest.generation + 1,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        generator=f"mimic_engine {mimic_engine.__version__}",
+        generator=f"mimic_engine {__version__}",
     )
 
 

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError, IndexMismatchError, InvalidInputError, UnknownEntityError
 from mimic_engine.index.arrays import read_array_file
-from mimic_engine.index.codes import open_codes
-from mimic_engine.index.deleted import DeadRows, read_deleted
-from mimic_engine.index.entities import IdLookup, hash_ids, read_entity_table
-from mimic_engine.index.format import IndexManifest
-from mimic_engine.index.layout import check_stored, trailing_shapes
-from mimic_engine.index.pictures import picture_path
-from mimic_engine.index.records import ARRAYS, ENTITIES, IDS, SEGMENTS, SegmentRecord
+from mimic_engine.index.codes.read import open_codes
+from mimic_engine.index.entities import IdLookup, hash_ids, picture_path, read_entity_table
+from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, SEGMENTS, IndexManifest, SegmentRecord
+from mimic_engine.index.schema import check_stored, trailing_shapes
 from mimic_engine.index.snapshots import list_snapshots, read_snapshot
+from mimic_engine.index.tombstones import DeadRows, read_deleted
 from mimic_engine.index.verify import IndexReport, check_files
 from mimic_engine.types import Entity, EntityArrays
 

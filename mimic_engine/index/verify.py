@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimic_engine.index.files import sha256_file
-from mimic_engine.index.format import read_manifest
-from mimic_engine.index.records import FileRecord
+from mimic_engine.files import sha256_file
+from mimic_engine.index.manifest import FileRecord, read_manifest
 
 
 @dataclass(frozen=True, slots=True)

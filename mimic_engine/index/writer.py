@@ -28,11 +28,11 @@ from mimic_engine.errors import (
     IndexWriteError,
     InvalidInputError,
 )
-from mimic_engine.index.deleted import write_deleted
-from mimic_engine.index.extend import extend_codes
+from mimic_engine.index.codes.write import extend_codes
+from mimic_engine.index.entities import drop_pictures, keep_picture
 from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
-from mimic_engine.index.layout import folded_shapes, trailing_shapes
-from mimic_engine.index.parts import (
+from mimic_engine.index.manifest import SEGMENTS, SegmentRecord, segment_name
+from mimic_engine.index.plan import (
     Part,
     compaction,
     dead_rows,
@@ -41,8 +41,7 @@ from mimic_engine.index.parts import (
     same_rows,
     split_small,
 )
-from mimic_engine.index.pictures import drop_pictures, keep_picture
-from mimic_engine.index.records import SEGMENTS, SegmentRecord, segment_name
+from mimic_engine.index.schema import folded_shapes, trailing_shapes
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import (
     KEEP_SNAPSHOTS,
@@ -55,6 +54,7 @@ from mimic_engine.index.snapshots import (
 )
 from mimic_engine.index.store import Index
 from mimic_engine.index.survey import Fingerprint
+from mimic_engine.index.tombstones import write_deleted
 from mimic_engine.types import Entity, EntityArrays
 
 SEGMENT_ROWS = 65_536
@@ -84,7 +84,7 @@ class IndexWriter:
     featurizer : the model that folded the index; only :meth:`upsert` needs it
     keep_snapshots : snapshots that stay on disk after a change, the newest included
     batch_size : entities folded at once
-    keep_pictures : keep an entity's first picture, if given as bytes (:mod:`mimic_engine.index.pictures`)
+    keep_pictures : keep an entity's first picture, if given as bytes (:mod:`mimic_engine.index.entities`)
 
     Raises
     ------

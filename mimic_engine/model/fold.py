@@ -27,8 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mimic_engine.model.matcher import Features, Matcher
-from mimic_engine.model.units import Dual, Side
+from mimic_engine.model.units import Dual, Features, Matcher, Side
 from mimic_engine.types import FoldConstants
 
 
@@ -125,7 +124,7 @@ class Fold(nn.Module, ABC):
         image_cls: Tensor,
         image_tokens: Tensor,
     ) -> dict[str, Tensor]:
-        """Shapes as in :class:`~mimic_engine.model.matcher.Features` and in the side's array group."""
+        """Shapes as in :class:`~mimic_engine.model.units.Features` and in the side's array group."""
         m = self.matcher
         side = m.normalise(Features(text_cls, text_tokens, text_mask, image_cls, image_tokens))
         out = self.text(side) if m.config.tglu else {}

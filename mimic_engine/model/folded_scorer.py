@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mimic_engine.model.matcher import MatcherScores
+from mimic_engine.model.units import MatcherScores
 from mimic_engine.types import FoldConstants
 
 

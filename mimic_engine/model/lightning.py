@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mimic_engine.config import ModelConfig, TextConfig
 from mimic_engine.errors import ModelError
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 
 # The published configuration: CLIP ViT-B/32, and the literal string "[SEP]" between the two texts.
 PUBLISHED = ModelConfig(text=TextConfig(pairing="literal"))

@@ -9,12 +9,16 @@ checkpoints. Axes: B mentions, N entities, L tokens, P patches, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from mimic_engine.config import MatcherConfig
+from mimic_engine.config import MatcherConfig, ModelConfig
+from mimic_engine.model.encoders import Encoder, Vectors, build_encoder
 
 
 class Side(NamedTuple):
@@ -150,3 +154,120 @@ class CMFU(nn.Module):
     def forward(self, mention: Side, entity: Side) -> Tensor:
         """Scores (B, N)."""
         return self.side(mention) @ self.side(entity).T
+
+
+# The matcher: layer norms on the four inputs, the units that are on, and their mean (section 3.3).
+
+
+class Features(NamedTuple):
+    """Encoder output of R mentions or entities, images projected to width D."""
+
+    text_cls: Tensor  # (R, T)
+    text_tokens: Tensor  # (R, L, text token width)
+    text_mask: Tensor  # (R, L), 1 = real token
+    image_cls: Tensor  # (R, D)
+    image_tokens: Tensor  # (R, P, D)
+
+
+class MatcherScores(NamedTuple):
+    """Total score and the score of each unit that is on; all (B, N)."""
+
+    total: Tensor
+    units: dict[str, Tensor]
+
+
+class Matcher(nn.Module):
+    """MIMIC's interaction layers: scores of B mentions against N entities from their features."""
+
+    def __init__(self, config: MatcherConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_cls_layernorm = nn.LayerNorm(config.text_width)
+        self.text_tokens_layernorm = nn.LayerNorm(config.text_token_width)
+        self.image_cls_layernorm = nn.LayerNorm(config.hidden)
+        self.image_tokens_layernorm = nn.LayerNorm(config.hidden)
+        if config.tglu:
+            self.tglu = TGLU(config)
+        if config.vision == "vdlu":
+            self.vdlu = VDLU(config)
+        if config.vision == "concat":
+            self.concat = ConcatUnit(config)
+        if config.cmfu:
+            self.cmfu = CMFU(config)
+
+    def normalise(self, features: Features) -> Side:
+        """Layer norms on the four inputs."""
+        return Side(
+            self.text_cls_layernorm(features.text_cls),
+            self.text_tokens_layernorm(features.text_tokens),
+            features.text_mask,
+            self.image_cls_layernorm(features.image_cls),
+            self.image_tokens_layernorm(features.image_tokens),
+        )
+
+    def forward(self, mention: Features, entity: Features) -> MatcherScores:
+        """Scores of B mentions against N entities, (B, N) each."""
+        men, ent = self.normalise(mention), self.normalise(entity)
+        units = {name: getattr(self, name)(men, ent) for name in self.config.units}
+        return MatcherScores(torch.stack(list(units.values())).mean(0), units)
+
+
+# MIMIC as one module: encoder and matcher (figure 2 of the paper).
+
+
+class Mimic(nn.Module):
+    """Encoder and matcher; submodule names are those of the published checkpoints."""
+
+    def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
+        super().__init__()
+        matcher = replace(
+            config.matcher, text_width=encoder.text_width, text_token_width=encoder.text_token_width
+        )
+        self.config = replace(config, matcher=matcher)
+        self.encoder = encoder
+        self.matcher = Matcher(self.config.matcher)
+
+    @classmethod
+    def build(cls, config: ModelConfig, *, pretrained: bool = True) -> Mimic:
+        """Build the encoder that the config names and a freshly initialised matcher of its widths."""
+        return cls(config, build_encoder(config.encoder, config.matcher.hidden, pretrained=pretrained))
+
+    def features(self, text: Vectors, text_mask: Tensor, image: Vectors) -> Features:
+        """Backbone output of R rows to what the matcher takes (images projected to width D)."""
+        projected = self.encoder.project_image(image)
+        return Features(text.cls, text.tokens, text_mask, projected.cls, projected.tokens)
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, pixels: Tensor
+    ) -> Features:
+        """Token ids (R, L) int64 and pixels (R, 3, S, S) to features."""
+        text = self.encoder.text_backbone(input_ids, attention_mask, token_type_ids)
+        return self.features(text, attention_mask, self.encoder.image_backbone(pixels))
+
+    def forward(self, mention: Features, entity: Features) -> MatcherScores:
+        """Scores of B mentions against N entities, (B, N) each."""
+        return self.matcher(mention, entity)
+
+
+# The unit-consistent loss (section 3.4, equations 19 to 21): in-batch cross-entropy of total and units.
+
+
+def unit_consistent_loss(
+    scores: MatcherScores, unit_losses: Collection[str] | None = None, target: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Cross-entropies of B mentions over their candidates, by name; their sum is the training loss.
+
+    Parameters
+    ----------
+    scores : (B, N) each; without ``target`` the entity of mention b is column b.
+    unit_losses : units whose own loss is added to the overall one; all that are on by default.
+    target : (B,) int64, gold column of each mention.
+
+    Returns
+    -------
+    dict with "total" first (L_O of the paper) and one entry per chosen unit (L_T, L_V, L_C).
+    """
+    if target is None:
+        target = torch.arange(scores.total.shape[0], device=scores.total.device)
+    chosen = scores.units if unit_losses is None else {u: scores.units[u] for u in unit_losses}
+    return {name: cross_entropy(s.float(), target) for name, s in {"total": scores.total, **chosen}.items()}

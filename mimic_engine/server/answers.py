@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.server.schemas import (
+from mimic_engine.server.service import Query
+from mimic_engine.types import Candidate, LinkResult, Mention
+from mimic_engine.wire import (
     BatchBody,
     CandidateAnswer,
     LinkAnswer,
@@ -15,8 +17,6 @@ from mimic_engine.server.schemas import (
     OptionFields,
     ScoreBody,
 )
-from mimic_engine.server.service import Query
-from mimic_engine.types import Candidate, LinkResult, Mention
 
 _NOTHING = OptionFields()
 

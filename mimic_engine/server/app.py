@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-import mimic_engine
+from mimic_engine._version import __version__
 from mimic_engine.server import docs, errors, index_routes, link_routes, page, pictures, probe_routes
 from mimic_engine.server.auth import AuthMiddleware, Keys
 from mimic_engine.server.fetch import Fetcher
@@ -61,7 +61,7 @@ def create_app(
 
     app = FastAPI(
         title="mimic_engine",
-        version=mimic_engine.__version__,
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

@@ -11,10 +11,10 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from mimic_engine import wire
 from mimic_engine.errors import InvalidInputError, TooLargeError
-from mimic_engine.server import schemas
-from mimic_engine.server.schemas import LinkBody
 from mimic_engine.server.settings import Settings
+from mimic_engine.wire import LinkBody
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ NDJSON = ("application/x-ndjson", "application/jsonl")
 async def read_link(request: Request, settings: Settings) -> LinkBody:
     """Read the body of ``/v1/link``, JSON or multipart."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return schemas.decode_link(await read_json(request, "multipart/form-data"))
+        return wire.decode_link(await read_json(request, "multipart/form-data"))
     fields: list[tuple[str, str]] = []
     image: bytes | None = None
     limits = {"max_fields": 16 + 2 * settings.max_candidates, "max_part_size": 4 * settings.max_text_chars}
@@ -39,7 +39,7 @@ async def read_link(request: Request, settings: Settings) -> LinkBody:
                     raise InvalidInputError(f"{name}: the only file a form may hold is image", field=name)
     except (HTTPException, FormParserError) as error:
         raise InvalidInputError(f"body: not a valid form: {getattr(error, 'detail', error)}") from error
-    return schemas.form_to_body(fields, image)
+    return wire.form_to_body(fields, image)
 
 
 async def read_json(request: Request, *also: str) -> bytes:

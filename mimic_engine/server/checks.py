@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
-from mimic_engine.server.schemas import EntityBody
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Entity, LinkOptions, Mention, Mode
+from mimic_engine.wire import EntityBody
 
 DEFAULT_TOP_K = 10
 MAX_ID_CHARS = 512

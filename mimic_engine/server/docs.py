@@ -10,8 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from mimic_engine.server.schemas import components, ref
 from mimic_engine.types import MODES
+from mimic_engine.wire import components, ref
 
 PUBLIC_LIMITS = (
     "max_batch_size",

@@ -31,7 +31,7 @@ from mimic_engine.errors import (
     UnauthorisedError,
     UnknownEntityError,
 )
-from mimic_engine.server.schemas import ErrorBody, ErrorDetail
+from mimic_engine.wire import ErrorBody, ErrorDetail
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
-import mimic_engine
+from mimic_engine._version import __version__
 from mimic_engine.errors import ImageError, InvalidInputError, MimicError, TooLargeError
 
 FIELD = "image_url"
@@ -123,7 +123,7 @@ class Fetcher:
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
         headers = {
             "Host": host,
-            "User-Agent": f"mimic_engine/{mimic_engine.__version__}",
+            "User-Agent": f"mimic_engine/{__version__}",
             "Accept": "image/jpeg, image/png, image/webp",
             "Accept-Encoding": "identity",
             "Connection": "close",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
-import mimic_engine
+from mimic_engine import wire
+from mimic_engine._version import __version__
 from mimic_engine.errors import UnknownEntityError
-from mimic_engine.server import docs, schemas
+from mimic_engine.server import docs
 from mimic_engine.server.bodies import read_json
 from mimic_engine.server.checks import check_entity
 from mimic_engine.server.errors import describe, json_response
-from mimic_engine.server.paths import REST
-from mimic_engine.server.schemas import EntityAnswer, ReloadAnswer
 from mimic_engine.server.service import LinkService
+from mimic_engine.wire import EntityAnswer, ReloadAnswer
 
 
 def install(app: FastAPI, service: LinkService) -> None:
@@ -33,7 +34,7 @@ def install(app: FastAPI, service: LinkService) -> None:
     @app.put(f"/v1/entities/{{entity_id:{REST}}}", tags=["admin"], **docs.PUT_ENTITY)
     async def put_entity(entity_id: str, request: Request) -> Response:
         """Add or replace an entity; when this answers, it is stored and linked against."""
-        body = schemas.decode_entity(await read_json(request))
+        body = wire.decode_entity(await read_json(request))
         entity = check_entity(entity_id, body, service.settings)
         await service.change(lambda writer: writer.upsert([entity]))
         return json_response(ReloadAnswer(True, len(service.linker.index)))
@@ -53,7 +54,7 @@ def install(app: FastAPI, service: LinkService) -> None:
         linker = service.linker
         return json_response(
             {
-                "version": mimic_engine.__version__,
+                "version": __version__,
                 "model_hash": linker.model_hash,
                 "entities": len(linker.index),
                 "changes": service.takes_changes,
@@ -67,3 +68,17 @@ def install(app: FastAPI, service: LinkService) -> None:
         """Link from now on against the newest state of the index; requests under way keep theirs."""
         reloaded = await service.reload()
         return json_response(ReloadAnswer(reloaded, len(service.linker.index)))
+
+
+# The rest of a path as one parameter, whatever it holds: ids may have slashes and line breaks in them.
+
+REST = "rest"  # "/v1/entities/{entity_id:rest}"
+
+
+class _Rest(PathConvertor):
+    """Starlette's ``path`` stops at a line break."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor(REST, _Rest())

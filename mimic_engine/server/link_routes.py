@@ -9,18 +9,19 @@ from fastapi import FastAPI, Request, Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
+from mimic_engine import wire
 from mimic_engine.errors import InvalidInputError, MimicError, TooLargeError
-from mimic_engine.server import docs, errors, schemas
+from mimic_engine.server import docs, errors
 from mimic_engine.server.answers import Shape, in_order, read_mention, read_score
 from mimic_engine.server.bodies import NDJSON, expect_type, read_json, read_link, while_connected
 from mimic_engine.server.errors import describe, json_response
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import Trace
-from mimic_engine.server.schemas import BatchAnswer, BatchBody, ErrorBody, LinkAnswer
 from mimic_engine.server.service import LinkService, Query
 from mimic_engine.server.settings import Settings
 from mimic_engine.server.stream import StreamedLinks
 from mimic_engine.types import LinkResult
+from mimic_engine.wire import BatchAnswer, BatchBody, ErrorBody, LinkAnswer
 
 Asked = tuple[Query, Shape] | MimicError  # a mention, or what was wrong with it already
 
@@ -34,7 +35,7 @@ class Linking:
     def read(self, raw: bytes | msgspec.Raw, shared: BatchBody | None = None) -> Asked:
         """Read one mention of several: what is wrong with it is its own."""
         try:
-            return read_mention(schemas.decode_mention(raw), self.own_threshold, shared)
+            return read_mention(wire.decode_mention(raw), self.own_threshold, shared)
         except InvalidInputError as error:
             return error
 
@@ -91,14 +92,14 @@ def install(app: FastAPI, service: LinkService, metrics: Metrics) -> None:
     @app.post("/v1/score", tags=["linking"], **docs.SCORE)
     async def score(request: Request) -> Response:
         """Score the given entities for one mention, each of them, in the order given."""
-        body = schemas.decode_score(await read_json(request))
+        body = wire.decode_score(await read_json(request))
         answer = _or_raise(await linking.answer(request, [read_score(body)], body.timeout_ms))
         return json_response(in_order(answer, body.candidates))
 
     @app.post("/v1/link:batch", tags=["linking"], **docs.BATCH)
     async def link_batch(request: Request) -> Response:
         """Rank the entities for several mentions; each gets a result or an error of its own."""
-        body = schemas.decode_batch(await read_json(request))
+        body = wire.decode_batch(await read_json(request))
         limit = service.settings.max_mentions
         if not body.mentions:
             raise InvalidInputError("mentions: must not be empty", field="mentions")

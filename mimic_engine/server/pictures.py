@@ -17,10 +17,10 @@ from mimic_engine.errors import InvalidInputError, UnknownEntityError
 from mimic_engine.images import ImageLimits, read_encoded
 from mimic_engine.server import docs
 from mimic_engine.server.errors import describe, json_response
-from mimic_engine.server.paths import REST
-from mimic_engine.server.schemas import ErrorBody, ErrorDetail, ExampleBody, ExamplesBody
+from mimic_engine.server.index_routes import REST
 from mimic_engine.server.service import LinkService
 from mimic_engine.types import ImageSource, Mention
+from mimic_engine.wire import ErrorBody, ErrorDetail, ExampleBody, ExamplesBody
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-import mimic_engine
+from mimic_engine._version import __version__
 from mimic_engine.errors import NotReadyError
 from mimic_engine.server import docs
 from mimic_engine.server.errors import error_response, json_response
 from mimic_engine.server.metrics import Metrics
-from mimic_engine.server.schemas import StatusAnswer
 from mimic_engine.server.service import LinkService
+from mimic_engine.wire import StatusAnswer
 
 MODEL_NAME = "mimic"  # as the Open Inference Protocol calls it
 
@@ -89,7 +89,7 @@ def _add_open_inference(app: FastAPI, service: LinkService) -> None:
     @app.get("/v2", tags=["open inference"], **docs.INFO)
     async def server() -> Response:
         """Describe the server."""
-        return json_response({"name": "mimic_engine", "version": mimic_engine.__version__, "extensions": []})
+        return json_response({"name": "mimic_engine", "version": __version__, "extensions": []})
 
     app.get("/v2/health/ready", tags=["open inference"], **docs.V2_READY)(ready)
 

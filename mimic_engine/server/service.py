@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
-from mimic_engine.admission import Places
-from mimic_engine.batching import Batcher, State
+from mimic_engine.batching.batcher import Batcher, State
+from mimic_engine.batching.queue import Places
+from mimic_engine.batching.recovery import Recovery
 from mimic_engine.errors import DeadlineError, EngineError, ForbiddenError, InvalidInputError, MimicError
-from mimic_engine.recovery import Recovery
 from mimic_engine.server.checks import IndexLike, Query, check_query
 from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.settings import Settings

@@ -17,12 +17,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mimic_engine.admission import Places
+from mimic_engine.batching.queue import Places
 from mimic_engine.errors import MimicError
 from mimic_engine.server.bodies import NDJSON, lines_of
 from mimic_engine.server.errors import describe
-from mimic_engine.server.schemas import ErrorBody, LinkAnswer
 from mimic_engine.types import LinkResult
+from mimic_engine.wire import ErrorBody, LinkAnswer
 
 if TYPE_CHECKING:
     from mimic_engine.server.link_routes import Asked, Linking

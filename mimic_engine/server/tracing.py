@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-import mimic_engine
+from mimic_engine._version import __version__
 from mimic_engine.errors import MissingDependencyError
 from mimic_engine.server.settings import Settings
 
@@ -33,7 +33,7 @@ class RequestTracer:
     def __init__(self, provider: TracerProvider) -> None:
         api = _import_api()
         self._api, self._provider = api, provider
-        self._tracer = provider.get_tracer("mimic_engine", mimic_engine.__version__)
+        self._tracer = provider.get_tracer("mimic_engine", __version__)
 
     @classmethod
     def open(cls, settings: Settings) -> RequestTracer | None:
@@ -47,9 +47,7 @@ class RequestTracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
-        resource = Resource.create(
-            {"service.name": "mimic_engine", "service.version": mimic_engine.__version__}
-        )
+        resource = Resource.create({"service.name": "mimic_engine", "service.version": __version__})
         provider = TracerProvider(
             resource=resource, sampler=ParentBasedTraceIdRatio(settings.otlp_sample_ratio)
         )

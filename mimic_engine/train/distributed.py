@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mimic_engine.model.matcher import Features
+from mimic_engine.model.units import Features
 
 Rows = NDArray[np.int64]
 T = TypeVar("T")

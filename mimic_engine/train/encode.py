@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.data.images import BrokenImages
 from mimic_engine.errors import ModelError
 from mimic_engine.images import ImagePreprocessor
+from mimic_engine.model.checkpoint import state_hash
 from mimic_engine.model.encoders import Vectors
 from mimic_engine.model.fold import FoldEntity, FoldMention
-from mimic_engine.model.hashing import state_hash
-from mimic_engine.model.matcher import Features
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Features, Mimic
 from mimic_engine.train.corpus import Corpus, Picture, picture_identity, picture_sources
 from mimic_engine.train.features import CachedFeatures, cache_key, cached_features
 from mimic_engine.types import Array, EntityArrays, MentionArrays

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mimic_engine.errors import DataError
-from mimic_engine.record import replace_file
+from mimic_engine.provenance import replace_file
 from mimic_engine.types import Array
 
 # Rows (B,) -> cls (B, W), tokens (B, K, W'), broken (B,): 1 where an input could not be used.

@@ -5,7 +5,7 @@ TGLU's score, so it is computed in cache-sized blocks and reduced to (B, N, L);
 where padding is masked, mentions and entities of similar length go together
 and padding costs nothing. VDLU is scored in its closed form
 (:mod:`mimic_engine.model.fold`). Same scores and gradients as
-:class:`mimic_engine.model.matcher.Matcher` to rounding, in a fraction of its
+:class:`mimic_engine.model.units.Matcher` to rounding, in a fraction of its
 time and memory.
 """
 
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from mimic_engine.model.fold import fold_key_role, fold_query_role
 from mimic_engine.model.folded_scorer import dual
-from mimic_engine.model.matcher import Features, Matcher, MatcherScores
-from mimic_engine.model.units import TGLU, VDLU, Dual, Side
+from mimic_engine.model.units import TGLU, VDLU, Dual, Features, Matcher, MatcherScores, Side
 
 LENGTH_GROUPS = 4  # of entities, each cut to its longest text
 BLOCK_VALUES = 1 << 18  # attention values at a time: 1 MB in float32, which stays in a core's cache

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from mimic_engine.model.fold import fold_constants
-from mimic_engine.scoring.base import ScanKernels
-from mimic_engine.scoring.blocks import BlockKernels
-from mimic_engine.scoring.cpu import CpuKernels
-from mimic_engine.scoring.scan import Scan
-from mimic_engine.scoring.torch import TorchScorer
+from mimic_engine.scan.base import ScanKernels
+from mimic_engine.scan.blocks import BlockKernels
+from mimic_engine.scan.cpu import CpuKernels
+from mimic_engine.scan.scan import Scan
+from mimic_engine.scan.torch import TorchScorer
 from mimic_engine.train.encode import RecordEncoder, fold_entities
 from mimic_engine.types import FoldConstants
 
@@ -26,7 +26,7 @@ def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = No
     """
     entities = fold_entities(encode, encode.corpus.entities, batch_size)
     before = torch.get_num_threads()
-    kernels = kernels_for(fold_constants(encode.model.matcher), encode.device)
+    kernels = kernels_for(fold_constants(encode.model.matcher), str(encode.device))
     torch.set_num_threads(1)
     scan = Scan([entities], kernels, threads=threads or before)
     try:
@@ -36,8 +36,8 @@ def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = No
         torch.set_num_threads(before)
 
 
-def kernels_for(constants: FoldConstants, device: torch.device) -> ScanKernels:
+def kernels_for(constants: FoldConstants, device: str) -> ScanKernels:
     """Compiled kernels where they are installed and the model is on the CPU, else PyTorch on ``device``."""
-    if device.type == "cpu" and CpuKernels.available():
+    if device == "cpu" and CpuKernels.available():
         return CpuKernels(constants)
-    return BlockKernels(TorchScorer(constants, str(device)), constants)
+    return BlockKernels(TorchScorer(constants, device), constants)

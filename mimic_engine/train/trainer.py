@@ -21,20 +21,25 @@ from torch import nn
 from tqdm import tqdm
 
 from mimic_engine.errors import EngineError
+from mimic_engine.metrics import Metrics, ranking_metrics
 from mimic_engine.model.checkpoint import save_checkpoint
-from mimic_engine.model.mimic import Mimic
-from mimic_engine.train.average import WeightAverage
+from mimic_engine.model.units import Mimic
 from mimic_engine.train.batch_loss import BatchLoss
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.corpus import Split
 from mimic_engine.train.distributed import Group
 from mimic_engine.train.encode import RecordEncoder, fold_mentions
 from mimic_engine.train.log import RunLog
-from mimic_engine.train.metrics import Metrics, ranking_metrics
-from mimic_engine.train.mining import mine_negatives
-from mimic_engine.train.optimiser import build_optimiser, freeze, rate_factor, set_modes, set_rates
+from mimic_engine.train.optimiser import (
+    WeightAverage,
+    build_optimiser,
+    freeze,
+    rate_factor,
+    set_modes,
+    set_rates,
+)
 from mimic_engine.train.ranking import entity_scan
-from mimic_engine.train.sampler import Batch, BatchSampler
+from mimic_engine.train.sampler import Batch, BatchSampler, mine_negatives
 from mimic_engine.train.state import Progress, load_state, save_state
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mimic_engine.batching import Batcher
+from mimic_engine.batching.batcher import Batcher
 from tests.batching.device import Device
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mimic_engine.batching import BatchLimits
+from mimic_engine.batching.batcher import BatchLimits
 from mimic_engine.errors import (
     InvalidInputError,
 )

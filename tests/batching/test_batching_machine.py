@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from mimic_engine.batching import Batcher, BatchLimits
+from mimic_engine.batching.batcher import Batcher, BatchLimits
 from mimic_engine.errors import NotReadyError, QueueFullError, TooLargeError
 
 

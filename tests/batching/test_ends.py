@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mimic_engine.batching import Batcher, BatchLimits, State
+from mimic_engine.batching.batcher import Batcher, BatchLimits, State
 from mimic_engine.errors import (
     EngineError,
     NotReadyError,

@@ -4,8 +4,7 @@ import threading
 
 import pytest
 
-from mimic_engine.batching import Batcher, BatchLimits, State
-from mimic_engine.errands import Errand
+from mimic_engine.batching.batcher import Batcher, BatchLimits, Errand, State
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
 from tests.batching.device import in_thread, wait_until
 

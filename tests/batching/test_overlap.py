@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from mimic_engine.batching import Batcher, BatchLimits, State
+from mimic_engine.batching.batcher import Batcher, BatchLimits, State
+from mimic_engine.batching.recovery import Recovery
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
-from mimic_engine.recovery import Recovery
 from tests.batching.device import in_thread, wait_until
 
 LIMITS = BatchLimits(max_batch_size=2, max_queue_size=64)

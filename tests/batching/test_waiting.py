@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mimic_engine.batching import BatchLimits
+from mimic_engine.batching.batcher import BatchLimits
 from mimic_engine.errors import (
     DeadlineError,
     InvalidInputError,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.mimic_format import read_entities, read_mentions
-from mimic_engine.data.pictures import ReadCounts
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity, LabelledMention, Mention
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimic_engine.data.pictures import ReadCounts
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.records import PARQUET_BLOCK_ROWS, read_entities, read_mentions
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity, LabelledMention, Mention

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mimic_engine.data.pictures import ReadCounts
+from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.source import entity_stream, open_dataset
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity

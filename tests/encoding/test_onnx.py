@@ -9,8 +9,7 @@ from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.scoring.numpy import NumpyScorer
-from mimic_engine.scoring.onnx import OnnxScorer
+from mimic_engine.scan.blocks import NumpyScorer, OnnxScorer
 from mimic_engine.types import EntityArrays, TextFeatures, TokenBatch
 
 LENGTH, SIZE = 9, 32

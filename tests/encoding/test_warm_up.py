@@ -1,32 +1,25 @@
 """After a warm-up nothing new happens for any batch, length or picture; and sessions are opened anew after a fault."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
 
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
-from mimic_engine.encoding.base import warm_up
 from mimic_engine.encoding.buckets import ROWS, bucket, length_buckets
-from mimic_engine.encoding.cuda import BoundGraph
-from mimic_engine.encoding.graph import OnnxGraph
+from mimic_engine.encoding.featurizer import warm_up
 from mimic_engine.encoding.manifest import ModelManifest
-from mimic_engine.encoding.onnx import OnnxSession
+from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession
 from mimic_engine.encoding.session import ENCODERS, FOLDS, GraphSession
-from mimic_engine.encoding.tensorrt import EngineGraph
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import DeviceError, DeviceLostError, ModelError
 from mimic_engine.export.profiles import profiles
 from mimic_engine.export.to_onnx import ExportOptions, export_model
+from mimic_engine.gpu.onnx_cuda import BoundGraph
+from mimic_engine.gpu.tensorrt import EngineGraph
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 from mimic_engine.types import TokenBatch
-
-_spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
-fakes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fakes)
+from tests.gpu import fakes
 
 LENGTH = 29
 GRAPHS = (*ENCODERS, *FOLDS)

@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
 from mimic_engine.export.to_onnx import EXPORTED, ExportOptions, export_model
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 
 
 @pytest.fixture(scope="session")

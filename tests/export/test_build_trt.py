@@ -8,17 +8,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mimic_engine.encoding import tensorrt_library
-from mimic_engine.encoding.engine_files import EngineRecord
 from mimic_engine.encoding.manifest import GRAPHS, ModelManifest, file_sha256
-from mimic_engine.encoding.tensorrt import deserialize
-from mimic_engine.encoding.tensorrt_library import FLAVOURS, load_library
 from mimic_engine.errors import InvalidInputError, MissingDependencyError, ModelError
 from mimic_engine.export import build_trt
 from mimic_engine.export.engines import BuildOptions, network_flags
 from mimic_engine.export.precision import to_fp8
 from mimic_engine.export.profiles import profiles
 from mimic_engine.export.quantise import Outcome, ship
+from mimic_engine.gpu import tensorrt_library
+from mimic_engine.gpu.engine_files import EngineRecord
+from mimic_engine.gpu.tensorrt import deserialize
+from mimic_engine.gpu.tensorrt_library import FLAVOURS, load_library
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 

@@ -1,26 +1,21 @@
 """Engines checked against PyTorch, on the device that runs late: what is right passes, what is wrong is refused."""
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mimic_engine.encoding.engine_files import EngineRecord, graph_sha256
-from mimic_engine.encoding.graph import OnnxGraph
 from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
-from mimic_engine.encoding.tensorrt import EngineGraph
+from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import ModelError
 from mimic_engine.export import engine_check, verify
 from mimic_engine.export.comparison import Comparison, Row
 from mimic_engine.export.engine_check import InBlocks, mark, verify_engines
 from mimic_engine.export.profiles import profiles
 from mimic_engine.export.samples import own_records, prepare
-
-_spec = importlib.util.spec_from_file_location("fakes", Path(__file__).parents[1] / "encoding" / "fakes.py")
-fakes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fakes)
+from mimic_engine.gpu.engine_files import EngineRecord, graph_sha256
+from mimic_engine.gpu.tensorrt import EngineGraph
+from tests.gpu import fakes
 
 
 def engine_graph(folder, manifest, name, device):

@@ -8,9 +8,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from mimic_engine.encoding.graph import CPU, cpu_options, open_session
 from mimic_engine.encoding.manifest import ModelManifest
-from mimic_engine.encoding.onnx import OnnxSession
+from mimic_engine.encoding.onnx import CPU, OnnxSession, cpu_options, open_session
 from mimic_engine.export import quantise
 from mimic_engine.export.precision import to_fp8
 from mimic_engine.export.quantise import WAYS, Outcome
@@ -200,10 +199,10 @@ def test_wrong_options_are_named(model, data, capsys, options, message):
 
 def test_a_judge_counts_what_the_linker_answers(model, data):
     """Hits@1 in float32 is the share of mentions that linking gets right."""
+    from mimic_engine.backends.encoders import open_featurizer
     from mimic_engine.data.source import open_dataset
-    from mimic_engine.encoding.open import open_featurizer
-    from mimic_engine.evaluate import BrokenImages, KnowledgeBaseFeaturizer, fold_in_memory
-    from mimic_engine.scoring.numpy import NumpyScorer
+    from mimic_engine.evaluate.evaluate import BrokenImages, KnowledgeBaseFeaturizer, fold_in_memory
+    from mimic_engine.scan.blocks import NumpyScorer
 
     dataset = open_dataset(data, splits=("train", "test"))
     judge = quantise.Judge(model, ModelManifest.read(model), dataset, 0, 1)

@@ -10,14 +10,14 @@ import onnx
 import pytest
 import torch
 
-from mimic_engine.encoding.graph import OnnxGraph
 from mimic_engine.encoding.manifest import GRAPHS, ModelManifest, file_sha256
+from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.export import to_onnx
 from mimic_engine.export.graphs import Graph, model_graphs
 from mimic_engine.export.to_onnx import ExportOptions, export_model
+from mimic_engine.model.checkpoint import model_hash
 from mimic_engine.model.fold import fold_constants
-from mimic_engine.model.hashing import model_hash
 
 ROOT = Path(__file__).parents[2]
 

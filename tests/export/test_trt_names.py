@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = (
     "export/engines.py",
-    "mimic_engine/encoding/tensorrt.py",
-    "mimic_engine/encoding/tensorrt_library.py",
+    "mimic_engine/gpu/tensorrt.py",
+    "mimic_engine/gpu/tensorrt_library.py",
 )
 VERSIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
 SYMBOLS = {

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mimic_engine.errors import IndexFormatError
+from mimic_engine.files import sha256_file
 from mimic_engine.index.arrays import read_array_file, write_array_file
 from mimic_engine.index.build import build_index
-from mimic_engine.index.files import sha256_file
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimic_engine.agreement import promised
+from mimic_engine.calibration.recall import promised
 from mimic_engine.errors import IndexFormatError
+from mimic_engine.files import sha256_file
 from mimic_engine.index.arrays import write_array_file
 from mimic_engine.index.build import build_index
-from mimic_engine.index.files import sha256_file
-from mimic_engine.index.format import read_manifest, write_manifest
-from mimic_engine.index.records import FileRecord
+from mimic_engine.index.manifest import FileRecord, read_manifest, write_manifest
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.types import Entity, EntityArrays, FoldConstants

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from mimic_engine.errors import IndexFormatError
+from mimic_engine.files import sha256_file
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.build import build_index
-from mimic_engine.index.files import sha256_file
-from mimic_engine.index.format import VERSION, read_manifest, write_manifest
-from mimic_engine.index.records import FileRecord
+from mimic_engine.index.manifest import VERSION, FileRecord, read_manifest, write_manifest
 from mimic_engine.index.store import Index
 from mimic_engine.types import Entity, EntityArrays, FoldConstants
 

@@ -9,7 +9,7 @@ import pytest
 from mimic_engine.encoding.manifest import ModelManifest, StoredFile
 from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.errors import MimicError, ModelError
-from mimic_engine.scoring.onnx import OnnxScorer
+from mimic_engine.scan.blocks import OnnxScorer
 
 TEXT = "graphs/text_encoder.fp32.onnx"
 FILES = [TEXT, "graphs/entity_fold.fp32.onnx", "tokenizer.json"]

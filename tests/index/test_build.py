@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mimic_engine import files
 from mimic_engine.errors import (
     DataError,
     IndexFormatError,
@@ -21,7 +22,7 @@ from mimic_engine.errors import (
     InvalidInputError,
     ModelError,
 )
-from mimic_engine.index import build, files
+from mimic_engine.index import build
 from mimic_engine.index.build import build_index
 from mimic_engine.index.progress import PROGRESS
 from mimic_engine.index.store import Index

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mimic_engine.errors import IndexWriteError
-from mimic_engine.index.format import read_manifest_file
+from mimic_engine.index.manifest import read_manifest_file
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimic_engine.index.pictures import picture_path
+from mimic_engine.index.entities import picture_path
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity

@@ -1,4 +1,4 @@
-"""The short form of ``benchmarks.kill``: a writer killed -9 loses nothing, and a reader sees nothing half done."""
+"""The short form of ``benchmarks.durability.kill``: a writer killed -9 loses nothing, and a reader sees nothing half done."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.kill import KillOptions, main, run
-from benchmarks.kill_parties import Change, build, group_ids, versions_of
+from benchmarks.durability.kill import KillOptions, main, run
+from benchmarks.durability.kill_parties import Change, build, group_ids, versions_of
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.store import Index
@@ -43,7 +43,7 @@ class TestWhatWouldBeNoticed:
         return Index.open(tmp_path / "index")
 
     def change(self, index: Index, entities: list[Entity], fold=None) -> Index:
-        from benchmarks.kill_parties import HashFold
+        from benchmarks.durability.kill_parties import HashFold
 
         with IndexWriter(index, fold or HashFold()) as writer:
             writer.upsert(entities)
@@ -63,7 +63,7 @@ class TestWhatWouldBeNoticed:
             versions_of(index.delete(["stays/3"]))
 
     def test_arrays_of_another_entity(self, index):
-        from benchmarks.kill_parties import HashFold
+        from benchmarks.durability.kill_parties import HashFold
 
         class Foreign(HashFold):
             def entities(self, batch):

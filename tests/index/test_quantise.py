@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mimic_engine.index.quantise import quantise_rows
+from mimic_engine.index.segment import quantise_rows
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 

@@ -21,9 +21,9 @@ from mimic_engine.errors import (
 )
 from mimic_engine.index import entities as entities_module
 from mimic_engine.index.build import build_index
-from mimic_engine.index.format import write_manifest
-from mimic_engine.index.layout import ALWAYS_FLOAT32
-from mimic_engine.index.quantise import quantise_rows
+from mimic_engine.index.manifest import write_manifest
+from mimic_engine.index.schema import ALWAYS_FLOAT32
+from mimic_engine.index.segment import quantise_rows
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter

@@ -14,8 +14,8 @@ from mimic_engine.errors import (
     ModelError,
     UnknownEntityError,
 )
-from mimic_engine.index import parts
-from mimic_engine.index.quantise import quantise_rows
+from mimic_engine.index import plan as parts
+from mimic_engine.index.segment import quantise_rows
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import Change, IndexWriter

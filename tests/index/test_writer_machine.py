@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from mimic_engine.errors import InvalidInputError, UnknownEntityError
-from mimic_engine.index import parts
+from mimic_engine.index import plan as parts
 from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index

@@ -15,14 +15,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def world():
-    from benchmarks.gpu_data import World
+    from benchmarks.gpu.data import World
 
     return World.make(torch.device("cuda"), 5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (257, 5), (16, 64), (1031, 3)], ids=str)
 def test_every_kernel_equals_its_twin(world, size):
-    from benchmarks.gpu_checks import run_checks
+    from benchmarks.gpu.checks import run_checks
 
     checks = list(run_checks(world, (size,), seed=3))
     assert not [c for c in checks if isinstance(c, Exception) or not c.passed]
@@ -31,8 +31,8 @@ def test_every_kernel_equals_its_twin(world, size):
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_certified_is_exact_and_coded_is_near(world, dtype, placement):
-    from benchmarks.gpu_data import cluster, fold_entities, fold_mentions
-    from mimic_engine.scoring.cuda import CudaScan
+    from benchmarks.gpu.data import cluster, fold_entities, fold_mentions
+    from mimic_engine.gpu.scan import CudaScan
 
     entities = fold_entities(world, 5000, dtype)
     mentions = fold_mentions(world, torch.arange(9) * 500, 4)
@@ -48,8 +48,8 @@ def test_certified_is_exact_and_coded_is_near(world, dtype, placement):
 
 
 def test_a_search_can_be_captured_and_replayed(world):
-    from benchmarks.gpu_data import fold_entities, fold_mentions
-    from mimic_engine.scoring.cuda import CudaScan
+    from benchmarks.gpu.data import fold_entities, fold_mentions
+    from mimic_engine.gpu.scan import CudaScan
 
     scan = CudaScan((fold_entities(world, 3000, "float16"),), world.constants)
     prepared = scan.prepare(fold_mentions(world, torch.arange(4), 4), "certified")

@@ -18,15 +18,15 @@ ROWS = 3000
 
 @pytest.fixture(scope="module")
 def world():
-    from benchmarks.gpu_data import World
+    from benchmarks.gpu.data import World
 
     return World.make(torch.device("cuda"), 5)
 
 
 @pytest.fixture(scope="module")
 def ranker(world):
-    from benchmarks.gpu_data import cluster, fold_entities
-    from mimic_engine.scoring.cuda_ranker import CudaRanker
+    from benchmarks.gpu.data import cluster, fold_entities
+    from mimic_engine.gpu.scan import CudaRanker
 
     entities = fold_entities(world, ROWS, "float16")
     return CudaRanker((entities,), world.constants, codes=cluster(world, entities, 256))
@@ -34,7 +34,7 @@ def ranker(world):
 
 @pytest.fixture(scope="module")
 def mentions(world):
-    from benchmarks.gpu_data import fold_mentions
+    from benchmarks.gpu.data import fold_mentions
 
     return fold_mentions(world, torch.arange(64) * 40, 4)
 
@@ -60,7 +60,7 @@ def test_nothing_is_compiled_after_the_warm_up(ranker, mentions):
 
 def test_out_of_memory_is_told_and_the_index_comes_back(ranker, mentions, monkeypatch):
     from mimic_engine.errors import DeviceError, DeviceLostError
-    from mimic_engine.scoring.cuda import CudaScan
+    from mimic_engine.gpu.scan import CudaScan
 
     before = ranker.search(mentions, 10)
     with monkeypatch.context() as broken:
@@ -78,7 +78,7 @@ def test_out_of_memory_is_told_and_the_index_comes_back(ranker, mentions, monkey
 STICKY = """
 import torch, triton, triton.language as tl
 from mimic_engine.errors import DeviceError, DeviceLostError
-from mimic_engine.faults import device_faults
+from mimic_engine.device_errors import device_faults
 
 @triton.jit
 def wild(pointer):

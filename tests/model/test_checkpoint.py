@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, CLIPModel
 
-from benchmarks import baseline
-from benchmarks.published_inputs import Features as PublishedFeatures
+from benchmarks.scan import published_loop as baseline
+from benchmarks.scan.published_inputs import Features as PublishedFeatures
 from mimic_engine.errors import ModelError
 from mimic_engine.model.checkpoint import load_checkpoint, save_checkpoint, tokenizer_json_text
 from mimic_engine.model.lightning import import_lightning, read_lightning_state
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 
 
 def inputs(rows: int, length: int = 9, size: int = 32):

@@ -8,7 +8,7 @@ import torch
 from mimic_engine.config import ModelConfig
 from mimic_engine.export.import_checkpoint import PUBLISHED, main
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.model.mimic import Mimic
+from mimic_engine.model.units import Mimic
 
 
 @pytest.fixture

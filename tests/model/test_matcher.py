@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import baseline
-from benchmarks.published_inputs import Features as PublishedFeatures
+from benchmarks.scan import published_loop as baseline
+from benchmarks.scan.published_inputs import Features as PublishedFeatures
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import ModelError
-from mimic_engine.model.loss import unit_consistent_loss
-from mimic_engine.model.matcher import Matcher
+from mimic_engine.model.units import Matcher, unit_consistent_loss
 
 PUBLISHED = MatcherConfig(text_width=14, text_token_width=10, hidden=8)
 

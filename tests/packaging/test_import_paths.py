@@ -98,7 +98,7 @@ def test_the_wheel_carries_the_page(wheel, tree):
     with zipfile.ZipFile(wheel) as archive:
         for file in static.iterdir():
             assert archive.read(f"mimic_engine/server/static/{file.name}") == file.read_bytes()
-        assert "mimic_engine/data/demo/examples.json" in archive.namelist()
+        assert "mimic_engine/demo/examples.json" in archive.namelist()
 
 
 def test_the_wheel_carries_licence_and_notices(wheel):

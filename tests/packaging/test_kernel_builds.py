@@ -17,7 +17,7 @@ needs_tools = pytest.mark.skipif(not TOOLS, reason="needs a C++ compiler, cmake 
 SCORES = """
 import numpy as np
 from mimic_engine.kernels import _cpu
-from mimic_engine.scoring.cpu import CpuKernels
+from mimic_engine.scan.cpu import CpuKernels
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 kernels = CpuKernels(FoldConstants(3, ("cmfu",)))
 prepared = kernels.prepare(MentionArrays(cmfu=np.array([[1, 2, 3]], np.float32)))
@@ -56,7 +56,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(no_tools, tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".so")]
     site = install_wheel(wheel, tmp_path / "site")
-    code = "from mimic_engine.scoring.cpu import CpuKernels; print(CpuKernels.available())"
+    code = "from mimic_engine.scan.cpu import CpuKernels; print(CpuKernels.available())"
     assert run(sys.executable, "-c", code, cwd=tmp_path, path=site) == "False\n"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mimic_engine import cli
-from mimic_engine.data.demo.archives import ARCHIVES
+from mimic_engine.cli import main as cli
+from mimic_engine.demo.archives import ARCHIVES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -77,10 +77,10 @@ def test_the_notices_name_every_package_of_the_demo_with_its_licence():
 def test_flags_of_scripts_and_modules_exist():
     parsers = {
         "mimic_engine.train": ROOT / "mimic_engine" / "train" / "config.py",
-        "mimic_engine.train.experiments": ROOT / "mimic_engine" / "train" / "experiments" / "__main__.py",
-        "mimic_engine.evaluate": ROOT / "mimic_engine" / "evaluate.py",
+        "benchmarks.experiments": ROOT / "benchmarks" / "experiments" / "__main__.py",
+        "mimic_engine.evaluate": ROOT / "mimic_engine" / "evaluate" / "evaluate.py",
         "mimic_engine.serve": ROOT / "mimic_engine" / "server" / "settings.py",
-        "benchmarks.report": ROOT / "benchmarks" / "report.py",
+        "benchmarks.report": ROOT / "benchmarks" / "report" / "report.py",
     }
     for words in commands():
         name = next((w for w in words if w in parsers or w.endswith(".py")), None)

@@ -9,9 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from mimic_engine import Linker, Mention
-from mimic_engine.changes import IndexChanges
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
+from mimic_engine.index_changes import IndexChanges
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
 

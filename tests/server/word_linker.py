@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, UnknownEntityError
-from mimic_engine.index.pictures import picture_path
+from mimic_engine.index.entities import picture_path
 from mimic_engine.types import Candidate, Entity, Explanation, LinkResult, TokenSpan
 
 ENTITIES = (

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.train.average import WeightAverage
 from mimic_engine.train.config import TrainConfig
+from mimic_engine.train.optimiser import WeightAverage
 from mimic_engine.train.run import _read, build_trainer
 
 

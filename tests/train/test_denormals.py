@@ -12,8 +12,7 @@ import torch
 from benchmarks.train_step import measure
 from mimic_engine.data.source import open_dataset
 from mimic_engine.train.config import TrainConfig
-from mimic_engine.train.denormals import denormals_as_zero, flushes_denormals
-from mimic_engine.train.run import build_trainer, train
+from mimic_engine.train.run import build_trainer, denormals_as_zero, flushes_denormals, train
 from mimic_engine.train.trainer import Trainer
 
 DENORMAL = 1e-40
@@ -45,7 +44,7 @@ def test_threads_that_start_inside_have_them_as_zero_too() -> None:
     program = f"""
 import torch
 from mimic_engine.data.source import open_dataset
-from mimic_engine.train.denormals import denormals_as_zero
+from mimic_engine.train.run import denormals_as_zero
 with denormals_as_zero():
     torch.set_num_threads(4)
     numbers = torch.full((1 << 22,), {DENORMAL})

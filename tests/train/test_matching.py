@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mimic_engine.config import MatcherConfig
-from mimic_engine.model.matcher import Features, Matcher
+from mimic_engine.model.units import Features, Matcher
 from mimic_engine.train import matching
 from mimic_engine.train.matching import batch_scores
 

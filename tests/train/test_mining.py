@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from mimic_engine.train.config import TrainConfig
-from mimic_engine.train.mining import mine_negatives, without_gold
 from mimic_engine.train.run import _read, build_trainer
-from mimic_engine.train.sampler import BatchSampler
+from mimic_engine.train.sampler import BatchSampler, mine_negatives, without_gold
 from mimic_engine.train.trainer import Trainer
 
 Options = Callable[..., TrainConfig]

@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from mimic_engine.config import ImageConfig, ModelConfig
-from mimic_engine.data.pictures import BrokenImages
+from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import open_dataset
-from mimic_engine.encoding.base import Featurizer, mean_pictures
+from mimic_engine.encoding.featurizer import Featurizer, mean_pictures
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.images import ImagePreprocessor
-from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.model.hashing import _config_salt, model_hash
+from mimic_engine.model.checkpoint import _config_salt, load_checkpoint, model_hash
 from mimic_engine.text import TextPreprocessor
 from mimic_engine.train.config import TrainConfig
 from mimic_engine.train.encode import RecordEncoder, fold_entities

@@ -35,7 +35,7 @@ def make_folded(make_matcher, make_features):
 @pytest.fixture
 def little_room(monkeypatch):
     """Buffers of the scan so small that its second passes run."""
-    from mimic_engine.scoring import cuda_passes
+    from mimic_engine.gpu import passes as cuda_passes
 
     monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 16)
     monkeypatch.setattr(cuda_passes, "FIRST", 16)
@@ -46,6 +46,6 @@ def sorted_topk(monkeypatch):
     """``tl.topk`` by NumPy."""
     import triton.language as tl
 
-    from benchmarks.interpreted import numpy_topk
+    from benchmarks.gpu.interpreted import numpy_topk
 
     monkeypatch.setattr(tl, "topk", numpy_topk)

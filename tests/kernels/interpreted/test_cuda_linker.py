@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from mimic_engine import Linker, Mention
+from mimic_engine.backends import scan as choose
+from mimic_engine.backends.scan import ScanOptions, open_scan
 from mimic_engine.errors import DeviceError, DeviceLostError, InvalidInputError, MissingDependencyError
+from mimic_engine.gpu import passes as cuda_passes
+from mimic_engine.gpu import scan as cuda_ranker
+from mimic_engine.gpu.scan import CudaRanker, CudaScan
 from mimic_engine.index.store import Index
-from mimic_engine.scoring import choose, cuda_passes, cuda_ranker
-from mimic_engine.scoring.choose import ScanOptions, open_scan
-from mimic_engine.scoring.cuda import CudaScan
-from mimic_engine.scoring.cuda_ranker import CudaRanker
-from mimic_engine.scoring.scan import Scan
+from mimic_engine.scan.scan import Scan
 from mimic_engine.types import SCORERS
 
 pytestmark = pytest.mark.usefixtures("sorted_topk")
@@ -128,7 +129,7 @@ def test_an_index_that_does_not_come_back_fails_every_search(both, monkeypatch):
 
 
 def test_too_little_memory_is_named_when_it_is_opened(tiny_model, tiny_index, monkeypatch):
-    monkeypatch.setattr("mimic_engine.scoring.cuda_memory._free", lambda device: 0)
+    monkeypatch.setattr("mimic_engine.gpu.index._free", lambda device: 0)
     with pytest.raises(Exception, match="device memory: 13 entities need"):
         Linker.open(tiny_model, tiny_index, scorer="cuda", threads=1)
 
@@ -143,7 +144,7 @@ def test_auto_takes_the_gpu_where_the_encoders_do_and_says_why_not(
     folded = make_folded(1, 20)
     assert isinstance(scan_of(folded, tiny_model, gpu_encoders=True), CudaRanker)
     assert isinstance(scan_of(folded, tiny_model), Scan)
-    monkeypatch.setattr("mimic_engine.scoring.cuda_memory._free", lambda device: 0)
+    monkeypatch.setattr("mimic_engine.gpu.index._free", lambda device: 0)
     with closing(scan_of(folded, tiny_model, gpu_encoders=True, threads=1)) as scan:
         assert isinstance(scan, Scan)
     assert "the encoders run on a GPU and the scan does not: device memory" in caplog.text

@@ -9,12 +9,12 @@ import torch
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
-from mimic_engine.scoring import cuda, cuda_passes
-from mimic_engine.scoring.blocks import BlockKernels
-from mimic_engine.scoring.cuda import CudaScan
-from mimic_engine.scoring.cuda_memory import DeviceIndex
-from mimic_engine.scoring.numpy import NumpyScorer
-from mimic_engine.scoring.scan import Scan
+from mimic_engine.gpu import passes as cuda_passes
+from mimic_engine.gpu import scan as cuda
+from mimic_engine.gpu.index import DeviceIndex
+from mimic_engine.gpu.scan import CudaScan
+from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.scan.scan import Scan
 from mimic_engine.types import EntityArrays, MentionArrays
 
 MASKED = MatcherConfig(text_width=11, text_token_width=13, hidden=8, mask_padding=True)
@@ -96,7 +96,7 @@ def test_every_storage_type_answers(make_folded, dtype):
 
 
 def test_token_queries_may_lie_on_the_host(make_folded, monkeypatch):
-    monkeypatch.setattr("mimic_engine.scoring.cuda_memory.STREAM_BYTES", 20 * 7 * 8 * 4)
+    monkeypatch.setattr("mimic_engine.gpu.index.STREAM_BYTES", 20 * 7 * 8 * 4)
     folded = make_folded(2, 50)
     there, theirs = both(folded, (50,), placement="host")
     assert there.index.placement == "host"

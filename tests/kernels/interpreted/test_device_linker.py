@@ -9,23 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
-from mimic_engine.chain.graphs import SharedGraphs
-from mimic_engine.chain.linker import DeviceLinker
-from mimic_engine.chain.request import Bucket, ScanSearch
-from mimic_engine.chain.torch_device import TorchDevice
-from mimic_engine.encoding.open import open_featurizer
-from mimic_engine.engine import Linker
+from mimic_engine.backends.encoders import open_featurizer
+from mimic_engine.engine.gpu_linker import DeviceLinker
+from mimic_engine.engine.linker import Linker
 from mimic_engine.errors import DeviceError, InvalidInputError
+from mimic_engine.gpu import passes as cuda_passes
+from mimic_engine.gpu import request as cuda_stage
+from mimic_engine.gpu.graphs import SharedGraphs
+from mimic_engine.gpu.request import Bucket, ScanSearch
+from mimic_engine.gpu.scan import CudaRanker, CudaScan, list_length
+from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.index.store import Index
 from mimic_engine.kernels.stream_topk import MAX_K
-from mimic_engine.scoring import cuda_passes, cuda_stage
-from mimic_engine.scoring.cuda import CudaScan, list_length
-from mimic_engine.scoring.cuda_ranker import CudaRanker
 from mimic_engine.server.checks import Query
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import LinkOptions, Mention
-from tests.chain.bound import cpu_graphs
+from tests.gpu.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
 CPU = torch.device("cpu")
@@ -111,8 +111,8 @@ def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
 
 
 def test_pictures_resized_on_the_device_give_the_same_bits(linkers, tmp_path, monkeypatch):
-    monkeypatch.setattr("mimic_engine.chain.pictures.MAX_SIDE", 40)
-    monkeypatch.setattr("mimic_engine.chain.pictures.MAX_BYTES", 40 * 40 * 3)
+    monkeypatch.setattr("mimic_engine.gpu.pictures.MAX_SIDE", 40)
+    monkeypatch.setattr("mimic_engine.gpu.pictures.MAX_BYTES", 40 * 40 * 3)
     ours, _ = linkers
     other = DeviceLinker(
         ours.featurizer,

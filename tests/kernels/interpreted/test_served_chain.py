@@ -6,21 +6,21 @@ import time
 
 import pytest
 
-from mimic_engine.chain import choose
-from mimic_engine.chain import open as opening
-from mimic_engine.chain.linker import DeviceLinker
-from mimic_engine.chain.request import ScanSearch
-from mimic_engine.encoding.open import open_featurizer
-from mimic_engine.engine import Linker
+from mimic_engine.backends.encoders import open_featurizer
+from mimic_engine.engine import gpu_open as choose
+from mimic_engine.engine import gpu_open as opening
+from mimic_engine.engine.gpu_linker import DeviceLinker
+from mimic_engine.engine.linker import Linker
+from mimic_engine.engine.warmup import WarmUp
 from mimic_engine.errors import BackendError
+from mimic_engine.gpu.request import ScanSearch
+from mimic_engine.gpu.scan import CudaRanker
 from mimic_engine.index.store import Index
-from mimic_engine.scoring.cuda_ranker import CudaRanker
 from mimic_engine.server.checks import Query
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
-from mimic_engine.warming import WarmUp
-from tests.chain.bound import cpu_graphs
+from tests.gpu.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
 

@@ -7,9 +7,9 @@ from selenium.webdriver.common.keys import Keys
 
 from mimic_engine import Linker
 from mimic_engine.server.app import create_app
-from mimic_engine.server.schemas import LinkBody
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
+from mimic_engine.wire import LinkBody
 
 pytestmark = pytest.mark.slow
 KEY = "a-key-for-the-admin"

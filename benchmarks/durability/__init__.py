@@ -1,0 +1,1 @@
+"""Changes of an index: what they cost, and what a kill leaves of them."""

@@ -1,0 +1,128 @@
+"""When the best candidate is not good enough: the nil threshold of a model, and how it is chosen and kept.
+
+A mention whose best score lies below the threshold is answered "nil", none of these. The threshold belongs to
+a model and to a kind of knowledge base: :func:`choose` takes it from labelled mentions, ``mimic-engine
+calibrate`` writes it as ``nil.json`` into the model's folder, and ``Linker.open`` reads it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from mimic_engine.errors import InvalidInputError, ModelError
+from mimic_engine.provenance import replace_file
+
+FILE = "nil.json"
+FORMAT = "mimic-nil"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NilThreshold:
+    """A threshold and what it was chosen from.
+
+    ``precision`` is the share of right answers among the ``answered`` of ``mentions`` labelled mentions,
+    ``wanted_precision`` what was asked for, ``entities`` the size of the index at that time.
+    """
+
+    threshold: float
+    wanted_precision: float
+    precision: float
+    mentions: int
+    answered: int
+    model_hash: str
+    entities: int
+
+    def write(self, model: Path) -> None:
+        """Store with the model, whole or not at all."""
+        data = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        replace_file(model / FILE, (json.dumps(data, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, model: Path, model_hash: str) -> Self | None:
+        """Read what was stored with the model; None where nothing was.
+
+        Raises
+        ------
+        ModelError
+            If the file is damaged, of another version, or belongs to another model.
+        """
+        path = model / FILE
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
+            raise ModelError(f"{path}: not a nil threshold of version {VERSION}; run mimic-engine calibrate")
+        try:
+            found = cls(**{f.name: _KINDS[str(f.type)](data[f.name]) for f in fields(cls)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+        if not math.isfinite(found.threshold):
+            raise ModelError(f"{path}: damaged: threshold {found.threshold} is not finite")
+        if found.model_hash != model_hash:
+            raise ModelError(f"{path}: belongs to model {found.model_hash}, not to {model_hash}")
+        return found
+
+
+_KINDS: dict[str, type] = {"float": float, "int": int, "str": str}  # annotations are texts here
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A threshold, the precision above it, and how many mentions reach it."""
+
+    threshold: float
+    precision: float
+    answered: int
+
+
+def choose(scores: Sequence[float], right: Sequence[bool], precision: float) -> Choice:
+    """Choose the lowest threshold above which at least ``precision`` of the answers are right.
+
+    Parameters
+    ----------
+    scores : best score of each of M mentions.
+    right : whether that candidate is the labelled answer; False where the answer is nil.
+    precision : wanted share of right answers among those given, above 0, at most 1.
+
+    Returns
+    -------
+    Choice
+        Its threshold lies midway between the last score that is answered and the next.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no mention, the precision is out of range, or no threshold reaches it.
+    """
+    if not 0 < precision <= 1:
+        raise InvalidInputError(
+            f"precision: must be above 0, at most 1, got {precision:g}", field="precision"
+        )
+    if not len(scores):
+        raise InvalidInputError("mentions: there is none to calibrate on", field="mentions")
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")  # (M,)
+    best = np.asarray(scores, np.float64)[order]  # (M,) descending
+    reached = np.cumsum(np.asarray(right, np.bool_)[order]) / np.arange(1, len(best) + 1)  # (M,)
+    ends = np.append(best[1:] < best[:-1], True)  # (M,) equal scores are answered together
+    enough = np.flatnonzero(ends & (reached >= precision))
+    if not len(enough):
+        top = reached[ends].max()
+        raise InvalidInputError(
+            f"precision: no threshold reaches {precision:g} on these {len(best)} mentions; "
+            f"the highest is {top:.4f}",
+            field="precision",
+        )
+    last = int(enough[-1])
+    below = best[last + 1] if last + 1 < len(best) else best[last]
+    return Choice(float((best[last] + below) / 2), float(reached[last]), last + 1)

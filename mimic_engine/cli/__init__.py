@@ -1,0 +1,1 @@
+"""The command line: ``mimic-engine COMMAND``."""

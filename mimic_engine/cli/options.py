@@ -1,0 +1,38 @@
+"""The options of every command that runs encoders: which backend, which precision, from where."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimic_engine.encoding.featurizer import Featurizer
+
+
+def add_backend(parser: argparse.ArgumentParser, precision: str | None = "fp32") -> None:
+    """Add the options; ``--model`` is the command's own. A ``precision`` of None stands for the index's."""
+    add = parser.add_argument
+    add("--backend", default="auto", help="of the encoders: onnx, cuda, tensorrt, torch, or auto (default)")
+    default = "that of the index" if precision is None else precision
+    add(
+        "--precision",
+        default=precision,
+        help=f"of the encoder graphs: fp32, fp16, int8, fp8, or bf16 on a GPU (default: {default})",
+    )
+    add("--engines", type=Path, help="folder of TensorRT engines; MODEL/engines by default")
+    add("--checkpoint", type=Path, help="folder that the model was exported from, for --backend torch")
+    add("--threads", type=int, help="CPU cores to use; all by default")
+
+
+def backend_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as ``Linker.open`` and ``open_featurizer`` take them."""
+    names = ("backend", "precision", "engines", "checkpoint", "threads")
+    return {name: getattr(args, name) for name in names}
+
+
+def open_model(args: argparse.Namespace) -> Featurizer:
+    """The model that ``--model`` and the options describe."""
+    from mimic_engine.backends.encoders import open_featurizer
+
+    return open_featurizer(args.model, **backend_options(args))

@@ -1,0 +1,1 @@
+"""Linking: folded mentions in, ranked entities out. Read ``linker.py`` first."""

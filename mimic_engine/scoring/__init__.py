@@ -1,1 +1,0 @@
-"""Scorers: folded mentions against folded entities."""
