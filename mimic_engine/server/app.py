@@ -88,16 +88,15 @@ def create_app(
 
 
 def _watch(metrics: Metrics, service: LinkService) -> None:
-    metrics.watch("mimic_queue_length", "Mentions in preparation or waiting", lambda: service.batcher.waiting)
+    batcher = service.batcher
+    metrics.watch("mimic_queue_length", "Mentions in preparation or waiting", lambda: batcher.queue.waiting)
     metrics.watch("mimic_ready", "1 when ready", lambda: float(service.unready_reason is None))
-    metrics.watch(
-        "mimic_device_busy_seconds", "Age of the batch on the device", lambda: service.batcher.busy_s
-    )
+    metrics.watch("mimic_device_busy_seconds", "Age of the batch on the device", lambda: batcher.busy_s)
     metrics.watch_counts(
         "mimic_device_recoveries",
         "Device errors after which the device came back",
         (),
-        lambda: {(): service.batcher.recoveries},
+        lambda: {(): batcher.recoveries},
     )
     if (cache := service.linker.cache) is not None:
         metrics.watch("mimic_cache_bytes", "Mentions and pictures remembered", lambda: cache.bytes)

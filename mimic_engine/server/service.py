@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
-from mimic_engine.batching.batcher import Batcher, State
-from mimic_engine.batching.queue import Places
+from mimic_engine.batching.batcher import Batcher
+from mimic_engine.batching.queue import Reservation, State
 from mimic_engine.batching.recovery import Recovery
 from mimic_engine.errors import DeadlineError, EngineError, ForbiddenError, InvalidInputError, MimicError
 from mimic_engine.server.checks import IndexLike, Query, check_query
@@ -167,17 +167,17 @@ class LinkService:
             Where they concern the call as a whole.
         """
         count = sum(isinstance(q, Query) for q in queries)
-        with self.batcher.reserve(count) as places:
-            return await self.link_in(places, queries, deadline, timing)
+        with self.batcher.queue.reserve(count) as reservation:
+            return await self.link_in(reservation, queries, deadline, timing)
 
     async def link_in(
         self,
-        places: Places[LinkItem, LinkResult],
+        reservation: Reservation[LinkItem, LinkResult],
         queries: Sequence[Query | MimicError],
         deadline: float,
         timing: dict[str, float],
     ) -> list[LinkResult | MimicError]:
-        """Do what :meth:`link` does in places of the queue that were reserved before."""
+        """Do what :meth:`link` does in room of the queue that was reserved before."""
         answers: list[LinkResult | MimicError] = [
             q if isinstance(q, MimicError) else EngineError("not answered") for q in queries
         ]
@@ -191,7 +191,7 @@ class LinkService:
                 answers[i] = item
             else:
                 items.append((i, item))
-        outcomes = await places.submit([item for _, item in items], deadline)
+        outcomes = await reservation.submit([item for _, item in items], deadline)
         for (i, _), outcome in zip(items, outcomes, strict=True):
             answers[i] = outcome.error or outcome.unwrap()
         timing["queue"] = max((o.queue_s for o in outcomes), default=0.0) * 1e3
@@ -290,10 +290,10 @@ class LinkService:
         """None when requests should come here, else why not."""
         if self.leaving:
             return State.DRAINING.value
-        if not self.batcher.alive and self.batcher.state is not State.LOST:
+        if not self.batcher.alive and self.batcher.queue.state is not State.LOST:
             return State.FAILED.value
-        if self.batcher.state is not State.READY:
-            return self.batcher.state.value
+        if self.batcher.queue.state is not State.READY:
+            return self.batcher.queue.state.value
         busy_s, limit_s = self.batcher.busy_s, self.settings.stall_timeout_s
         return f"the device has been stuck for {busy_s:.0f} s" if busy_s > limit_s else None
 
@@ -304,8 +304,8 @@ class LinkService:
     async def drain(self) -> bool:
         """Accept no more and wait for the answers under way; False if ``drain_timeout_s`` was too short."""
         self.announce_leaving()
-        self.batcher.stop_admitting()  # before anybody can have seen that readiness failed
-        return await asyncio.to_thread(self.batcher.drain, self.settings.drain_timeout_s)
+        self.batcher.queue.stop_admitting()  # before anybody can have seen that readiness failed
+        return await asyncio.to_thread(self.batcher.queue.drain, self.settings.drain_timeout_s)
 
     def close(self) -> None:
         """End the threads; what still waits is refused."""

@@ -25,6 +25,7 @@ from mimic_engine.server.checks import Query
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import LinkOptions, Mention
+from tests.batching.device import wait_ready
 from tests.gpu.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
@@ -101,7 +102,7 @@ def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
     settings = Settings(max_batch_size=3, mention_cache_bytes=0, queue_timeout_ms=120_000)
     service = LinkService(ours, settings)
     try:
-        assert service.batcher.wait_ready(10)
+        assert wait_ready(service.batcher, 10)
         queries = [Query(mention, 2) for mention in mentions]
         answers = asyncio.run(service.link(queries, time.monotonic() + 120, {}))
     finally:

@@ -20,6 +20,7 @@ from mimic_engine.server.checks import Query
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
+from tests.batching.device import wait_ready
 from tests.gpu.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
@@ -75,7 +76,7 @@ def test_after_a_reload_the_first_request_finds_its_program_made(chained, monkey
     monkeypatch.setattr(chained, "reopened", lambda: newest)
     service = LinkService(chained, Settings(mention_cache_bytes=0))
     try:
-        assert service.batcher.wait_ready(60)
+        assert wait_ready(service.batcher, 60)
         assert asyncio.run(service.reload())
         assert service.linker is newest and threads == {"mimic-device"}
         made = {bucket: (program, program.graphs) for bucket, program in newest.chain.programs.items()}
