@@ -43,7 +43,7 @@ def unfolded(link_scene: LinkScene, model: BenchModel, weights: dict[str, Tensor
 
     def link(mentions: Sequence[Mention]) -> tuple[Array, float]:
         torch.set_num_threads(threads)
-        prepared = [link_scene.linker.prepare(m) for m in mentions]  # decoding is the same on both sides
+        prepared = [link_scene.linker.prepare(m).mention for m in mentions]  # the same for both
 
         def score() -> list[Tensor]:
             raw = [_encode(model.torch, p) for p in prepared]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -14,22 +15,26 @@ from mimic_engine.server.auth import AuthMiddleware, Keys
 from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import TraceMiddleware
-from mimic_engine.server.service import EntityWriter, LinkerLike, LinkService
+from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.server.tracing import RequestTracer
 from mimic_engine.types import Mention
+
+if TYPE_CHECKING:
+    from mimic_engine.engine.linker import Linker
+    from mimic_engine.index_changes import IndexChanges
 
 STREAMS = frozenset({"/v1/link:stream"})  # their bodies are never held whole
 
 
 def create_app(
-    linker: LinkerLike,
+    linker: Linker,
     settings: Settings | None = None,
     *,
     examples: Sequence[Mention] = (),
     fetch: Fetcher | None = None,
     tracer: RequestTracer | None = None,
-    writer: EntityWriter | None = None,
+    writer: IndexChanges | None = None,
 ) -> FastAPI:
     """Build the application around a linker and start its device thread, which warms up first.
 

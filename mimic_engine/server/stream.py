@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from fastapi import Request
@@ -19,13 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from mimic_engine.batching.queue import Reservation
 from mimic_engine.errors import MimicError
-from mimic_engine.server.bodies import NDJSON, lines_of
 from mimic_engine.server.errors import describe
+from mimic_engine.server.linking import Asked, Linking
+from mimic_engine.server.requests import NDJSON, LinkRequest, lines_of
 from mimic_engine.types import LinkResult
 from mimic_engine.wire import ErrorBody, LinkAnswer
-
-if TYPE_CHECKING:
-    from mimic_engine.server.link_routes import Asked, Linking
 
 Work = asyncio.Future[LinkAnswer | Exception]
 
@@ -78,11 +76,12 @@ class StreamedLinks(Response):
         work.add_done_callback(lambda _: reservation.give_back())
         return work
 
-    async def _link(self, reservation: Reservation[Any, LinkResult], asked: Asked) -> LinkAnswer | Exception:
-        assert not isinstance(asked, MimicError)
+    async def _link(
+        self, reservation: Reservation[Any, LinkResult], asked: LinkRequest
+    ) -> LinkAnswer | Exception:
         deadline = time.monotonic() + self._timeout_s
         try:
-            [result] = await self._linking.service.link_in(reservation, [asked[0]], deadline, {})
+            [result] = await self._linking.service.link_in(reservation, [asked], deadline, {})
         except MimicError as error:
             result = error
         return self._linking.shaped(asked, result)

@@ -195,15 +195,17 @@ def test_the_service_overlaps_a_linker_that_can(device):
     from mimic_engine.server.service import LinkItem, _run
 
     class Linker:
-        def link_prepared(self, prepared, options):
+        def link_prepared(self, prepared):
             return [f"{p} now" for p in prepared]
 
+        start_prepared = link_prepared
+
     class Late(Linker):
-        def start_prepared(self, prepared, options):
+        def start_prepared(self, prepared):
             return lambda: [f"{p} later" for p in prepared]
 
     def items(*linkers):
-        return [LinkItem(linker, i, None, 1) for i, linker in enumerate(linkers)]
+        return [LinkItem(linker, i, 1) for i, linker in enumerate(linkers)]
 
     late, plain = Late(), Linker()
     assert _run(items(late, late))() == ["0 later", "1 later"]
