@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mimic_engine.backends.encoders import open_featurizer
-from mimic_engine.engine import gpu_open as choose
+from mimic_engine.engine import gpu_choice as choose
 from mimic_engine.engine import gpu_open as opening
 from mimic_engine.engine.gpu_linker import DeviceLinker
 from mimic_engine.engine.linker import Linker
