@@ -269,7 +269,17 @@ def components() -> dict[str, Any]:
         "properties": {"results": {"type": "array", "items": either}},
         "required": ["results"],
     }
+    schemas["LinkForm"] = _form(schemas["LinkBody"], schemas["FilterBody"])
     return schemas
+
+
+def _form(body: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Schema of the form of ``/v1/link``: the fields of the JSON body, those of the filter one by one."""
+    fields = body["properties"] | {f"filter.{name}": schema for name, schema in chosen["properties"].items()}
+    fields["image"] = {"type": "string", "format": "binary"}
+    del fields["filter"]
+    given = {name: schema.get("anyOf", [schema])[0] for name, schema in fields.items()}  # a form has no null
+    return {"title": "LinkForm", "type": "object", "required": body["required"], "properties": given}
 
 
 def ref(name: str) -> dict[str, str]:

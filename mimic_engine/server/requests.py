@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from mimic_engine import wire
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
@@ -178,7 +178,7 @@ def timeout_s(asked_ms: float | None, settings: Settings) -> float:
 
 def put_request(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
     """Hold an entity against the limits; errors as of a mention."""
-    if not entity_id or len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():
+    if len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():  # the path has one at least
         message = f"id: must be 1 to {MAX_ID_CHARS} printable characters, got {len(entity_id)}"
         raise InvalidInputError(message, field="id")
     if not body.name.strip():
