@@ -20,7 +20,7 @@ from benchmarks.report.experiment_results import ExperimentResult, read_experime
 from benchmarks.report.experiment_section import best_on_dev, cell, said, section
 from benchmarks.report.markdown import anchor, table
 from mimic_engine.errors import MimicError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 FOLDER = RESULTS / "experiments"
 DECLARED = RESULTS.parent / "experiments"
@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path, text in pages.items():
-        replace_file(path, text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
     return 0
 
 

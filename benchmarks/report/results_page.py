@@ -19,7 +19,7 @@ from benchmarks import RESULTS
 from benchmarks.report.markdown import table
 from benchmarks.report.result_files import Reader, open_result, read_provenance
 from mimic_engine.errors import MimicError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
 
@@ -401,7 +401,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MimicError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    replace_file(args.out, page.encode())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.out, page.encode())
     return 0
 
 
