@@ -23,6 +23,7 @@ from benchmarks.report.markdown import source, table
 
 METRICS = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
 LONG_TABLE = 14  # rows from which a table is folded away
+PathRecord = tuple[tuple[str, ...], Mapping[str, Any]]  # plain values, and where they lie
 
 
 def section(result: ExperimentResult, finding: str | None, plots: Iterable[Path], beside: Path) -> list[str]:
@@ -48,7 +49,7 @@ def section(result: ExperimentResult, finding: str | None, plots: Iterable[Path]
 
 
 def said(result: ExperimentResult, finding: str | None) -> list[str]:
-    """What came out, as a rule says it, and in the words of who read it."""
+    """Outcome as a rule says it, and in the words of whoever read it."""
     lines = [f"**Came out:** {_came_out(result)}", ""]
     return lines if finding is None else [*lines, f"**In words:** {finding}", ""]
 
@@ -67,7 +68,7 @@ def cell(spread: Spread | None, sign: str = "") -> str:
     return f"{spread.mean:{sign}.4f}" + ("" if spread.std is None else f" ± {spread.std:.4f}")
 
 
-def records(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+def records(value: Any, path: tuple[str, ...] = ()) -> Iterator[PathRecord]:
     """Every object inside a JSON value that has plain values, with where it lies; plain values only."""
     if isinstance(value, Mapping):
         plain = {k: v for k, v in value.items() if not isinstance(v, Mapping | list)}
@@ -96,16 +97,16 @@ def _came_out(result: ExperimentResult) -> str:
     base = result.named(result.baseline)
     split = "test" if base.spread("test", "hits@1") else "dev"
     others = [c for c in result.configurations if c is not base]
-    found = [(d.mean, c.name, d) for c in others if (d := c.difference(base, split, "hits@1"))]
-    if not found:
+    differences = [(d.mean, c.name, d) for c in others if (d := c.difference(base, split, "hits@1"))]
+    if not differences:
         return f"{said}."
-    parts = [f"`{name}` {cell(d, '+')}" for _, name, d in (min(found)[:3], max(found)[:3])]
-    between = f"from {parts[0]} to {parts[1]}" if len(found) > 1 else parts[0]
+    parts = [f"`{name}` {cell(d, '+')}" for _, name, d in (min(differences)[:3], max(differences)[:3])]
+    between = f"from {parts[0]} to {parts[1]}" if len(differences) > 1 else parts[0]
     return f"{said}. H@1 on {split} against `{base.name}`: {between}."
 
 
 def _options(result: ExperimentResult) -> list[str]:
-    """What configurations share, and what each has of its own."""
+    """Options that the configurations share, and those that each has of its own."""
     every = [one.options for one in result.configurations]
     shared = {k: v for k, v in every[0].items() if all(k in o and o[k] == v for o in every)} if every else {}
     lines = [f"### Configurations: {result.title}", "", f"All: {_named(shared, 'the defaults')}", ""]
@@ -137,7 +138,7 @@ def _metrics_table(result: ExperimentResult, split: str) -> list[str]:
 
 
 def _two_by_two(result: ExperimentResult) -> list[str]:
-    """What two changes add alone and together, where the experiment asked for it."""
+    """Gains of two changes alone and together, where the experiment asked for them."""
     adds = result.two_by_two.get("adds")
     if not adds:
         return []
@@ -157,12 +158,12 @@ def _spread(stored: Mapping[str, Any] | None) -> Spread | None:
 
 
 def _costs(result: ExperimentResult) -> list[str]:
-    found = [
+    costs = [
         ((one.name,), {**mean_of([r.cost for r in one.done]), **one.timing})
         for one in result.configurations
         if one.done
     ]
-    return [f"### Cost: {result.title}", "", *_record_tables(found, "configuration")] if found else []
+    return [f"### Cost: {result.title}", "", *_record_tables(costs, "configuration")] if costs else []
 
 
 def _diverged(result: ExperimentResult) -> list[str]:
@@ -184,18 +185,18 @@ def _probes(result: ExperimentResult) -> list[str]:
     names = dict.fromkeys(p for c in result.configurations for run in c.done for p in run.probes)
     lines = []
     for probe in names:
-        found: list[tuple[tuple[str, ...], Mapping[str, Any]]] = []
+        rows: list[PathRecord] = []
         for one in result.configurations:
             having = [run.probes[probe] for run in one.done if probe in run.probes]
-            found += records(mean_of(having), (one.name,))
-        lines += [f"### Probe {probe}: {result.title}", "", *_record_tables(found, "what")]
+            rows += records(mean_of(having), (one.name,))
+        lines += [f"### Probe {probe}: {result.title}", "", *_record_tables(rows, "what")]
     return lines
 
 
-def _record_tables(found: Iterable[tuple[tuple[str, ...], Mapping[str, Any]]], first: str) -> list[str]:
+def _record_tables(records: Iterable[PathRecord], first: str) -> list[str]:
     """Tables of records, those of the same keys together; long ones folded away."""
-    groups: dict[tuple[str, ...], list[tuple[tuple[str, ...], Mapping[str, Any]]]] = {}
-    for path, record in found:
+    groups: dict[tuple[str, ...], list[PathRecord]] = {}
+    for path, record in records:
         groups.setdefault(tuple(record), []).append((path, record))
     lines = []
     for keys, rows in groups.items():

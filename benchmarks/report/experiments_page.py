@@ -91,7 +91,7 @@ def render(folder: Path = FOLDER, page: Path = PAGE, declared: Path = DECLARED) 
 
 
 def read_findings(declared: Path) -> dict[str, str]:
-    """What the declarations say was found, by the stem of the result: experiment and data set."""
+    """Findings of the declarations, by the stem of the result: experiment and data set."""
     files = sorted(declared.glob("*.toml"))
     tables = {file.stem: tomllib.loads(file.read_text("utf-8")).get("found", {}) for file in files}
     return {f"{name}-{data}": words for name, table in tables.items() for data, words in table.items()}
@@ -144,7 +144,7 @@ def _link(result: ExperimentResult, details: str) -> str:
 
 
 def _data(results: Iterable[ExperimentResult]) -> list[str]:
-    """How much data there is, and how much of it training has seen, by data set."""
+    """Sizes of the data sets, and the share of them that training has seen."""
     counts: dict[str, list[str]] = {}
     for result in results:
         name, splits = data_set(result), result.data.get("splits", {})

@@ -26,6 +26,6 @@ def source(provenance: Provenance) -> list[str]:
 
 
 def anchor(heading: str) -> str:
-    """What GitHub makes of a heading."""
+    """Anchor that GitHub makes of a heading."""
     kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")

@@ -50,7 +50,7 @@ KNOWN = ("wikimel", "demo", "scan_cpu")
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a results folder holds; None for a file that was not asked for."""
+    """Content of a results folder; None for a file that was not asked for."""
 
     wikimel: WikimelResult | None
     demo: DemoResult | None
@@ -233,7 +233,7 @@ Panel = WikimelResult | DemoResult | ScanResult | LoadResult | tuple[Timing, ...
 
 
 def _panels(results: Results) -> list[Panel]:
-    """What has a plot."""
+    """Results that have a plot."""
     loads = [result for result in results.service if isinstance(result, LoadResult)]
     return [p for p in (results.wikimel, results.demo, results.scan, *loads, results.timings) if p]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import RESULTS
-from benchmarks.report.results_page import ELSEWHERE, PAGE, TOPICS, main, render
+from benchmarks.report.results_page import ELSEWHERE, PAGE, TOPICS, _ms, main, render
 from mimic_engine.errors import DataError
 
 pytestmark = pytest.mark.skipif(
@@ -56,6 +56,16 @@ def test_a_row_is_what_the_file_says(results, name, change, row):
     assert not re.search(row, render(results))
     edit(results / f"{name}.json", change)
     assert re.search(rf"^\| .*{row}.* \| `{name}\.json` \|$", render(results), flags=re.MULTILINE)
+
+
+def test_the_page_on_scale_has_the_measured_figures():
+    growth = json.loads((RESULTS / "scan_growth.json").read_text("utf-8"))
+    page = PAGE.with_name("scale.md").read_text("utf-8")
+    for row in growth["rows"]:
+        line = re.search(rf"^\| {row['n']:,} \|.*$", page, flags=re.MULTILINE)[0]
+        assert f" {_ms(row['ms'])}" in line, row
+    for size in ("certified", "coded"):
+        assert f"**{growth['bytes_per_entity'][size]:,}**" in page
 
 
 def test_what_is_missing_or_damaged_is_named(results, tmp_path, capsys):
