@@ -20,7 +20,7 @@ from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.cone_bound import Cone, bounds_ref, cones_of
-from mimic_engine.kernels.reference import normed_ref, scores_ref, scores_with_ref
+from mimic_engine.kernels.reference import normed_ref, scores_with_ref
 from mimic_engine.scan.base import Codes, Rows, Scorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays, Scores
 
@@ -153,23 +153,6 @@ def widen_into(half: NDArray[np.float16], out: Array) -> None:
     np.left_shift(bits, _MANTISSA_SHIFT, out=bits)
     np.bitwise_and(bits, _SIGN_AND_REST, out=bits)
     np.multiply(out, _REBIAS, out=out)
-
-
-# The NumPy scorer: the reference formulas as a :class:`~mimic_engine.scan.base.Scorer`.
-
-
-class NumpyScorer:
-    """Works everywhere and without an exported graph; several times slower than the ONNX scorer."""
-
-    name = "numpy"
-    pairs_per_block = 128
-
-    def __init__(self, constants: FoldConstants) -> None:
-        self._constants = constants
-
-    def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:
-        """Total and unit scores, (B, N) float32."""
-        return scores_ref(mentions, entities, self._constants)
 
 
 # The ONNX Runtime scorer: the exported scorer graph on one block of entities. No torch here.

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mimic_engine.config import MatcherConfig
+from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 

@@ -7,8 +7,7 @@ import pytest
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError
-from mimic_engine.kernels.reference import scores_ref
-from mimic_engine.scan.blocks import NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer, scores_ref
 from mimic_engine.scan.passes import MENTIONS_PER_PASS
 from mimic_engine.scan.torch import TorchScorer
 from mimic_engine.types import EntityArrays, MentionArrays

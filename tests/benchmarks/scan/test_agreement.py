@@ -19,7 +19,7 @@ def arguments(tiny_model, tiny_index, tiny_kb, tmp_path):
     lines = [json.dumps({"mention": c, "sentence": f"{c} d e", "answer": "E01"}) + "\n" for c in "abcde"]
     (data / "test.jsonl").write_text("".join(lines), "utf-8")
     options = {"out": tmp_path / "agreement.json", "model": tiny_model, "index": tmp_path / "index"}
-    options |= {"data": data, "scorer": "numpy", "threads": 1}
+    options |= {"data": data, "scorer": "onnx", "threads": 1}
     return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
 
 

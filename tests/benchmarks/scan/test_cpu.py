@@ -14,7 +14,8 @@ from benchmarks.scan.cpu import EXPECTED, OPERATIONS_A_PAIR, main, outcome
 from benchmarks.scan.rows import BaselineRow, Row
 from benchmarks.scan.tiled import tile
 from benchmarks.timing import Timed, repeat
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan, TopK
 from mimic_engine.types import EntityArrays, Scores
 
@@ -76,7 +77,7 @@ def mentions_file(tmp_path, tiny_kb):
 
 
 def real_part(model, index, data):
-    real = ["--model", str(model), "--index", str(index), "--data", str(data), "--scorer", "numpy"]
+    real = ["--model", str(model), "--index", str(index), "--data", str(data), "--scorer", "onnx"]
     return [*QUICK, *real, "--sizes", "13,40", "--batches", "1,3", "--baseline-pairs", "60"]
 
 
@@ -98,9 +99,10 @@ def test_an_exact_mode_that_differs_from_the_exported_graph_is_an_error(
     tmp_path, monkeypatch, capsys, tiny_model, tiny_index, mentions_file
 ):
     real = scan_index.open_kernels
-    wrong = lambda s, m, c: BlockKernels(Off(c), c) if s == "numpy" else real(s, m, c)  # noqa: E731
+    wrong = lambda s, m, c: BlockKernels(Off(c), c) if s == "auto" else real(s, m, c)  # noqa: E731
     monkeypatch.setattr(scan_index, "open_kernels", wrong)
-    assert main(["--out", str(tmp_path / "r.json"), *real_part(tiny_model, tiny_index, mentions_file)]) == 2
+    arguments = [*real_part(tiny_model, tiny_index, mentions_file), "--scorer", "auto"]
+    assert main(["--out", str(tmp_path / "r.json"), *arguments]) == 2
     assert "from those of the exported graph" in capsys.readouterr().err
 
 
