@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,15 @@ class Scorer(Protocol):
         ...
 
 
+class Prepared(Protocol):
+    """B mentions as a scan's kernels want them."""
+
+    @property
+    def count(self) -> int:
+        """B."""
+        ...
+
+
 class ScanKernels(Protocol):
     """The passes that the scan is made of, over B prepared mentions and rows of one stored segment.
 
@@ -55,8 +65,12 @@ class ScanKernels(Protocol):
         """Pairs (B x rows) a call: few enough for the cache, enough to hide the overhead."""
         ...
 
-    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Any:
+    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Prepared:
         """What all passes need of B mentions; with ``centroids`` (C, D) also the tables of ``estimates``."""
+        ...
+
+    def take(self, prepared: Any, rows: Sequence[int]) -> Prepared:
+        """Some of the prepared mentions as a batch of their own; nothing is prepared again."""
         ...
 
     def totals(self, prepared: Any, entities: EntityArrays, rows: Rows, out: Array) -> None:

@@ -8,6 +8,7 @@ faster. Stored rows are widened to float32 into buffers that each thread reuses.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,11 @@ class Prepared:
 
     mentions: MentionArrays
     centroids: Array | None  # (C, D)
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return self.mentions.rows
 
     @cached_property
     def cones(self) -> list[Cone] | None:
@@ -67,6 +73,10 @@ class BlockKernels:
     def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Prepared:
         """Keep the mentions; the rest is made when a pass needs it."""
         return Prepared(mentions, centroids)
+
+    def take(self, prepared: Prepared, rows: Sequence[int]) -> Prepared:
+        """Some of the mentions as a batch of their own."""
+        return Prepared(prepared.mentions.take(rows), prepared.centroids)
 
     def totals(self, prepared: Prepared, entities: EntityArrays, rows: Rows, out: Array) -> None:
         """Write exact total scores, (B, n)."""

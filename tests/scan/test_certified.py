@@ -77,14 +77,6 @@ def test_the_scan_answers_as_exact_for_less_work(make_folded, k):
     scan.close()
 
 
-def test_bounds_are_not_below_the_totals(make_folded):
-    folded = make_folded(7, 501, WIDE)
-    scan = folded.scan(folded.segments(501))
-    slack = 1e-5 * (1 + np.abs(scan.totals(folded.mentions)))
-    assert (scan.bounds(folded.mentions) >= scan.totals(folded.mentions) - slack).all()
-    scan.close()
-
-
 def test_copies_of_the_best_entity_are_all_found_and_ordered_by_id(make_folded):
     folded = make_folded(2, 400, WIDE)
     total = scores_ref(folded.mentions, folded.entities, folded.constants).total
