@@ -41,13 +41,22 @@ class Prepared(Protocol):
         ...
 
 
+class BoundPass(Protocol):
+    """A pass that bounds totals from above."""
+
+    def __call__(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array, /) -> None:
+        """Write to ``out``, (B, n) float32, numbers that no total exceeds."""
+        ...
+
+
 class ScanKernels(Protocol):
     """The passes that the scan is made of, over B prepared mentions and rows of one stored segment.
 
     Every pass reads the segment as it is stored (float32, float16, int8 token
     queries), uses one core, releases the interpreter lock, and may be called
     from several threads at once. The score of a pair is the same number in
-    every pass and in any batch, up to the rounding that ``rounding`` bounds.
+    every pass and in any batch, up to the rounding that ``rounding`` bounds;
+    to the bit where there is a bound pass.
     """
 
     @property
@@ -77,8 +86,9 @@ class ScanKernels(Protocol):
         """Write the exact total scores, (B, n) float32, of the rows to ``out``."""
         ...
 
-    def bounds(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array) -> None:
-        """Write to ``out``, (B, n) float32, numbers that no total exceeds, up to ``rounding``."""
+    @property
+    def bounds(self) -> BoundPass | None:
+        """The bound pass; None where a bound would cost more than the scores that it spares."""
         ...
 
     def estimates(self, prepared: Any, entities: EntityArrays, codes: Codes, rows: slice, out: Array) -> None:

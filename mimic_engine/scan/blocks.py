@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
-from mimic_engine.kernels.cone_bound import Cone, bounds_ref, cones_of
 from mimic_engine.kernels.reference import normed_ref, scores_with_ref
 from mimic_engine.scan.base import Codes, Rows, Scorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays, Scores
@@ -41,11 +40,6 @@ class Prepared:
         return self.mentions.rows
 
     @cached_property
-    def cones(self) -> list[Cone] | None:
-        """The cones of the value rows, for the bounds."""
-        return cones_of(self.mentions)
-
-    @cached_property
     def tables(self) -> Array:
         """What a token on each centroid attends to, (B, C, D)."""
         assert self.centroids is not None
@@ -63,6 +57,8 @@ class BlockKernels:
 
     # Sums in another order differ by some 2e-5 where totals reach 40.
     rounding = 1e-5
+    # In NumPy the bound waits for the threads of its BLAS: several times as long as scoring every entity.
+    bounds = None
 
     def __init__(self, scorer: Scorer, constants: FoldConstants) -> None:
         self._scorer, self._constants = scorer, constants
@@ -97,11 +93,6 @@ class BlockKernels:
             for i in range(0, len(rows), _ROWS)
         ]
         return _joined(parts, len(rows))
-
-    def bounds(self, prepared: Prepared, entities: EntityArrays, rows: slice, out: Array) -> None:
-        """Write upper bounds of the totals, (B, n)."""
-        block = self._float32(entities, rows, without_tokens=True)
-        out[:] = bounds_ref(prepared.cones, prepared.mentions, block, self._constants)
 
     def estimates(
         self, prepared: Prepared, entities: EntityArrays, codes: Codes, rows: slice, out: Array

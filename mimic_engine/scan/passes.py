@@ -180,8 +180,14 @@ class Passes:
         return self._all_rows(prepared, self._totals_pass)
 
     def bounds(self, prepared: Prepared) -> Array:
-        """Upper bounds of the totals, (B, N); errors as in :meth:`totals`."""
-        return self._all_rows(prepared, self._bounds_pass, _LEAST_ROWS)
+        """Upper bounds of the totals, (B, N), of kernels with a bound pass; errors as in :meth:`totals`."""
+        bound = self.kernels.bounds
+        assert bound is not None
+
+        def run(prepared: Prepared, block: Block, out: Array) -> None:
+            bound(prepared, self.segments.arrays[block.segment], block.local, out)
+
+        return self._all_rows(prepared, run, _LEAST_ROWS)
 
     def estimates(self, prepared: Prepared) -> Array:
         """The totals as the codes give them, (B, N), of mentions from :meth:`prepare_coded`; errors alike."""
@@ -226,9 +232,6 @@ class Passes:
 
     def _totals_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
         self.kernels.totals(prepared, self.segments.arrays[block.segment], block.local, out)
-
-    def _bounds_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
-        self.kernels.bounds(prepared, self.segments.arrays[block.segment], block.local, out)
 
     def _estimates_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
         codes = self._code_book().segments[block.segment]

@@ -7,7 +7,7 @@ certified
     every score from above (``kernels/cone_bound.py``), then entities are scored
     exactly in descending bound until the k-th best score reaches the next bound.
     A mention for which too many survive is finished by scoring every entity,
-    and its answer says so.
+    and its answer says so; so is every mention where the kernels have no bound pass.
 coded
     A pass over codes estimates every score (``kernels/coded_ref.py``), and the
     best R are scored exactly. Measured, not proved: see the index's agreement.
@@ -136,10 +136,10 @@ class Scan:
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
 
-        ``allowed`` as in :meth:`search`; the gold rows must be allowed. Where the kernels give a pair
-        the same bits in every pass, only rows whose bound reaches the gold row's score are scored.
+        ``allowed`` as in :meth:`search`; the gold rows must be allowed. Where the kernels have a bound
+        pass, only rows whose bound reaches the gold row's score are scored.
         """
-        ranked = self._dense_ranks if self._passes.kernels.rounding else self._certified_ranks
+        ranked = self._dense_ranks if self._passes.kernels.bounds is None else self._certified_ranks
         ranks, start = np.empty(len(gold), np.int64), 0
         for part in self._passes.parts(mentions):
             stop = start + part.rows
@@ -221,7 +221,7 @@ class Scan:
             prepared = prepare(part)
             if rows is not None:
                 found += self._among(prepared, k, rows)
-            elif mode == "exact":
+            elif mode == "exact" or (mode == "certified" and self._passes.kernels.bounds is None):
                 found += self._exact(prepared, k, allowed)
             elif mode == "certified":
                 found += self._certified(prepared, k, allowed)
@@ -241,7 +241,7 @@ class Scan:
 
     def _certified(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
         bounds = _restrict(self._passes.bounds(mentions), allowed)  # (B, N)
-        searches = [Refinement(row, k, self._passes.kernels.rounding) for row in bounds]
+        searches = [Refinement(row, k) for row in bounds]
         singles = self._passes.singles(mentions)
         waiting = list(range(mentions.count))
         while waiting:
