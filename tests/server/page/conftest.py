@@ -15,6 +15,7 @@ from mimic_engine.server.app import create_app
 from mimic_engine.server.lifecycle import bind
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Entity, Mention
+from tests.batching.device import wait_ready
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -169,7 +170,7 @@ def open_page(chromium):
             server = uvicorn.Server(uvicorn.Config(app, log_config=None))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
             thread.start()
-            assert app.state.service.batcher.wait_ready(WAIT_S)
+            assert wait_ready(app.state.service.batcher, WAIT_S)
             try:
                 chromium.get_log("browser")  # what earlier tests left
                 address = "http://{}:{}/".format(*taken.getsockname())

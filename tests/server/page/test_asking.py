@@ -165,7 +165,7 @@ def test_overload_is_told_and_can_be_tried_again(serve_page, linker):
         held = [pool.submit(occupy)]
         assert linker.started.acquire(timeout=WAIT_S)  # one on the device
         held.append(pool.submit(occupy))
-        page.wait(lambda: page.service.batcher.waiting == 1)  # and one in the only place
+        page.wait(lambda: page.service.batcher.queue.waiting == 1)  # and one in the only place
         page.all(".choice")[2].click()
         page.wait(lambda: page.shown("problem"))
         assert "The service is busy right now." in page.text("problem")
