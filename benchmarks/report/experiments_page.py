@@ -29,7 +29,7 @@ from benchmarks.report.experiment_results import (
 )
 from benchmarks.report.markdown import source, table
 from mimic_engine.errors import MimicError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 FOLDER = RESULTS / "experiments"
 DECLARED = RESULTS.parent / "experiments"
@@ -332,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MimicError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    replace_file(args.out, page.encode())
+    write_atomic(args.out, page)
     return 0
 
 
