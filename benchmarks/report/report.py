@@ -40,7 +40,7 @@ from benchmarks.service.results import (
     service_lines,
 )
 from mimic_engine.errors import DataError, MimicError, MissingDependencyError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -284,8 +284,8 @@ def write_report(results: Results, out: Path) -> tuple[Path, Path]:
     if not _panels(results):
         raise DataError("results: none was asked for and there is no pytest-benchmark file")
     page, plot = out / "report.md", out / "report.png"
-    replace_file(plot, to_png(results))
-    replace_file(page, to_markdown(results, plot.name).encode())
+    write_atomic(plot, to_png(results))
+    write_atomic(page, to_markdown(results, plot.name))
     return page, plot
 
 
