@@ -183,6 +183,20 @@ def scores_with_ref(
     return Scores(np.asarray(total, dtype=next(iter(units.values())).dtype), units)
 
 
+class NumpyScorer:
+    """:func:`scores_ref` as a scorer of blocks: the twin of the exported graph's and PyTorch's."""
+
+    name = "numpy"
+    pairs_per_block = 128
+
+    def __init__(self, constants: FoldConstants) -> None:
+        self._constants = constants
+
+    def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:
+        """Total and unit scores, (B, N) float32."""
+        return scores_ref(mentions, entities, self._constants)
+
+
 def _widen(stored: Floats, like: Floats) -> Floats:
     """``stored`` in the dtype that the sums are done in."""
     return stored.astype(like.dtype, copy=False)

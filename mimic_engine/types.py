@@ -19,11 +19,9 @@ Array = NDArray[np.float32]
 ImageSource = bytes | str | Path  # encoded bytes, or the path of an image file
 Mode = Literal["exact", "certified", "coded"]  # how a scan answers, see mimic_engine/scan/scan.py
 MODES: tuple[Mode, ...] = get_args(Mode)
-KernelChoice = Literal["auto", "cpu", "onnx", "numpy"]  # what scores on the CPU
+KernelChoice = Literal["auto", "cpu", "onnx"]  # what scores on the CPU
 KERNELS: tuple[KernelChoice, ...] = get_args(KernelChoice)
-ScorerChoice = Literal[
-    "auto", "cpu", "cuda", "onnx", "numpy"
-]  # what scores, see mimic_engine/backends/scan.py
+ScorerChoice = Literal["auto", "cpu", "cuda", "onnx"]  # what scores, see mimic_engine/backends/scan.py
 SCORERS: tuple[ScorerChoice, ...] = get_args(ScorerChoice)
 PlacementChoice = Literal["auto", "device", "host"]  # where a GPU scan keeps the entities' token queries
 PLACEMENTS: tuple[PlacementChoice, ...] = get_args(PlacementChoice)

@@ -25,7 +25,8 @@ import numpy as np
 from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import MODES, Array, Entity, EntityArrays, FoldConstants, MentionArrays
 

@@ -24,10 +24,11 @@ from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.export.graphs import BATCH, ENTITY, MENTION, ROWS, Graph, ScorerGraph, export_fp32
 from mimic_engine.index.schema import stored_dtype
+from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.units import Matcher
 from mimic_engine.scan.base import ScanKernels, Scorer
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer, OnnxScorer
+from mimic_engine.scan.blocks import BlockKernels, OnnxScorer
 from mimic_engine.scan.cpu import CpuKernels
 from mimic_engine.scan.torch import TorchScorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays

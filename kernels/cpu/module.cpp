@@ -179,6 +179,16 @@ std::unique_ptr<Prepared> prepare(const std::string& isa, const Constants& c, co
     return out;
 }
 
+std::unique_ptr<Prepared> choose(const Prepared& whole, const std::vector<int>& chosen) {
+    for (int b : chosen) {
+        if (b < 0 || b >= whole.batch.count) {
+            refuse("rows: number " + std::to_string(b) + " is not within " + std::to_string(whole.batch.count) +
+                   " mentions");
+        }
+    }
+    return std::make_unique<Prepared>(whole, chosen);
+}
+
 Segment segment_of(const Prepared& prepared, const nb::dict& arrays) {
     const Constants& c = prepared.batch.constants;
     Segment s;
@@ -354,6 +364,7 @@ NB_MODULE(_cpu, m) {
     m.def("constants", &constants_of);
     m.def("prepare", &prepare, nb::arg("isa"), nb::arg("constants"), nb::arg("arrays"), nb::arg("sweeps"),
           nb::arg("centroids").none());
+    m.def("choose", &choose, nb::arg("prepared"), nb::arg("rows"), nb::keep_alive<0, 1>());
     m.def("totals", &totals, nb::arg("prepared"), nb::arg("entities"), nb::arg("start"), nb::arg("stop"),
           nb::arg("numbers").none(), nb::arg("out").noconvert(), nb::arg("units"));
     m.def("bounds", &bounds, nb::arg("prepared"), nb::arg("entities"), nb::arg("start"), nb::arg("stop"),

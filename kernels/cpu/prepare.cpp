@@ -73,6 +73,13 @@ Prepared::Prepared(const Kernels& k, const Constants& c, const MentionInputs& in
     batch.mentions = mentions_.data();
 }
 
+Prepared::Prepared(const Prepared& whole, const std::vector<int>& chosen)
+    : kernels(whole.kernels), batch(whole.batch), centroids(whole.centroids) {
+    for (int b : chosen) mentions_.push_back(whole.mentions_[b]);
+    batch.count = int(chosen.size());
+    batch.mentions = mentions_.data();
+}
+
 void Prepared::pack_attention(const MentionInputs& in, int b, Mention& m) {
     const int width = batch.constants.width, padded = align16(width);
     const float* mask = in.tglu_key_mask ? in.tglu_key_mask + int64_t(b) * in.tokens : nullptr;

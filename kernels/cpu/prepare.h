@@ -1,4 +1,4 @@
-// Mentions packed for the passes; owns their memory.
+// Mentions packed for the passes, each once: what is chosen from a batch points into its memory.
 #pragma once
 
 #include <memory>
@@ -38,6 +38,8 @@ class Arena {
 class Prepared {
   public:
     Prepared(const Kernels& kernels, const Constants& constants, const MentionInputs& inputs, int sweeps);
+    // Mentions of another batch, which must live as long as this one.
+    Prepared(const Prepared& whole, const std::vector<int>& chosen);
     Prepared(const Prepared&) = delete;
     Prepared& operator=(const Prepared&) = delete;
 

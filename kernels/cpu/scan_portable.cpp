@@ -6,7 +6,7 @@ using namespace mimic;
 
 #include "common.inc"
 #include "attention.inc"
-#include "cheap.inc"
+#include "globals.inc"
 #include "bound.inc"
 #include "scan.inc"
 #include "coded.inc"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
 from mimic_engine.scan.base import ScanKernels
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer, OnnxScorer
+from mimic_engine.scan.blocks import BlockKernels, OnnxScorer
 from mimic_engine.scan.cpu import CpuKernels
 from mimic_engine.scan.passes import CodeBook
 from mimic_engine.scan.ranker import Ranker
@@ -130,8 +130,8 @@ def open_kernels(
 
     Parameters
     ----------
-    choice : "cpu" (compiled), "onnx" (the exported scorer graph), "numpy" (slow, needs neither),
-        or "auto": the first of these that is installed; says so once where that is not the compiled one.
+    choice : "cpu" (compiled), "onnx" (the exported scorer graph), or "auto": compiled where that is
+        installed; says so once where it is not.
     model : the exported model folder.
     constants : of that model.
     verify : check the SHA-256 of the graph.
@@ -147,8 +147,6 @@ def open_kernels(
     """
     if choice not in KERNELS:
         raise InvalidInputError(f"scorer: {choice!r} is not one of {', '.join(KERNELS)}", field="scorer")
-    if choice == "numpy":
-        return BlockKernels(NumpyScorer(constants), constants)
     if choice != "onnx":
         try:
             return CpuKernels(constants)

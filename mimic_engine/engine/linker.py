@@ -139,8 +139,8 @@ class Linker:
             "tensorrt", "torch", or "auto": the fastest that gives the CPU's answers on this machine.
         precision : of the encoder graphs: "fp32", "fp16", "int8", "fp8", and "bf16" on a GPU.
         threads : CPU cores for encoders and scan; all that the process may use by default.
-        scorer : "cuda" (the scan on a GPU), "cpu" (compiled kernels), "onnx", "numpy", or "auto": the
-            GPU where the encoders run on one and the index fits, else the fastest that is installed.
+        scorer : "cuda" (the scan on a GPU), "cpu" (compiled kernels), "onnx" (the exported graph), or "auto":
+            the GPU where the encoders run on one and the index fits, else the fastest that is installed.
         placement : where the scan on a GPU keeps the token queries, four fifths of an index: "device",
             "host" (pinned memory), or "auto", the device if they fit.
         verify : check the SHA-256 of every file before it is trusted.

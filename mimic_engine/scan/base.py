@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,13 +32,31 @@ class Scorer(Protocol):
         ...
 
 
+class Prepared(Protocol):
+    """B mentions as a scan's kernels want them."""
+
+    @property
+    def count(self) -> int:
+        """B."""
+        ...
+
+
+class BoundPass(Protocol):
+    """A pass that bounds totals from above."""
+
+    def __call__(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array, /) -> None:
+        """Write to ``out``, (B, n) float32, numbers that no total exceeds."""
+        ...
+
+
 class ScanKernels(Protocol):
     """The passes that the scan is made of, over B prepared mentions and rows of one stored segment.
 
     Every pass reads the segment as it is stored (float32, float16, int8 token
     queries), uses one core, releases the interpreter lock, and may be called
     from several threads at once. The score of a pair is the same number in
-    every pass and in any batch, up to the rounding that ``rounding`` bounds.
+    every pass and in any batch, up to the rounding that ``rounding`` bounds;
+    to the bit where there is a bound pass.
     """
 
     @property
@@ -55,16 +74,21 @@ class ScanKernels(Protocol):
         """Pairs (B x rows) a call: few enough for the cache, enough to hide the overhead."""
         ...
 
-    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Any:
+    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Prepared:
         """What all passes need of B mentions; with ``centroids`` (C, D) also the tables of ``estimates``."""
+        ...
+
+    def take(self, prepared: Any, rows: Sequence[int]) -> Prepared:
+        """Some of the prepared mentions as a batch of their own; nothing is prepared again."""
         ...
 
     def totals(self, prepared: Any, entities: EntityArrays, rows: Rows, out: Array) -> None:
         """Write the exact total scores, (B, n) float32, of the rows to ``out``."""
         ...
 
-    def bounds(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array) -> None:
-        """Write to ``out``, (B, n) float32, numbers that no total exceeds, up to ``rounding``."""
+    @property
+    def bounds(self) -> BoundPass | None:
+        """The bound pass; None where a bound would cost more than the scores that it spares."""
         ...
 
     def estimates(self, prepared: Any, entities: EntityArrays, codes: Codes, rows: slice, out: Array) -> None:

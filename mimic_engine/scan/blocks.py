@@ -8,6 +8,7 @@ faster. Stored rows are widened to float32 into buffers that each thread reuses.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,7 @@ from numpy.typing import NDArray
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
-from mimic_engine.kernels.cone_bound import Cone, bounds_ref, cones_of
-from mimic_engine.kernels.reference import normed_ref, scores_ref, scores_with_ref
+from mimic_engine.kernels.reference import normed_ref, scores_with_ref
 from mimic_engine.scan.base import Codes, Rows, Scorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays, Scores
 
@@ -34,10 +34,10 @@ class Prepared:
     mentions: MentionArrays
     centroids: Array | None  # (C, D)
 
-    @cached_property
-    def cones(self) -> list[Cone] | None:
-        """The cones of the value rows, for the bounds."""
-        return cones_of(self.mentions)
+    @property
+    def count(self) -> int:
+        """B."""
+        return self.mentions.rows
 
     @cached_property
     def tables(self) -> Array:
@@ -57,6 +57,8 @@ class BlockKernels:
 
     # Sums in another order differ by some 2e-5 where totals reach 40.
     rounding = 1e-5
+    # In NumPy the bound waits for the threads of its BLAS: several times as long as scoring every entity.
+    bounds = None
 
     def __init__(self, scorer: Scorer, constants: FoldConstants) -> None:
         self._scorer, self._constants = scorer, constants
@@ -67,6 +69,10 @@ class BlockKernels:
     def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Prepared:
         """Keep the mentions; the rest is made when a pass needs it."""
         return Prepared(mentions, centroids)
+
+    def take(self, prepared: Prepared, rows: Sequence[int]) -> Prepared:
+        """Some of the mentions as a batch of their own."""
+        return Prepared(prepared.mentions.take(rows), prepared.centroids)
 
     def totals(self, prepared: Prepared, entities: EntityArrays, rows: Rows, out: Array) -> None:
         """Write exact total scores, (B, n)."""
@@ -87,11 +93,6 @@ class BlockKernels:
             for i in range(0, len(rows), _ROWS)
         ]
         return _joined(parts, len(rows))
-
-    def bounds(self, prepared: Prepared, entities: EntityArrays, rows: slice, out: Array) -> None:
-        """Write upper bounds of the totals, (B, n)."""
-        block = self._float32(entities, rows, without_tokens=True)
-        out[:] = bounds_ref(prepared.cones, prepared.mentions, block, self._constants)
 
     def estimates(
         self, prepared: Prepared, entities: EntityArrays, codes: Codes, rows: slice, out: Array
@@ -153,23 +154,6 @@ def widen_into(half: NDArray[np.float16], out: Array) -> None:
     np.left_shift(bits, _MANTISSA_SHIFT, out=bits)
     np.bitwise_and(bits, _SIGN_AND_REST, out=bits)
     np.multiply(out, _REBIAS, out=out)
-
-
-# The NumPy scorer: the reference formulas as a :class:`~mimic_engine.scan.base.Scorer`.
-
-
-class NumpyScorer:
-    """Works everywhere and without an exported graph; several times slower than the ONNX scorer."""
-
-    name = "numpy"
-    pairs_per_block = 128
-
-    def __init__(self, constants: FoldConstants) -> None:
-        self._constants = constants
-
-    def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:
-        """Total and unit scores, (B, N) float32."""
-        return scores_ref(mentions, entities, self._constants)
 
 
 # The ONNX Runtime scorer: the exported scorer graph on one block of entities. No torch here.

@@ -25,15 +25,14 @@ class Refinement:
     ----------
     bounds : (N,), no exact score exceeds its bound; -inf for rows that may not be answered
     k : rows wanted, at most the number of rows with a finite bound
-    rounding : two computations of one score differ by at most this times 1 + |score|
 
     Attributes
     ----------
     dense : True when too many rows survive; the caller scores every row instead
     """
 
-    def __init__(self, bounds: Array, k: int, rounding: float = 0.0) -> None:
-        self._bounds, self._k, self._rounding = bounds, k, rounding
+    def __init__(self, bounds: Array, k: int) -> None:
+        self._bounds, self._k = bounds, k
         self._candidates = int(np.count_nonzero(bounds > -np.inf))
         self._rows: list[NDArray[np.int64]] = []
         self._totals: list[Array] = []
@@ -78,8 +77,7 @@ class Refinement:
         return rows
 
     def _threshold(self) -> float:
-        kth = kth_largest(np.concatenate(self._totals), self._k)
-        return kth - 2 * self._rounding * (1 + abs(kth))  # this sum may be off, and a row's own
+        return kth_largest(np.concatenate(self._totals), self._k)
 
     def _survivors(self, threshold: float) -> NDArray[np.int64] | None:
         """Rows that are still to be scored, best bound first; None if they are too many."""

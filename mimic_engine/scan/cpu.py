@@ -8,6 +8,7 @@ instruction set at run time. Their readable twins are ``kernels/reference.py``,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -95,6 +96,10 @@ class CpuKernels:
         """
         arrays = dict(mentions.items())
         return _refused(self._library.prepare, self._isa, self._native, arrays, self._sweeps, centroids)
+
+    def take(self, prepared: Any, rows: Sequence[int]) -> Any:
+        """Some of the packed mentions as a batch of their own; raises ``InvalidInputError``."""
+        return _refused(self._library.choose, prepared, [int(b) for b in rows])
 
     def totals(self, prepared: Any, entities: EntityArrays, rows: Rows, out: Array) -> None:
         """Write the exact totals, (B, n) float32, of the rows to ``out``; raises ``InvalidInputError``."""

@@ -12,13 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.scan.base import Codes, ScanKernels
+from mimic_engine.scan.base import Codes, Prepared, ScanKernels
 from mimic_engine.scan.topk import check_finite
 from mimic_engine.types import Array, EntityArrays, MentionArrays, Scores
 
@@ -106,7 +106,7 @@ _ROWS_PER_TASK = 64  # of exact scoring by row number: 64 entities are about 0.2
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Rows = NDArray[np.int64]
-_Pass = Callable[[Any, Block, Array], None]  # prepared mentions, block, (B, n) to write
+_Pass = Callable[[Prepared, Block, Array], None]  # prepared mentions, block, (B, n) to write
 
 
 class CodeBook(Protocol):
@@ -157,7 +157,19 @@ class Passes:
     def __len__(self) -> int:
         return len(self.segments)
 
-    def totals(self, mentions: MentionArrays) -> Array:
+    def prepare(self, mentions: MentionArrays) -> Prepared:
+        """B mentions for totals and bounds."""
+        return self.kernels.prepare(mentions)
+
+    def prepare_coded(self, mentions: MentionArrays) -> Prepared:
+        """B mentions for estimates too; InvalidInputError if there are no codes."""
+        return self.kernels.prepare(mentions, self._code_book().centroids)
+
+    def singles(self, prepared: Prepared) -> list[Prepared]:
+        """Each of B prepared mentions alone."""
+        return [self.kernels.take(prepared, [b]) for b in range(prepared.count)]
+
+    def totals(self, prepared: Prepared) -> Array:
         """Exact total scores of B mentions against all N entities, (B, N).
 
         Raises
@@ -165,24 +177,23 @@ class Passes:
         EngineError
             If a score is not finite: NaN has no rank.
         """
-        return self._all_rows(self.kernels.prepare(mentions), mentions.rows, self._totals_pass)
+        return self._all_rows(prepared, self._totals_pass)
 
-    def bounds(self, mentions: MentionArrays) -> Array:
-        """Upper bounds of the totals, (B, N); errors as in :meth:`totals`."""
-        return self._all_rows(self.kernels.prepare(mentions), mentions.rows, self._bounds_pass, _LEAST_ROWS)
+    def bounds(self, prepared: Prepared) -> Array:
+        """Upper bounds of the totals, (B, N), of kernels with a bound pass; errors as in :meth:`totals`."""
+        bound = self.kernels.bounds
+        assert bound is not None
 
-    def estimates(self, mentions: MentionArrays) -> Array:
-        """The totals as the codes give them, (B, N); errors as in :meth:`totals`.
+        def run(prepared: Prepared, block: Block, out: Array) -> None:
+            bound(prepared, self.segments.arrays[block.segment], block.local, out)
 
-        Raises
-        ------
-        InvalidInputError
-            If there are no codes.
-        """
-        prepared = self.kernels.prepare(mentions, self._code_book().centroids)
-        return self._all_rows(prepared, mentions.rows, self._estimates_pass, _LEAST_ROWS)
+        return self._all_rows(prepared, run, _LEAST_ROWS)
 
-    def totals_of(self, wanted: Sequence[tuple[Any, _Rows]]) -> list[Array]:
+    def estimates(self, prepared: Prepared) -> Array:
+        """The totals as the codes give them, (B, N), of mentions from :meth:`prepare_coded`; errors alike."""
+        return self._all_rows(prepared, self._estimates_pass, _LEAST_ROWS)
+
+    def totals_of(self, wanted: Sequence[tuple[Prepared, _Rows]]) -> list[Array]:
         """Exact totals (n,) of the wanted rows of each single prepared mention."""
         outs = [np.empty((1, len(rows)), np.float32) for _, rows in wanted]
         tasks = [
@@ -194,7 +205,7 @@ class Passes:
             pass
         return [out[0] for out in outs]
 
-    def scores_of(self, prepared: Any, rows: _Rows) -> Scores:
+    def scores_of(self, prepared: Prepared, rows: _Rows) -> Scores:
         """Total and unit scores, (1, n) each, of one prepared mention and rows of any segment."""
         total = np.empty((1, len(rows)), np.float32)
         units: dict[str, Array] = {}
@@ -204,10 +215,6 @@ class Passes:
             for name, score in part.units.items():
                 units.setdefault(name, np.empty_like(total))[:, where] = score
         return Scores(total, units)
-
-    def singles(self, mentions: MentionArrays) -> list[Any]:
-        """Each of B mentions prepared alone."""
-        return [self.kernels.prepare(mentions.take([b])) for b in range(mentions.rows)]
 
     def parts(self, mentions: MentionArrays) -> Iterator[MentionArrays]:
         """Mentions in batches whose scores of all rows fit in memory."""
@@ -223,20 +230,17 @@ class Passes:
         """Stop the threads."""
         self._pool.shutdown()
 
-    def _totals_pass(self, prepared: Any, block: Block, out: Array) -> None:
+    def _totals_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
         self.kernels.totals(prepared, self.segments.arrays[block.segment], block.local, out)
 
-    def _bounds_pass(self, prepared: Any, block: Block, out: Array) -> None:
-        self.kernels.bounds(prepared, self.segments.arrays[block.segment], block.local, out)
-
-    def _estimates_pass(self, prepared: Any, block: Block, out: Array) -> None:
+    def _estimates_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
         codes = self._code_book().segments[block.segment]
         self.kernels.estimates(prepared, self.segments.arrays[block.segment], codes, block.local, out)
 
-    def _all_rows(self, prepared: Any, mentions: int, run: _Pass, least: int = 1) -> Array:
+    def _all_rows(self, prepared: Prepared, run: _Pass, least: int = 1) -> Array:
         """Run a pass over every row, in blocks of at least ``least`` spread over the threads; (B, N)."""
-        out = np.empty((mentions, len(self)), np.float32)  # (B, N)
-        limit = max(least, self.kernels.pairs_per_block // max(1, mentions))
+        out = np.empty((prepared.count, len(self)), np.float32)  # (B, N)
+        limit = max(least, self.kernels.pairs_per_block // max(1, prepared.count))
         blocks = Shared(self.segments.blocks(limit, self.threads))
 
         def work() -> None:
@@ -248,7 +252,7 @@ class Passes:
         check_finite(out)
         return out
 
-    def _totals_task(self, prepared: Any, rows: _Rows, out: Array) -> None:
+    def _totals_task(self, prepared: Prepared, rows: _Rows, out: Array) -> None:
         for segment, local, where in self.segments.split(rows):
             part = np.empty((1, len(local)), np.float32)
             self.kernels.totals(prepared, self.segments.arrays[segment], local, part)

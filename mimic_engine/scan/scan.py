@@ -7,7 +7,7 @@ certified
     every score from above (``kernels/cone_bound.py``), then entities are scored
     exactly in descending bound until the k-th best score reaches the next bound.
     A mention for which too many survive is finished by scoring every entity,
-    and its answer says so.
+    and its answer says so; so is every mention where the kernels have no bound pass.
 coded
     A pass over codes estimates every score (``kernels/coded_ref.py``), and the
     best R are scored exactly. Measured, not proved: see the index's agreement.
@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.scan.base import ScanKernels
+from mimic_engine.scan.base import Prepared, ScanKernels
 from mimic_engine.scan.certified import MAX_SHARE, Refinement
 from mimic_engine.scan.passes import CodeBook, Passes
 from mimic_engine.scan.topk import TieKey, check_finite, contenders, kth_largest, order, pessimistic_ranks
@@ -126,37 +125,34 @@ class Scan:
 
     def totals(self, mentions: MentionArrays) -> Array:
         """Exact total scores of B mentions against all N entities, (B, N); EngineError if not finite."""
-        return self._passes.totals(mentions)
-
-    def bounds(self, mentions: MentionArrays) -> Array:
-        """Upper bounds of the totals, (B, N); errors as in :meth:`totals`."""
-        return self._passes.bounds(mentions)
+        return self._passes.totals(self._passes.prepare(mentions))
 
     def estimates(self, mentions: MentionArrays) -> Array:
         """The totals as the codes give them, (B, N); InvalidInputError without codes."""
-        return self._passes.estimates(mentions)
+        return self._passes.estimates(self._passes.prepare_coded(mentions))
 
     def ranks(
         self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
 
-        ``allowed`` as in :meth:`search`; the gold rows must be allowed. Where the kernels give a pair
-        the same bits in every pass, only rows whose bound reaches the gold row's score are scored.
+        ``allowed`` as in :meth:`search`; the gold rows must be allowed. Where the kernels have a bound
+        pass, only rows whose bound reaches the gold row's score are scored.
         """
-        ranked = self._dense_ranks if self._passes.kernels.rounding else self._certified_ranks
-        parts, start = [np.empty(0, np.int64)], 0
+        ranked = self._dense_ranks if self._passes.kernels.bounds is None else self._certified_ranks
+        ranks, start = np.empty(len(gold), np.int64), 0
         for part in self._passes.parts(mentions):
-            parts.append(ranked(part, gold[start : start + part.rows], allowed))
-            start += part.rows
-        return np.concatenate(parts)
+            stop = start + part.rows
+            ranks[start:stop] = ranked(self._passes.prepare(part), gold[start:stop], allowed)
+            start = stop
+        return ranks
 
-    def _dense_ranks(self, mentions: MentionArrays, gold: _Rows, allowed: Mask | None) -> _Rows:
-        return pessimistic_ranks(_restrict(self.totals(mentions), allowed), gold)
+    def _dense_ranks(self, mentions: Prepared, gold: _Rows, allowed: Mask | None) -> _Rows:
+        return pessimistic_ranks(_restrict(self._passes.totals(mentions), allowed), gold)
 
-    def _certified_ranks(self, mentions: MentionArrays, gold: _Rows, allowed: Mask | None) -> _Rows:
+    def _certified_ranks(self, mentions: Prepared, gold: _Rows, allowed: Mask | None) -> _Rows:
         """Ranks from the rows that may come before the gold one; too many of them, and all are scored."""
-        bounds = _restrict(self.bounds(mentions), allowed)  # (B, N)
+        bounds = _restrict(self._passes.bounds(mentions), allowed)  # (B, N)
         singles = self._passes.singles(mentions)
         own = np.concatenate(
             self._passes.totals_of([(one, gold[[b]]) for b, one in enumerate(singles)])
@@ -167,7 +163,8 @@ class Scan:
         dense = np.array([len(rows) > most for rows in rivals])  # (B,)
         ranks = np.empty(len(gold), np.int64)
         if dense.any():
-            ranks[dense] = self._dense_ranks(mentions.take(np.flatnonzero(dense)), gold[dense], allowed)
+            chosen = self._passes.kernels.take(mentions, np.flatnonzero(dense).tolist())
+            ranks[dense] = self._dense_ranks(chosen, gold[dense], allowed)
         sparse = np.flatnonzero(~dense)
         for b, totals in zip(
             sparse, self._passes.totals_of([(singles[b], rivals[b]) for b in sparse]), strict=True
@@ -219,32 +216,34 @@ class Scan:
         if mode not in MODES:
             raise InvalidInputError(f"mode: {mode!r} is not one of {', '.join(MODES)}", field="mode")
         found: list[_Best] = []
+        prepare = self._passes.prepare_coded if mode == "coded" and rows is None else self._passes.prepare
         for part in self._passes.parts(mentions):
+            prepared = prepare(part)
             if rows is not None:
-                found += self._among(part, k, rows)
-            elif mode == "exact":
-                found += self._exact(part, k, allowed)
+                found += self._among(prepared, k, rows)
+            elif mode == "exact" or (mode == "certified" and self._passes.kernels.bounds is None):
+                found += self._exact(prepared, k, allowed)
             elif mode == "certified":
-                found += self._certified(part, k, allowed)
+                found += self._certified(prepared, k, allowed)
             else:
-                found += self._coded(part, k, allowed, max(k, rerank or DEFAULT_RERANK))
+                found += self._coded(prepared, k, allowed, max(k, rerank or DEFAULT_RERANK))
         return _stack(found)
 
-    def _among(self, mentions: MentionArrays, k: int, rows: _Rows) -> list[_Best]:
+    def _among(self, mentions: Prepared, k: int, rows: _Rows) -> list[_Best]:
         return [self._rank(one, k, rows, "exact", len(rows)) for one in self._passes.singles(mentions)]
 
-    def _exact(self, mentions: MentionArrays, k: int, allowed: Mask | None) -> list[_Best]:
-        totals = _restrict(self.totals(mentions), allowed)  # (B, N)
+    def _exact(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
+        totals = _restrict(self._passes.totals(mentions), allowed)  # (B, N)
         scored = _count(len(self), None, allowed)
         chosen = self._passes.each(lambda row: self._contenders(row, k), totals)
         singles = self._passes.singles(mentions)
         return [self._rank(one, k, c, "exact", scored) for one, c in zip(singles, chosen, strict=True)]
 
-    def _certified(self, mentions: MentionArrays, k: int, allowed: Mask | None) -> list[_Best]:
-        bounds = _restrict(self.bounds(mentions), allowed)  # (B, N)
-        searches = [Refinement(row, k, self._passes.kernels.rounding) for row in bounds]
+    def _certified(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
+        bounds = _restrict(self._passes.bounds(mentions), allowed)  # (B, N)
+        searches = [Refinement(row, k) for row in bounds]
         singles = self._passes.singles(mentions)
-        waiting = list(range(mentions.rows))
+        waiting = list(range(mentions.count))
         while waiting:
             rows = dict(
                 zip(waiting, self._passes.each(lambda b: searches[b].next_rows(), waiting), strict=True)
@@ -259,29 +258,30 @@ class Scan:
 
     def _finish(
         self,
-        mentions: MentionArrays,
+        mentions: Prepared,
         k: int,
         allowed: Mask | None,
         searches: Sequence[Refinement],
-        singles: Sequence[Any],
+        singles: Sequence[Prepared],
     ) -> list[_Best]:
         dense = [b for b, search in enumerate(searches) if search.dense]
-        finished = (
-            dict(zip(dense, self._exact(mentions.take(dense), k, allowed), strict=True)) if dense else {}
-        )
+        finished: dict[int, _Best] = {}
+        if dense:
+            answers = self._exact(self._passes.kernels.take(mentions, dense), k, allowed)
+            finished = dict(zip(dense, answers, strict=True))
         for b, search in enumerate(searches):
             if b not in finished:
                 finished[b] = self._rank(singles[b], k, search.best(), "certified", search.scored)
         return [finished[b] for b in range(len(searches))]
 
-    def _coded(self, mentions: MentionArrays, k: int, allowed: Mask | None, rerank: int) -> list[_Best]:
-        estimates = _restrict(self.estimates(mentions), allowed)  # (B, N)
+    def _coded(self, mentions: Prepared, k: int, allowed: Mask | None, rerank: int) -> list[_Best]:
+        estimates = _restrict(self._passes.estimates(mentions), allowed)  # (B, N)
         rerank = min(rerank, _count(len(self), None, allowed))
         chosen = self._passes.each(lambda row: contenders(row, rerank), estimates)
         singles = self._passes.singles(mentions)
         return [self._rank(one, k, c, "coded", len(c)) for one, c in zip(singles, chosen, strict=True)]
 
-    def _rank(self, prepared: Any, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
+    def _rank(self, prepared: Prepared, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
         """The k best of a few rows of one mention, with their units' scores."""
         [totals] = self._passes.totals_of([(prepared, rows)])
         check_finite(totals)

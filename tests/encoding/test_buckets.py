@@ -12,9 +12,9 @@ from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.encoding.session import ShortenedTexts
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.export.to_onnx import ExportOptions, export_model
+from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.units import Mimic
-from mimic_engine.scan.blocks import NumpyScorer
 from mimic_engine.types import TokenBatch
 
 LENGTH, SIZE = 29, 32  # buckets 8, 16, 29

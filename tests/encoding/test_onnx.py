@@ -8,8 +8,9 @@ from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError, ModelError
+from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.scan.blocks import NumpyScorer, OnnxScorer
+from mimic_engine.scan.blocks import OnnxScorer
 from mimic_engine.types import EntityArrays, TextFeatures, TokenBatch
 
 LENGTH, SIZE = 9, 32

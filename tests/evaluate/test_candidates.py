@@ -25,7 +25,7 @@ def parts(tiny_model: Path, tiny_kb: Path):
     featurizer = open_featurizer(tiny_model, threads=1)
     entities = list(entity_stream(tiny_kb)())
     folded = fold_in_memory(KnowledgeBaseFeaturizer(featurizer, BrokenImages()), entities, progress=False)
-    scan = Scan(folded, open_kernels("numpy", tiny_model, featurizer.constants), threads=1)
+    scan = Scan(folded, open_kernels("onnx", tiny_model, featurizer.constants), threads=1)
     row = {e.id: i for i, e in enumerate(entities)}
     yield featurizer, scan, lambda ids: np.array([row[i] for i in ids], np.int64)
     scan.close()

@@ -202,7 +202,7 @@ def test_a_judge_counts_what_the_linker_answers(model, data):
     from mimic_engine.backends.encoders import open_featurizer
     from mimic_engine.data.source import open_dataset
     from mimic_engine.evaluate.evaluate import BrokenImages, KnowledgeBaseFeaturizer, fold_in_memory
-    from mimic_engine.scan.blocks import NumpyScorer
+    from mimic_engine.kernels.reference import NumpyScorer
 
     dataset = open_dataset(data, splits=("train", "test"))
     judge = quantise.Judge(model, ModelManifest.read(model), dataset, 0, 1)

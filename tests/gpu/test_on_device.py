@@ -101,7 +101,7 @@ def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoin
     graphs = SharedGraphs(lambda: torch_graphs(load_checkpoint(tiny_checkpoint).model.to("cuda")))
     ranker = CudaRanker(index.segments, featurizer.constants, tie_key=index.ids)
     ours = DeviceLinker(featurizer, index, ranker, graphs=graphs, device=device, resize=place)
-    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
+    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
     ours.warm_up()
     assert ours.info()["chain"]["launched"] == []  # every program is a graph
     mentions = [Mention("a b", "c a b d", tiny_picture), Mention("c", "c d e"), Mention("j", "i j")]

@@ -11,7 +11,8 @@ from mimic_engine.index import store
 from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import Entity
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mimic_engine.config import MatcherConfig
+from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
+from mimic_engine.scan.cpu import CpuKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 
@@ -32,6 +34,9 @@ class Folded:
 
     def scan(self, segments, scorer=NumpyScorer, **options) -> Scan:
         return Scan(segments, BlockKernels(scorer(self.constants), self.constants), **options)
+
+    def compiled_scan(self, segments, **options) -> Scan:
+        return Scan(segments, CpuKernels(self.constants), **options)
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.scan.certified import Refinement
 from mimic_engine.types import EntityArrays
+from tests.scan.compiled import compiled
 
 WIDE = MatcherConfig(text_width=24, text_token_width=24, hidden=32)
 
 
-def refine(bounds, totals, k, rounding=0.0):
-    search = Refinement(np.asarray(bounds, np.float32), k, rounding)
+def refine(bounds, totals, k):
+    search = Refinement(np.asarray(bounds, np.float32), k)
     totals = np.asarray(totals, np.float32)
     while len(rows := search.next_rows()):
         search.add(rows, totals[rows])
@@ -53,16 +54,11 @@ def test_useless_bounds_are_given_up():
     assert search.scored < 100
 
 
-def test_rows_within_the_rounding_of_the_last_are_kept():
-    totals = np.array([5.0, 3.00001, 3.0, 2.99999, 1.0])
-    assert refine(totals, totals, 2).best().tolist() == [0, 1]
-    assert refine(totals, totals, 2, rounding=1e-5).best().tolist() == [0, 1, 2, 3]
-
-
+@compiled
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_the_scan_answers_as_exact_for_less_work(make_folded, k):
     folded = make_folded(5, 3000, WIDE)
-    scan = folded.scan(folded.segments(2000, 1000), threads=2)
+    scan = folded.compiled_scan(folded.segments(2000, 1000), threads=2)
     exact = scan.search(folded.mentions, k, mode="exact")
     certified = scan.search(folded.mentions, k, mode="certified")
     np.testing.assert_array_equal(certified.rows, exact.rows)
@@ -77,42 +73,37 @@ def test_the_scan_answers_as_exact_for_less_work(make_folded, k):
     scan.close()
 
 
-def test_bounds_are_not_below_the_totals(make_folded):
-    folded = make_folded(7, 501, WIDE)
-    scan = folded.scan(folded.segments(501))
-    slack = 1e-5 * (1 + np.abs(scan.totals(folded.mentions)))
-    assert (scan.bounds(folded.mentions) >= scan.totals(folded.mentions) - slack).all()
-    scan.close()
-
-
+@compiled
 def test_copies_of_the_best_entity_are_all_found_and_ordered_by_id(make_folded):
     folded = make_folded(2, 400, WIDE)
     total = scores_ref(folded.mentions, folded.entities, folded.constants).total
     best = int(total[0].argmax())
     places = np.concatenate([np.arange(400), np.full(60, best)])
     twins = EntityArrays(**{name: a[places] for name, a in folded.entities.items()})
-    scan = folded.scan([twins], tie_key=lambda rows: [f"{999 - r}" for r in rows])
+    scan = folded.compiled_scan([twins], tie_key=lambda rows: [f"{999 - r}" for r in rows])
     found = scan.search(folded.mentions, 61)
     np.testing.assert_array_equal(found.rows, scan.search(folded.mentions, 61, mode="exact").rows)
     assert found.rows[0].tolist() == [*range(459, 399, -1), best]
     scan.close()
 
 
+@compiled
 @pytest.mark.parametrize("k", [1, 10])
 @pytest.mark.parametrize("field", ["tglu_query", "tglu_cls"])
 def test_an_entity_that_is_not_finite_is_an_error(make_folded, k, field):
     folded = make_folded(2, 40, WIDE)
     getattr(folded.entities, field)[7] = np.nan
-    scan = folded.scan(folded.segments(40))
+    scan = folded.compiled_scan(folded.segments(40))
     with np.errstate(all="ignore"), pytest.raises(EngineError, match="not all of them are finite"):
         scan.search(folded.mentions, k)
     scan.close()
 
 
+@compiled
 def test_a_mention_that_is_not_finite_is_an_error(make_folded):
     folded = make_folded(2, 40, WIDE)
     folded.mentions.tglu_value[1, 0] = np.nan
-    scan = folded.scan(folded.segments(40))
+    scan = folded.compiled_scan(folded.segments(40))
     with np.errstate(all="ignore"), pytest.raises(EngineError, match="not all of them are finite"):
         scan.search(folded.mentions, 1)
     scan.close()

@@ -102,6 +102,9 @@ def test_wrong_codes_and_options_are_refused():
         k.estimates(k.prepare(pairs.mentions), pairs.entities, np.zeros((3, 4), np.uint8), slice(None), out)
     with pytest.raises(InvalidInputError, match="centroids: shape"):
         k.prepare(pairs.mentions, centroids[:, :7].copy())
+    for row in (-1, 1):
+        with pytest.raises(InvalidInputError, match=f"rows: number {row} is not within 1 mentions"):
+            k.take(prepared, [row])
     with pytest.raises(InvalidInputError, match="isa: 'sse9'"):
         kernels(pairs, "sse9")
     with pytest.raises(InvalidInputError, match="sweeps: must be at least 1"):

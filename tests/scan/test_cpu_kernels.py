@@ -1,5 +1,6 @@
 """The compiled passes against the reference: values, bits that never vary, bounds that hold."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -40,6 +41,12 @@ def totals(k, prepared, entities, rows):
 def bounds(k, prepared, entities, rows=slice(None)):
     out = np.full((prepared.count, len(range(*rows.indices(entities.rows)))), np.nan, np.float32)
     k.bounds(prepared, entities, rows, out)
+    return out
+
+
+def estimates(k, prepared, entities, codes):
+    out = np.full((prepared.count, entities.rows), np.nan, np.float32)
+    k.estimates(prepared, entities, codes, slice(None), out)
     return out
 
 
@@ -85,6 +92,28 @@ def test_the_bits_of_a_pair_do_not_depend_on_its_company(isa):
         np.testing.assert_array_equal(bounds(k, alone, pairs.entities), upper[b : b + 1])
     moved = EntityArrays(**{n: _unaligned(a) for n, a in pairs.entities.items()})
     np.testing.assert_array_equal(totals(k, prepared, moved, slice(None)), whole)
+
+
+@compiled
+@every_set
+def test_chosen_mentions_have_the_bits_that_they_have_in_their_batch(isa):
+    """Also where they need fewer registers than the longest of the batch, which is gone by then."""
+    pairs = Pairs(Shape(mentions=5, entities=70, mention_tokens=40, text=64, mask=True, spread=0.5))
+    k = kernels(pairs, isa)
+    centroids = np.random.default_rng(2).normal(size=(9, 96)).astype(np.float32)
+    codes = np.random.default_rng(3).integers(0, 9, (70, 40)).astype(np.uint8)
+    prepared = k.prepare(pairs.mentions, centroids)
+    whole, upper = totals(k, prepared, pairs.entities, slice(None)), bounds(k, prepared, pairs.entities)
+    estimated = estimates(k, prepared, pairs.entities, codes)
+    rows = np.array([3, 0, 3])
+    chosen = k.take(k.take(prepared, [4, 3, 0]), [1, 2, 1])
+    del prepared
+    gc.collect()
+    assert chosen.count == 3
+    np.testing.assert_array_equal(totals(k, chosen, pairs.entities, slice(None)), whole[rows])
+    np.testing.assert_array_equal(bounds(k, chosen, pairs.entities), upper[rows])
+    np.testing.assert_array_equal(estimates(k, chosen, pairs.entities, codes), estimated[rows])
+    assert k.take(chosen, []).count == 0
 
 
 def _unaligned(array):

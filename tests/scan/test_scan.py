@@ -7,8 +7,7 @@ import pytest
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError
-from mimic_engine.kernels.reference import scores_ref
-from mimic_engine.scan.blocks import NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer, scores_ref
 from mimic_engine.scan.passes import MENTIONS_PER_PASS
 from mimic_engine.scan.torch import TorchScorer
 from mimic_engine.types import EntityArrays, MentionArrays
@@ -43,6 +42,28 @@ def test_totals_search_and_ranks_equal_the_reference(make_folded, mode, scorer, 
     np.testing.assert_array_equal(
         scan.ranks(folded.mentions, gold), (expected.total > own[:, None]).sum(1) + 1
     )
+    scan.close()
+
+
+@pytest.mark.parametrize("mentions", [1, 20])
+def test_the_default_does_the_work_of_exact_where_a_bound_would_cost_more(make_folded, mentions):
+    folded = make_folded(mentions, 2000)
+    pairs = []
+
+    class Counting(NumpyScorer):
+        def score(self, mentions, entities):
+            pairs.append(mentions.rows * entities.rows)
+            return super().score(mentions, entities)
+
+    scan = folded.scan(folded.segments(1500, 500), Counting, threads=2)
+    exact = scan.search(folded.mentions, 10, mode="exact")
+    work = sum(pairs)
+    pairs.clear()
+    default = scan.search(folded.mentions, 10)
+    assert work == sum(pairs) > 2000 * mentions
+    assert default.modes == ("exact",) * mentions and (default.scored == 2000).all()
+    np.testing.assert_array_equal(default.rows, exact.rows)
+    np.testing.assert_array_equal(default.scores, exact.scores)
     scan.close()
 
 

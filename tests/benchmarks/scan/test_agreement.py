@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.scan.agreement import main
 from mimic_engine.index.codes.write import recode_index
-from mimic_engine.scan.scan import Scan
+from mimic_engine.scan.passes import Passes
+from tests.scan.compiled import compiled
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def arguments(tiny_model, tiny_index, tiny_kb, tmp_path):
     lines = [json.dumps({"mention": c, "sentence": f"{c} d e", "answer": "E01"}) + "\n" for c in "abcde"]
     (data / "test.jsonl").write_text("".join(lines), "utf-8")
     options = {"out": tmp_path / "agreement.json", "model": tiny_model, "index": tmp_path / "index"}
-    options |= {"data": data, "scorer": "numpy", "threads": 1}
+    options |= {"data": data, "scorer": "onnx", "threads": 1}
     return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
 
 
@@ -37,10 +38,11 @@ def test_every_run_is_kept_under_its_name(arguments, tmp_path):
     assert run["header"]["command"]
 
 
+@compiled
 def test_a_certified_answer_that_is_not_the_exact_one_stops_the_run(arguments, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("benchmarks.scan.agreement.TOP_K", 1)
     monkeypatch.setattr("mimic_engine.scan.certified._FIRST_ROWS", 1)
-    monkeypatch.setattr(Scan, "bounds", lambda scan, mentions: -scan.totals(mentions))
-    assert main([*arguments, "--name", "wrong"]) == 2
+    monkeypatch.setattr(Passes, "bounds", lambda passes, prepared: -passes.totals(prepared))
+    assert main([*arguments, "--name", "wrong", "--scorer", "cpu"]) == 2
     assert "certified: [" in capsys.readouterr().err
     assert not (tmp_path / "agreement.json").exists()

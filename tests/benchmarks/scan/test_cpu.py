@@ -14,9 +14,12 @@ from benchmarks.scan.cpu import EXPECTED, OPERATIONS_A_PAIR, main, outcome
 from benchmarks.scan.rows import BaselineRow, Row
 from benchmarks.scan.tiled import tile
 from benchmarks.timing import Timed, repeat
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
-from mimic_engine.scan.scan import Scan, TopK
+from mimic_engine.kernels.reference import NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
+from mimic_engine.scan.passes import Passes
+from mimic_engine.scan.scan import TopK
 from mimic_engine.types import EntityArrays, Scores
+from tests.scan.compiled import compiled
 
 QUICK = ["--n", "12", "--b", "1,2", "--backends", "numpy", "--threads", "1", "--seconds", "0"]
 BYTES = {"baseline": 1000.0, "float32": 200.0, "float16": 100.0}
@@ -76,7 +79,7 @@ def mentions_file(tmp_path, tiny_kb):
 
 
 def real_part(model, index, data):
-    real = ["--model", str(model), "--index", str(index), "--data", str(data), "--scorer", "numpy"]
+    real = ["--model", str(model), "--index", str(index), "--data", str(data), "--scorer", "onnx"]
     return [*QUICK, *real, "--sizes", "13,40", "--batches", "1,3", "--baseline-pairs", "60"]
 
 
@@ -98,17 +101,22 @@ def test_an_exact_mode_that_differs_from_the_exported_graph_is_an_error(
     tmp_path, monkeypatch, capsys, tiny_model, tiny_index, mentions_file
 ):
     real = scan_index.open_kernels
-    wrong = lambda s, m, c: BlockKernels(Off(c), c) if s == "numpy" else real(s, m, c)  # noqa: E731
+    wrong = lambda s, m, c: BlockKernels(Off(c), c) if s == "auto" else real(s, m, c)  # noqa: E731
     monkeypatch.setattr(scan_index, "open_kernels", wrong)
-    assert main(["--out", str(tmp_path / "r.json"), *real_part(tiny_model, tiny_index, mentions_file)]) == 2
+    arguments = [*real_part(tiny_model, tiny_index, mentions_file), "--scorer", "auto"]
+    assert main(["--out", str(tmp_path / "r.json"), *arguments]) == 2
     assert "from those of the exported graph" in capsys.readouterr().err
 
 
+@compiled
 def test_a_certified_answer_that_is_not_the_exact_one_is_an_error(
     tmp_path, monkeypatch, capsys, tiny_model, tiny_index, mentions_file
 ):
-    monkeypatch.setattr(Scan, "bounds", lambda scan, mentions: -scan.totals(mentions))
-    assert main(["--out", str(tmp_path / "r.json"), *real_part(tiny_model, tiny_index, mentions_file)]) == 2
+    monkeypatch.setattr(Passes, "bounds", lambda passes, prepared: -passes.totals(prepared))
+    monkeypatch.setattr(scan_index, "TOP_K", 1)
+    monkeypatch.setattr("mimic_engine.scan.certified._FIRST_ROWS", 1)
+    arguments = [*real_part(tiny_model, tiny_index, mentions_file), "--scorer", "cpu"]
+    assert main(["--out", str(tmp_path / "r.json"), *arguments]) == 2
     assert "certified" in capsys.readouterr().err
 
 
@@ -173,7 +181,9 @@ def test_outcome_is_that_of_the_worst_compiled_row():
         replace(ROW, b=1, pairs_per_s=share, ratio_to_baseline=79.0),
         replace(ROW, b=20, pairs_per_s=2 * share, ratio_to_baseline=41.0),
         replace(ROW, n=100, pairs_per_s=1.0, ratio_to_baseline=1.0),
-        replace(ROW, backend="onnx", pairs_per_s=1.0, ratio_to_baseline=1.0),
+        replace(ROW, backend="onnx", ms=6.0, pairs_per_s=1.0, ratio_to_baseline=1.0),
+        replace(ROW, backend="onnx", mode="certified", ms=8.0),
+        replace(ROW, backend="onnx", mode="certified", b=1, ms=1e9),
         replace(ROW, mode="certified", n=110_000, b=1, ratio_to_baseline=800.0),
         replace(ROW, mode="coded", n=110_000, b=1, ratio_to_baseline=499.0),
     ]
@@ -183,6 +193,7 @@ def test_outcome_is_that_of_the_worst_compiled_row():
     assert (found["exact_ratio_b20"], found["exact_ratio_b20_met"]) == (41.0, True)
     assert (found["shortcut_ratio_b1"], found["shortcut_ratio_b1_met"]) == (499.0, False)
     assert (found["shortcut_ratio_b20"], found["shortcut_ratio_b20_met"]) == (None, None)
+    assert (found["default_ratio_uncompiled"], found["default_ratio_uncompiled_met"]) == (0.75, False)
     assert found["float16_feature_bytes_ratio_met"]
     assert not outcome([], 1.0, BYTES | {"float16": 101.0})["float16_feature_bytes_ratio_met"]
     assert {name.removesuffix("_min").removesuffix("_max") for name in EXPECTED} < set(found)

@@ -36,7 +36,7 @@ def arguments(tiny_model, coded_index, data, tmp_path):
     (tmp_path / "scratch").mkdir()
     options = {"out": tmp_path / "growth.json", "model": tiny_model, "index": coded_index, "data": data}
     options |= {"folder": tmp_path / "scratch", "sizes": "7,20,40", "certified-to": 20, "mentions": 2}
-    options |= {"scorer": "numpy", "threads": 1, "seconds": 0}
+    options |= {"scorer": "onnx", "threads": 1, "seconds": 0}
     return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
 
 

@@ -18,8 +18,8 @@ from mimic_engine.index.codes.read import mean_error, nearest
 from mimic_engine.index.codes.write import add_segment_codes, recode_index
 from mimic_engine.index.manifest import read_manifest
 from mimic_engine.index.verify import verify_index
-from mimic_engine.kernels.reference import scores_ref
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer, scores_ref
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 

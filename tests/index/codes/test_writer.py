@@ -16,7 +16,8 @@ from mimic_engine.index.manifest import FileRecord, read_manifest, write_manifes
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import Entity, MentionArrays
 from tests.index.contents import content, file_hash, live, stored_bytes

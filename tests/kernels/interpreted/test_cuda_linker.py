@@ -38,7 +38,7 @@ def both(tiny_model, tiny_index):
     options = {"threads": 1, "backend": "onnx"}
     with (
         closing(Linker.open(tiny_model, tiny_index, scorer="cuda", **options)) as ours,
-        closing(Linker.open(tiny_model, tiny_index, scorer="numpy", **options)) as theirs,
+        closing(Linker.open(tiny_model, tiny_index, scorer="onnx", **options)) as theirs,
     ):
         yield ours, theirs
 

@@ -13,7 +13,8 @@ from mimic_engine.gpu import passes as cuda_passes
 from mimic_engine.gpu import scan as cuda
 from mimic_engine.gpu.index import DeviceIndex
 from mimic_engine.gpu.scan import CudaScan
-from mimic_engine.scan.blocks import BlockKernels, NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import EntityArrays, MentionArrays
 

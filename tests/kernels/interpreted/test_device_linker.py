@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def linkers(tiny_model, tiny_index):
-    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
+    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
     index = Index.open(tiny_index)
     featurizer = open_featurizer(tiny_model, threads=1, backend="onnx")
     ranker = CudaRanker(index.segments, featurizer.constants, device="cpu", tie_key=index.ids)

@@ -42,8 +42,8 @@ def chained(on_the_cpu, tiny_model, tiny_index):
 
 
 def test_a_scan_on_the_cpu_is_in_the_way(on_the_cpu, tiny_model, tiny_index):
-    linker = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
-    with pytest.raises(BackendError, match="the scan runs on 'numpy', not on the GPU"):
+    linker = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
+    with pytest.raises(BackendError, match="the scan runs on 'onnx', not on the GPU"):
         choose.choose_chain(linker, tiny_model, "on")
     assert choose.choose_chain(linker, tiny_model, "auto") is linker
     linker.close()
@@ -51,7 +51,7 @@ def test_a_scan_on_the_cpu_is_in_the_way(on_the_cpu, tiny_model, tiny_index):
 
 def test_what_is_chosen_answers_as_every_linker(chained, tiny_model, tiny_index, tiny_picture):
     assert isinstance(chained, DeviceLinker)
-    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
+    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
     mentions = [Mention("a b", "c a b d", tiny_picture), Mention("j", "i j")]
     for found, expected in zip(chained.link(mentions, 5), reference.link(mentions, 5), strict=True):
         assert [c.id for c in found.candidates] == [c.id for c in expected.candidates]
