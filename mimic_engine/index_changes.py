@@ -19,7 +19,7 @@ class IndexChanges:
 
     The folder is locked only while a change lasts, so that the command line may change it too. The encoders
     are opened at the first upsert, in the precision of all other entities, whatever mentions are encoded in.
-    Pictures are kept, for people to look at.
+    Images are kept, for people to look at.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class IndexChanges:
         Raises
         ------
         DataError
-            If an entity cannot be stored, or its picture is broken.
+            If an entity cannot be stored, or its image is broken.
         IndexLockedError, IndexWriteError
             If somebody else is changing the index; if the files cannot be written.
         """

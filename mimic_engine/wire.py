@@ -1,4 +1,4 @@
-"""What goes over the wire: msgspec structs that decode the hot routes and describe them in OpenAPI."""
+"""Bodies of the HTTP API: msgspec structs that decode the hot routes and describe them in OpenAPI."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class EntityAnswer(msgspec.Struct):
 
 
 class ExampleBody(msgspec.Struct):
-    """A mention to try; ``image`` is the address of its picture, relative to the service's root."""
+    """A mention to try; ``image`` is the address of its image, relative to the service's root."""
 
     mention: str
     sentence: str

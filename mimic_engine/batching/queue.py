@@ -155,7 +155,7 @@ class RequestQueue(Generic[I, R]):
 
     @property
     def state(self) -> State:
-        """Where queue and device are in their life."""
+        """State of queue and device."""
         return self._state
 
     @property

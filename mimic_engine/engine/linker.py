@@ -147,7 +147,7 @@ class Linker:
         image_limits : byte, pixel and format limits of mention images.
         engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
         checkpoint : folder that ``model`` was exported from, which the torch backend reads.
-        cache_bytes : memory for mentions and pictures that come again; 0 remembers none.
+        cache_bytes : memory for mentions and images that come again; 0 remembers none.
 
         Raises
         ------
@@ -308,7 +308,7 @@ class Linker:
 
     @property
     def cache(self) -> EncodingCache | None:
-        """The memory of mentions and pictures that were encoded before, if there is one."""
+        """The memory of mentions and images that were encoded before, if there is one."""
         return self.featurizer.cache if isinstance(self.featurizer, CachingFeaturizer) else None
 
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -352,7 +352,7 @@ class Linker:
         self.warm_up()
 
     def info(self) -> dict[str, Any]:
-        """What is loaded, for people and for ``/v1/info``; JSON types only."""
+        """Description of what is loaded, for people and for ``/v1/info``; JSON types only."""
         return {
             "model_hash": self.model_hash,
             "units": list(self.featurizer.constants.units),

@@ -38,7 +38,7 @@ class ImageRoutes:
         self._limits = ImageLimits(max_bytes=service.settings.max_image_bytes)
 
     async def entity_image(self, request: Request) -> Response:
-        """Give the first picture of an entity, where this machine has it."""
+        """Give the first image of an entity, where this machine has it."""
         entity_id = request.path_params["entity_id"]
         index = self._service.linker.index
         try:
@@ -52,7 +52,7 @@ class ImageRoutes:
         return json_response(ExamplesBody([_example(i, m) for i, m in enumerate(self._examples)]))
 
     async def example_image(self, request: Request) -> Response:
-        """Give the picture of an example."""
+        """Give the image of an example."""
         number = request.path_params["number"]
         known = number.isdecimal() and len(number) < 10 and int(number) < len(self._examples)
         source = self._examples[int(number)].image if known else None

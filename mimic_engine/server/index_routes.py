@@ -25,11 +25,11 @@ class IndexRoutes:
         """Give what the index holds about one entity."""
         index = self._service.linker.index
         try:
-            found = index.entity(int(index.rows([request.path_params["entity_id"]])[0]))
+            entity = index.entity(int(index.rows([request.path_params["entity_id"]])[0]))
         except UnknownEntityError as error:
             return json_response(describe(error)[1], 404)
         return json_response(
-            EntityAnswer(found.id, found.name, found.description, found.type, len(found.images))
+            EntityAnswer(entity.id, entity.name, entity.description, entity.type, len(entity.images))
         )
 
     async def put_entity(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the linking routes share: from bodies to results within the deadline, and results to answers."""
+"""Linking as all its routes do it: from bodies to results within the deadline, from results to answers."""
 
 from __future__ import annotations
 

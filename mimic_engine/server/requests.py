@@ -162,7 +162,7 @@ def _nil_threshold(body: MentionBody, own: float | None) -> float | None:
 
 
 def timeout_s(asked_ms: float | None, settings: Settings) -> float:
-    """How long a mention may take: as asked for, else the service's default."""
+    """Time that a mention may take: as asked for, else the service's default."""
     if asked_ms is None:
         return settings.timeout_ms / 1e3
     if not 0 < asked_ms <= settings.max_timeout_ms:
