@@ -31,7 +31,7 @@ class IndexLike(Protocol):
     def entity(self, row: int) -> Entity:
         """Metadata of a row."""
 
-    def picture(self, row: int) -> Path | None:
+    def image(self, row: int) -> Path | None:
         """File of the first picture of a row; None where there is none, or it is not on this machine."""
 
 

@@ -41,7 +41,7 @@ def install(app: FastAPI, service: LinkService, examples: Sequence[Mention]) -> 
         """Give the first picture of an entity, where this machine has it."""
         index = service.linker.index
         try:
-            source = index.picture(int(index.rows([entity_id])[0]))
+            source = index.image(int(index.rows([entity_id])[0]))
         except UnknownEntityError as error:
             return json_response(describe(error)[1], 404)
         return await _picture(request, f"entity {entity_id!r}", source, limits)
