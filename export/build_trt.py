@@ -28,10 +28,10 @@ from mimic_engine.errors import (
 )
 from mimic_engine.export.engines import BuildOptions, build_engine
 from mimic_engine.export.profiles import Profile, profiles, shapes
+from mimic_engine.files import write_atomic
 from mimic_engine.gpu.device import open_device
 from mimic_engine.gpu.engine_files import EngineRecord, engine_file, graph_sha256
 from mimic_engine.gpu.tensorrt_library import FLAVOURS, Flavour, Library, load_library
-from mimic_engine.provenance import replace_file
 
 FP8_FROM = 89  # the first architecture that multiplies 8-bit floats (Ada)
 
@@ -110,7 +110,7 @@ def build(
         graph = job.entry.onnx.check(model, verify=True)
         spans = [shapes(job.entry, profile) for profile in job.profiles]
         engine, seconds = build_engine(library, graph, job.target, spans, options)
-        replace_file(out / job.file, engine)
+        write_atomic(out / job.file, engine)
         record = EngineRecord(
             manifest.model_hash,
             job.graph,

@@ -16,6 +16,7 @@ from typing import Any
 
 from mimic_engine.errors import BackendError, ModelError
 from mimic_engine.export.profiles import Shapes
+from mimic_engine.files import write_atomic
 from mimic_engine.gpu.tensorrt_library import Library
 
 FLAGS = {"strip": "STRIP_PLAN", "refit": "REFIT", "version_compatible": "VERSION_COMPATIBLE"}
@@ -132,6 +133,4 @@ def _profile(builder: Any, network: Any, shapes: Shapes) -> Any:
 def _save_timing_cache(config: Any, options: BuildOptions) -> None:
     if options.timing_cache is None:
         return
-    partial = options.timing_cache.with_name(options.timing_cache.name + ".tmp")
-    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-    partial.replace(options.timing_cache)
+    write_atomic(options.timing_cache, bytes(config.get_timing_cache().serialize()))

@@ -29,7 +29,8 @@ from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.emulated import EmulatedGraph
 from mimic_engine.export.samples import Arrays, own_records, prepare, read_records
 from mimic_engine.export.typed import ENCODERS, TYPES, Keep, kept_in_float32, to_typed
-from mimic_engine.provenance import replace_file, write_result
+from mimic_engine.files import write_atomic
+from mimic_engine.provenance import write_result
 
 # Largest error of any output, relative to its largest value.
 MAX_ERROR = {"fp16": 0.02, "bf16": 0.1}
@@ -135,7 +136,7 @@ def write(folder: Path, manifest: ModelManifest, name: str, precision: str, type
     """Put a mixed graph in the place of a precision's graph."""
     onnx.checker.check_model(typed, full_check=True)
     file = f"graphs/{name}.{precision}.onnx"
-    replace_file(folder / file, typed.SerializeToString())
+    write_atomic(folder / file, typed.SerializeToString())
     entry = replace(manifest.entry(name, "fp32"), onnx=StoredFile.of(folder, file), data=None)
     graphs = {g: {**by, precision: entry} if g == name else by for g, by in manifest.graphs.items()}
     replace(manifest, graphs=graphs).write(folder)

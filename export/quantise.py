@@ -30,6 +30,7 @@ from mimic_engine.encoding.onnx import OnnxGraph, available_threads
 from mimic_engine.encoding.session import ENCODERS, GraphSession, RunnableGraph
 from mimic_engine.errors import DataError, InvalidInputError, MimicError
 from mimic_engine.export.precision import to_calibrated_int8, to_fp8, to_int8
+from mimic_engine.files import replace_file
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.provenance import write_result
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
@@ -256,9 +257,8 @@ def ship(
         entry = manifest.entry(name, "fp32")
         if way is not None:
             file = f"graphs/{name}.{precision}.onnx"
-            partial = folder / f"{file}.tmp"
-            shutil.copyfile(graphs[name, way], partial)
-            partial.replace(folder / file)
+            with replace_file(folder / file) as temporary:
+                shutil.copyfile(graphs[name, way], temporary)
             entry = replace(entry, onnx=StoredFile.of(folder, file), data=None)
         entries[name][precision] = entry
     new = replace(manifest, graphs=entries)

@@ -9,7 +9,6 @@ is described in :mod:`mimic_engine.encoding.manifest`.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.graphs import Graph, export_fp32, model_graphs
 from mimic_engine.export.precision import to_int8
 from mimic_engine.export.typed import ENCODERS, TYPES, to_typed
+from mimic_engine.files import publish_folder
 from mimic_engine.model.checkpoint import load_checkpoint, model_hash
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.model.units import Mimic
@@ -85,7 +85,7 @@ def export_model(
         graphs,
     )
     manifest.write(partial)
-    _publish(partial, out)
+    publish_folder(partial, out)
     return manifest
 
 
@@ -130,30 +130,6 @@ def _widths(graphs: dict[str, dict[str, GraphEntry]], length: int) -> dict[str, 
         "patches": image["tokens"][1],
     }
     return {name: int(value) for name, value in values.items()}
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Make ``partial`` durable, then give it its name; what had the name goes."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _fsync(path)
-    for folder in (partial / "graphs", partial):
-        _fsync(folder)
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    _fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.comparison import AGREEMENT, ATOL, Comparison, Row
 from mimic_engine.export.engine_check import engines_of, verify_engines
 from mimic_engine.export.samples import own_records, prepare, read_records
+from mimic_engine.files import write_atomic
 from mimic_engine.gpu.device import open_device
 from mimic_engine.model.checkpoint import Checkpoint, load_checkpoint
 
@@ -134,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
         ]
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps(report(rows, manifest, args.top_k), indent=2) + "\n", "utf-8")
+        write_atomic(args.json, json.dumps(report(rows, manifest, args.top_k), indent=2) + "\n")
     beyond = [f"{row.graph} {row.precision}" for row in rows if not row.ok]
     if beyond:
         print(f"beyond tolerance: {', '.join(beyond)}", file=sys.stderr)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Self
 
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.files import write_atomic
 from mimic_engine.kernels import coded_tglu, cone_bound_gpu, gated_units, tglu_attention
 from mimic_engine.kernels.tiles import Tile
-from mimic_engine.provenance import replace_file
 
 Measure = Callable[[Tile], float]  # milliseconds of one launch with a tile
 
@@ -78,7 +78,7 @@ def tuned(
         return Tiles.from_json(known[key])
     chosen = {name: _fastest(name, measure, say) for name, measure in measures.items()}
     tiles = Tiles(**{name: tile for name, tile in chosen.items() if tile is not None})
-    replace_file(cache, json.dumps({**known, key: tiles.to_json()}, indent=2).encode())
+    write_atomic(cache, json.dumps({**known, key: tiles.to_json()}, indent=2))
     return tiles
 
 

@@ -1,39 +1,51 @@
-"""Small file operations that survive a crash: checksums, fsync, atomic write and publish, a folder's lock.
+"""Files that survive a crash: written whole or not at all, flushed, hashed, locked; JSON of a known format.
 
-Nothing here knows what an index is.
+The only module that renames, flushes and locks. It knows no content: what a file
+holds, and which error tells of a fault in it, is its caller's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, TypeVar
 
-from mimic_engine.errors import IndexLockedError
+import msgspec
 
-_CHUNK_BYTES = 4 << 20
+from mimic_engine.errors import IndexLockedError, MimicError
+
+T = TypeVar("T")
+
+TEMPORARY = ".tmp"  # how the name of a file ends that is being written
+LOCK = "lock"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_JSON_LIMIT_BYTES = 64 << 20
+_SHOWN = 80  # characters of a value that a message shows
+_AT = re.compile(r"(.*?)(?: - at `\$(.*)`)?", re.DOTALL)  # how msgspec says what, and where
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+
+logger = logging.getLogger(__name__)
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in chunks (releases the interpreter lock)."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces (releases the interpreter lock)."""
     with path.open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
-            digest.update(view[:read])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_path(path: Path) -> None:
@@ -45,15 +57,97 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write through a temporary name, fsync, rename: a reader sees the old or the new file, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def fsync_file(file: IO[Any]) -> None:
+    """Flush what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing; their names are on the disk afterwards."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_path(path.parent)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the temporary name to write to, in the folder of ``path``.
+
+    What lies there at the end is flushed and gets the name ``path``; a reader sees
+    the old or the new file. After an error the old one is there and the temporary
+    one gone; after a kill it is left, see :func:`remove_leftovers`.
+
+    >>> with replace_file(Path("curve.png")) as temporary:  # doctest: +SKIP
+    ...     figure.savefig(temporary, format="png")
+    """
+    _make_folder(path.parent)
+    temporary = _unique(path, TEMPORARY)
+    try:
+        yield temporary
+        fsync_path(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     fsync_path(path.parent)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all, see :func:`replace_file`; text as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def create_private(path: Path, content: str) -> None:
+    """Write a file for its owner's eyes, whole, unless there is one: of several that try, one does."""
+    _make_folder(path.parent)
+    temporary = _unique(path, TEMPORARY)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(content)
+            fsync_file(file)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed writes left in a folder, of files of one name or of all; for its only writer."""
+    for path in folder.glob(f"{name}.*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Flush all that ``partial`` holds and rename it to ``final``, replacing a folder that is there.
+
+    Where the platform can exchange two names (Linux), ``final`` is at every
+    moment either the old or the new folder. Elsewhere the old folder is first
+    renamed aside, and lies beside ``final`` as ``NAME.old-*`` should the
+    process die before the second rename.
+    """
+    for path in [*partial.rglob("*"), partial]:
+        fsync_path(path)
+    _make_folder(final.parent)
+    aside = _unique(final, ".old-", last=False)
+    if not final.exists():
+        partial.rename(final)
+    elif _exchange(partial, final):
+        partial.rename(aside)
+    else:
+        final.rename(aside)
+        partial.rename(final)
+    fsync_path(final.parent)
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+    except OSError as error:
+        logger.warning("%s: what %s replaced could not be removed: %s", aside, final.name, error)
 
 
 class FolderLock:
@@ -105,6 +199,18 @@ class FolderLock:
         self.release()
 
 
+@contextmanager
+def wait_for_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder once nobody else does; the kernel lets go when the process dies.
+
+    An empty file ``lock`` stays in it: network file systems lock no folders.
+    """
+    _make_folder(folder)
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def parse_json(data: bytes | bytearray | memoryview) -> Any:
     """Strict JSON: UTF-8, no duplicate keys, no NaN or infinity.
 
@@ -121,26 +227,96 @@ def parse_json(data: bytes | bytearray | memoryview) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def publish(folder: Path, target: Path) -> None:
-    """Rename a finished ``folder`` to ``target``, atomically, replacing a folder that is there.
+def read_object(path: Path, error: type[MimicError]) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
 
-    Where the platform can exchange two names (Linux), ``target`` is at every
-    moment either the old or the new folder. Elsewhere the old folder is first
-    renamed aside, and lies beside ``target`` as ``NAME.old-*`` should the
-    process die before the second rename.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    MimicError
+        ``error``, naming the file, if it cannot be read or holds anything else.
     """
-    if not target.exists():
-        folder.rename(target)
-        fsync_path(target.parent)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.old-", dir=target.parent))
-    if _exchange(folder, target):
-        folder.rename(aside)
-    else:
-        target.rename(aside)
-        folder.rename(target)
-    fsync_path(target.parent)
-    shutil.rmtree(aside)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_JSON_LIMIT_BYTES + 1)
+        if len(raw) > _JSON_LIMIT_BYTES:
+            raise ValueError(f"more than {_JSON_LIMIT_BYTES} bytes")
+        data = parse_json(raw)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as fault:
+        raise error(f"{path}: cannot be read as JSON: {fault}") from fault
+    if not isinstance(data, dict):
+        raise error(f"{path}: holds no JSON object")
+    return data
+
+
+def read_header(path: Path, *, format: str, version: int, error: type[MimicError]) -> dict[str, Any]:
+    """Read a JSON object that says which format it has, in which version; both are taken off.
+
+    Raises
+    ------
+    FileNotFoundError, MimicError
+        As in :func:`read_object`; ``error`` also for another format or version.
+    """
+    data = read_object(path, error)
+    if (there := data.pop("format", None)) != format:
+        raise error(f"{path}: format {there!r}, expected {format!r}")
+    if (there := data.pop("version", None)) != version or type(there) is not int:
+        raise error(f"{path}: {format} version {there!r}; this program reads version {version}")
+    return data
+
+
+def read_versioned(path: Path, kind: type[T], *, format: str, version: int, error: type[MimicError]) -> T:
+    """Read and check what :func:`write_versioned` wrote.
+
+    Parameters
+    ----------
+    path : the file
+    kind : dataclass or msgspec struct of its fields, beside ``format`` and ``version``
+    format, version : what the file must say of itself
+    error : class of every error but a missing file
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    MimicError
+        ``error``, naming file, field, limit and value, if it is damaged, of another
+        format or version, or its fields are not those of ``kind``.
+    """
+    return decode(read_header(path, format=format, version=version, error=error), kind, path, error)
+
+
+def write_versioned(path: Path, value: object, *, format: str, version: int, indent: int | None = 2) -> None:
+    """Write a dataclass or msgspec struct as JSON that says its format and version; whole or not at all."""
+    content = {"format": format, "version": version, **msgspec.to_builtins(value)}
+    write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + ("\n" if indent else ""))
+
+
+def decode(data: Any, kind: type[T], where: object, error: type[MimicError]) -> T:
+    """JSON values as a dataclass or msgspec struct, every field checked; unknown ones are refused.
+
+    Raises
+    ------
+    MimicError
+        ``error``, naming ``where``, field, limit and value.
+    """
+    try:
+        value = msgspec.convert(data, kind)
+        _refuse_unknown(data, value, "")
+    except msgspec.ValidationError as fault:
+        raise error(f"{where}: {_described(str(fault), data)}") from fault
+    except (ValueError, MimicError) as fault:
+        raise error(f"{where}: {fault}") from fault
+    return value
+
+
+def _unique(path: Path, ending: str, *, last: bool = True) -> Path:
+    """A name beside ``path`` that nobody else makes."""
+    token = secrets.token_hex(4)
+    return path.with_name(f"{path.name}.{token}{ending}" if last else f"{path.name}{ending}{token}")
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -165,3 +341,40 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
+
+
+def _refuse_unknown(data: Any, value: object, at: str) -> None:
+    """Raise ``ValueError`` where an object has a key that is no field of what was read from it."""
+    if isinstance(data, dict) and isinstance(value, Mapping):
+        for name, part in value.items():
+            _refuse_unknown(data[name], part, f"{at}.{name}")
+    elif isinstance(data, dict):
+        if unknown := sorted(set(data) - _field_names(value)):
+            raise ValueError(f"{at.removeprefix('.') or 'object'}: unknown fields {unknown}")
+        for name in data:
+            _refuse_unknown(data[name], getattr(value, name), f"{at}.{name}")
+    elif isinstance(data, list) and isinstance(value, list | tuple):
+        for i, (item, part) in enumerate(zip(data, value, strict=True)):
+            _refuse_unknown(item, part, f"{at}[{i}]")
+
+
+def _field_names(value: object) -> set[str]:
+    if isinstance(value, msgspec.Struct):
+        return set(value.__struct_fields__)
+    return {f.name for f in fields(value)} if is_dataclass(value) else set()
+
+
+def _described(fault: str, data: Any) -> str:
+    """Msgspec's message with the field first, and its value where that is no container."""
+    match = _AT.fullmatch(fault)
+    assert match is not None
+    what, at = match[1], (match[2] or "")
+    value, known = data, True
+    for key, number in _STEP.findall(at):
+        try:
+            value = value[key] if key else value[int(number)]
+        except (KeyError, IndexError, TypeError):
+            known = False
+    known &= "..." not in at and not isinstance(value, dict | list)
+    shown = f" {value!r:.{_SHOWN}}" if at and known else ""
+    return f"{at.removeprefix('.')}{shown}: {what}" if at else what

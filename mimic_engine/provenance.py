@@ -6,14 +6,12 @@ versions are read from the installed packages' metadata.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.files import write_atomic
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEADER = ("command", "commit", "dirty", "machine", "versions", "date")
@@ -178,23 +177,5 @@ def write_result(path: Path, payload: Mapping[str, Any], *, command_line: str | 
         text = json.dumps({**header(command_line), **payload}, indent=2, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"payload of {path.name}: {error}") from error
-    replace_file(path, f"{text}\n".encode())
+    write_atomic(path, f"{text}\n")
     return path
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise

@@ -53,6 +53,12 @@ class OptionFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     nil: bool | None = None
     nil_threshold: float | None = None
 
+    def lend(self, other: OptionFields) -> None:
+        """Give another what it does not say itself."""
+        for name in OptionFields.__struct_fields__:
+            if getattr(other, name) is None:
+                setattr(other, name, getattr(self, name))
+
 
 class MentionBody(OptionFields, forbid_unknown_fields=True, kw_only=True):
     """One mention and how to link it: an element of a batch, a line of a stream.

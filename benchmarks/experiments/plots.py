@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.experiments.results import Outcome
 from benchmarks.experiments.summary import summarise
 from benchmarks.experiments.timing import Timing
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vP*X<>"
@@ -42,7 +42,7 @@ def draw(outcomes: Outcomes, timings: Mapping[str, Timing], title: str, path: Pa
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     content = io.BytesIO()
     canvas.print_figure(content, dpi=130, format="png")
-    replace_file(path, content.getvalue())
+    write_atomic(path, content.getvalue())
 
 
 def mean_curve(runs: Sequence[Outcome], metric: str = "mrr") -> list[tuple[int, float, float, float]]:

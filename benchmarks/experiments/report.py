@@ -21,7 +21,8 @@ from benchmarks.experiments.summary import (
     two_by_two,
 )
 from benchmarks.experiments.timing import Timing
-from mimic_engine.provenance import replace_file, write_result
+from mimic_engine.files import write_atomic
+from mimic_engine.provenance import write_result
 
 TABLE = {"hits@1": "H@1", "hits@3": "H@3", "hits@5": "H@5", "mrr": "MRR"}
 
@@ -43,7 +44,7 @@ class Report:
 
     def write(self, out: Path) -> Path:
         """Write the three files, and a picture for each probe that has one, to ``out``; the JSON's path."""
-        replace_file(out / f"{self.stem}.md", self.markdown().encode())
+        write_atomic(out / f"{self.stem}.md", self.markdown())
         title = f"{self.experiment.title}: {self.data['name']}"
         draw(self.outcomes, self.timings, title, out / f"{self.stem}.png")
         draw_probes(self.outcomes, out, self.stem)

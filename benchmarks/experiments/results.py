@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimic_engine.errors import DataError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 RESULT, TEST = "result.json", "test.json"
 Status = Literal["done", "diverged"]
@@ -28,7 +28,7 @@ def probe_file(name: str) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object to ``path``, atomically."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    replace_file(path, f"{text}\n".encode())
+    write_atomic(path, f"{text}\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from benchmarks.experiments.probes import Probe
 from benchmarks.experiments.report import Report
 from benchmarks.experiments.results import Outcome, read_outcome
 from benchmarks.experiments.runs import answer_probes, finish_run, open_trained, read_test
-from benchmarks.experiments.store import RunStore, alone
+from benchmarks.experiments.store import RunStore
 from benchmarks.experiments.timing import Timing, time_beside_each_other
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.files import wait_for_folder
 from mimic_engine.train.config import TrainConfig, portable
 from mimic_engine.train.run import denormals_as_zero
 
@@ -133,7 +134,7 @@ class Runner:
                 continue
             log.info("run %d of %d: %s%s", number + 1, len(runs), run, self._remaining(runs[number:]))
             self._store.describe(run.options, run.configuration.train_on)
-            with _named(run), alone(run.config.out):
+            with _named(run), wait_for_folder(run.config.out):
                 if self._outcome(run) is None:  # another process may have been at it
                     finish_run(run.config, self._materials, run.configuration.train_on)
             if (outcome := self._outcome(run)) is not None:
@@ -145,7 +146,7 @@ class Runner:
         for run in self._runs:
             if self._complete(run):
                 continue
-            with _named(run), alone(run.config.out):
+            with _named(run), wait_for_folder(run.config.out):
                 if not self._complete(run):
                     self._read(run)
 

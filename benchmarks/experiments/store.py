@@ -9,18 +9,16 @@ The code is not in it: ``result.json`` names the commit that made it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
-IDENTITY, LOCK = "run.json", "lock"
+IDENTITY = "run.json"
 NAME_DIGITS = 16
 
 
@@ -46,9 +44,9 @@ class RunStore:
     def describe(self, options: Mapping[str, Any], train_on: str) -> None:
         """Write what a run is beside its seeds, for people."""
         identity = self._identity(options, train_on)
-        folder = self.root / _digest(identity)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / IDENTITY, (json.dumps(identity, indent=1, sort_keys=True) + "\n").encode())
+        write_atomic(
+            self.root / _digest(identity) / IDENTITY, json.dumps(identity, indent=1, sort_keys=True) + "\n"
+        )
 
     def _identity(self, options: Mapping[str, Any], train_on: str) -> dict[str, Any]:
         return {
@@ -57,15 +55,6 @@ class RunStore:
             "data": dict(self.data[train_on]),
             **self.made_from,
         }
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process works on the run in the folder; the lock goes with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _digest(identity: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from benchmarks.scan.published_inputs import Features
 from benchmarks.scan.published_loop import published_scores
 from benchmarks.scan.published_model import random_mentions, raw_features
 from benchmarks.service.engine_side import TOLERANCES, compare_top_k
+from benchmarks.service.process import wait_ready
 from benchmarks.timing import repeat
 from mimic_engine import Linker, Mention
 from mimic_engine.encoding.featurizer import PreparedMention
@@ -42,7 +43,7 @@ def unfolded(link_scene: LinkScene, model: BenchModel, weights: dict[str, Tensor
 
     def link(mentions: Sequence[Mention]) -> tuple[Array, float]:
         torch.set_num_threads(threads)
-        prepared = [link_scene.linker.prepare(m) for m in mentions]  # decoding is the same on both sides
+        prepared = [link_scene.linker.prepare(m).mention for m in mentions]  # the same for both
 
         def score() -> list[Tensor]:
             raw = [_encode(model.torch, p) for p in prepared]
@@ -100,7 +101,7 @@ def address(link_scene: LinkScene) -> Iterator[tuple[str, int]]:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     thread.start()
-    assert app.state.service.batcher.wait_ready(READY_S)
+    wait_ready(app.state.service, READY_S)
     yield taken.getsockname()
     server.should_exit = True
     thread.join(READY_S)

@@ -66,7 +66,7 @@ class Configuration:
 
     @property
     def trained_on(self) -> str:
-        """Whose training and dev mentions the runs had: the data set's "own", or those of "others"."""
+        """Origin of the runs' training and dev mentions: the data set's "own", or "others"."""
         return str(self.options.get("train_on", "own"))
 
     def spread(self, split: str, metric: str) -> Spread | None:

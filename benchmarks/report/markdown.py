@@ -23,3 +23,9 @@ def source(provenance: Provenance) -> list[str]:
         f"{provenance.date})",
         "",
     ]
+
+
+def anchor(heading: str) -> str:
+    """Anchor that GitHub makes of a heading."""
+    kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")

@@ -40,7 +40,7 @@ from benchmarks.service.results import (
     service_lines,
 )
 from mimic_engine.errors import DataError, MimicError, MissingDependencyError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ KNOWN = ("wikimel", "demo", "scan_cpu")
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a results folder holds; None for a file that was not asked for."""
+    """Content of a results folder; None for a file that was not asked for."""
 
     wikimel: WikimelResult | None
     demo: DemoResult | None
@@ -233,7 +233,7 @@ Panel = WikimelResult | DemoResult | ScanResult | LoadResult | tuple[Timing, ...
 
 
 def _panels(results: Results) -> list[Panel]:
-    """What has a plot."""
+    """Results that have a plot."""
     loads = [result for result in results.service if isinstance(result, LoadResult)]
     return [p for p in (results.wikimel, results.demo, results.scan, *loads, results.timings) if p]
 
@@ -284,8 +284,8 @@ def write_report(results: Results, out: Path) -> tuple[Path, Path]:
     if not _panels(results):
         raise DataError("results: none was asked for and there is no pytest-benchmark file")
     page, plot = out / "report.md", out / "report.png"
-    replace_file(plot, to_png(results))
-    replace_file(page, to_markdown(results, plot.name).encode())
+    write_atomic(plot, to_png(results))
+    write_atomic(page, to_markdown(results, plot.name))
     return page, plot
 
 

@@ -21,7 +21,7 @@ MODALITIES = ("text", "image", "both")
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How, from which source, where and when a result was made."""
+    """Command, source, machine and date of a result."""
 
     command: str
     commit: str | None
@@ -111,7 +111,7 @@ class Reader:
         return DataError(f"{self.file.name}: {self.where}{key}: {problem}")
 
     def value(self, key: str) -> Any:
-        """Whatever stands there."""
+        """The value, of any type."""
         if key not in self.data:
             raise self.fail(key, "missing")
         return self.data[key]

@@ -1,6 +1,6 @@
 """Other people's scans beside ours, as orientation: late interaction, and one vector an entity.
 
-    python -m benchmarks.scan.baselines --out benchmarks/results/scan_rivals.json
+    python -m benchmarks.scan.baselines --out benchmarks/results/scan_baselines.json
 
 maxsim-cpu scores as many token pairs (40 x 40 of width 96) without a softmax;
 faiss searches one 512-wide vector an entity, flat and with an inverted file, as
@@ -39,7 +39,7 @@ _LISTS, _PROBES = 512, 16
 
 
 @dataclass(frozen=True, slots=True)
-class RivalRow:
+class BaselineRow:
     """One library's time for one mention against N entities."""
 
     name: str
@@ -52,7 +52,7 @@ class RivalRow:
     top10_contained: float  # of its own exact answer
 
 
-def measure(args: argparse.Namespace, say: Callable[[str], None]) -> list[RivalRow]:
+def measure(args: argparse.Namespace, say: Callable[[str], None]) -> list[BaselineRow]:
     """Time every library on random features; raises EngineError where an answer is wrong."""
     rows = []
     for row in [*_ours(args), *_maxsim(args), *_faiss(args)]:
@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> list[RivalR
     return rows
 
 
-def _ours(args: argparse.Namespace) -> Iterator[RivalRow]:
+def _ours(args: argparse.Namespace) -> Iterator[BaselineRow]:
     weights = random_weights(seed=args.seed)
     matcher = load_matcher(weights)
     entities = fold_entities(matcher, random_features(args.n, seed=args.seed + 1), "float16")
@@ -77,7 +77,7 @@ def _ours(args: argparse.Namespace) -> Iterator[RivalRow]:
     scan.close()
 
 
-def _maxsim(args: argparse.Namespace) -> Iterator[RivalRow]:
+def _maxsim(args: argparse.Namespace) -> Iterator[BaselineRow]:
     try:
         from maxsim_cpu import maxsim_scores
     except ImportError as error:
@@ -92,7 +92,7 @@ def _maxsim(args: argparse.Namespace) -> Iterator[RivalRow]:
     yield _row("maxsim-cpu", args.n, timed, documents[0].nbytes, 1.0)
 
 
-def _faiss(args: argparse.Namespace) -> Iterator[RivalRow]:
+def _faiss(args: argparse.Namespace) -> Iterator[BaselineRow]:
     import faiss
 
     faiss.omp_set_num_threads(args.threads)
@@ -118,8 +118,8 @@ def _contained(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.mean([np.isin(e, f).mean() for e, f in zip(expected, found, strict=True)]))
 
 
-def _row(name: str, n: int, timed: Timed, size: int, contained: float) -> RivalRow:
-    return RivalRow(name, n, 1, timed.least_ms, timed.median_ms, len(timed.seconds), size, contained)
+def _row(name: str, n: int, timed: Timed, size: int, contained: float) -> BaselineRow:
+    return BaselineRow(name, n, 1, timed.least_ms, timed.median_ms, len(timed.seconds), size, contained)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from benchmarks.scan.published_inputs import random_features, random_weights
 from benchmarks.scan.published_model import Towers, build_model, build_random_index, export
 from benchmarks.service.engine_side import fold_entities, load_matcher
+from benchmarks.service.process import wait_ready
 from mimic_engine import Linker
 from mimic_engine.model.fold import fold_constants
 from mimic_engine.provenance import write_result
@@ -53,7 +54,7 @@ UNTOUCHED = "/admin/drain"  # after which there is nothing to fuzz
 ONE_BY_ONE = ("/v1/link:batch", "/v1/link:stream")  # whose mentions fail alone, in an answer 200
 ROUND_EXAMPLES = 20
 ALLOWED = frozenset({200, 413, 415, 422, 504})  # of a request that links
-MACHINE = "tests/batching/test_batching_machine.py"
+MACHINE = "tests/batching/test_machine.py"
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Held:
         files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the listing itself is one of them
         # Pools, whose threads are numbered, grow as they please, within their bounds.
         threads = sum(not re.search(r"_\d+$", thread.name) for thread in threading.enumerate())
-        return cls(app.state.service.batcher.waiting, threads, files)
+        return cls(app.state.service.batcher.queue.waiting, threads, files)
 
 
 def fuzz_openapi(app: FastAPI, examples: int, tally: Tally, *, seed: int | None = None) -> None:
@@ -252,7 +253,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         app = open_app(Path(folder))
         with TestClient(app) as client:
-            app.state.service.batcher.wait_ready(60)
+            wait_ready(app.state.service, 60)
             warm_up(app, client)
             before, began = Held.now(app), time.monotonic()
             while time.monotonic() - began < 60 * args.minutes:

@@ -1,4 +1,7 @@
-"""A service as a process of its own: started, awaited, measured from outside, and drained at the end."""
+"""A service as a process of its own: started, awaited, measured from outside, and drained at the end.
+
+:func:`wait_ready` awaits one in this process.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from mimic_engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from mimic_engine.server.service import LinkService
 
 _READY = re.compile(r"[Rr]eady:? (?:http://[^\s:]+:)?(\d+)")
 STOP_S = 60.0
@@ -91,3 +98,12 @@ class ServiceProcess:
         assert self._log is not None
         self._log.seek(0)
         return EngineError(f"the service {what}: {' '.join(self.command)}\n{self._log.read()[-2000:]}")
+
+
+def wait_ready(service: LinkService, timeout_s: float) -> None:
+    """Wait for the warm-up of a service in this process; EngineError if it is not ready then."""
+    end = time.monotonic() + timeout_s
+    while (reason := service.unready_reason) is not None:
+        if time.monotonic() > end:
+            raise EngineError(f"the service is not ready after {timeout_s:g} s: {reason}")
+        time.sleep(0.01)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from mimic_engine.batching.queue import BatchReport, Outcome, Ticket, engine_error
-from mimic_engine.errors import EngineError
+from mimic_engine.batching.queue import Outcome, QueueEntry
+from mimic_engine.errors import DeviceError, EngineError
 
 I = TypeVar("I")  # noqa: E741 - an item, as its caller prepared it
 R = TypeVar("R")  # its result
@@ -20,11 +20,22 @@ Run = Callable[[list[I]], list[R] | Callable[[], list[R]]]
 AT_ONCE = 2  # batches under way at most, one of them on the device behind the other
 
 
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One batch that went to the device, for metrics."""
+
+    size: int
+    cost: int
+    queue_s: tuple[float, ...]
+    service_s: float
+    failed: bool
+
+
 @dataclass(slots=True)
-class Flight(Generic[I, R]):
+class InFlightBatch(Generic[I, R]):
     """One batch from the moment the device gets it; it ends with results or a failure."""
 
-    batch: list[Ticket[I, R]]
+    entries: list[QueueEntry[I, R]]
     started: float = field(default_factory=time.monotonic)
     finish: Callable[[], list[R]] | None = None  # None once it has ended
     results: list[R] = field(default_factory=list)
@@ -33,7 +44,7 @@ class Flight(Generic[I, R]):
     def begin(self, run: Run[I, R]) -> None:
         """Give the batch to the device."""
         try:
-            given = run([ticket.item for ticket in self.batch])
+            given = run([entry.item for entry in self.entries])
         except Exception as error:
             self.failure = error
             return
@@ -54,12 +65,12 @@ class Flight(Generic[I, R]):
 
     def _take(self, results: list[R]) -> None:
         self.results = results
-        if len(results) != len(self.batch):
-            found = f"run gave {len(results)} results for {len(self.batch)} items"
-            self.failure = EngineError(found)
+        if len(results) != len(self.entries):
+            message = f"run gave {len(results)} results for {len(self.entries)} items"
+            self.failure = EngineError(message)
 
     def outcomes(self, service_s: float) -> list[Outcome[R]]:
-        """What became of each item, in order; a failure is all items' own."""
+        """Outcome of each item, in order; a failure is all items' own."""
         waits = self.queue_s
         if self.failure is None:
             pairs = zip(self.results, waits, strict=True)
@@ -70,19 +81,29 @@ class Flight(Generic[I, R]):
     @property
     def queue_s(self) -> tuple[float, ...]:
         """Seconds that each item waited."""
-        return tuple(self.started - ticket.enqueued for ticket in self.batch)
+        return tuple(self.started - entry.enqueued for entry in self.entries)
 
     def report(self, service_s: float) -> BatchReport:
-        """What metrics are told."""
-        cost = sum(ticket.cost for ticket in self.batch)
-        return BatchReport(len(self.batch), cost, self.queue_s, service_s, self.failure is not None)
+        """Summary for the metrics."""
+        cost = sum(entry.cost for entry in self.entries)
+        return BatchReport(len(self.entries), cost, self.queue_s, service_s, self.failure is not None)
 
 
-def work_off(
-    next_batch: Callable[[], list[Ticket[I, R]]],
-    full_batch: Callable[[], list[Ticket[I, R]]],
+def engine_error(cause: BaseException) -> EngineError:
+    """Error that a caller gets for the failure of its items' batch; it tells nothing of the inside."""
+    if isinstance(cause, DeviceError):
+        error: EngineError = type(cause)(f"the device failed on a batch: {cause.reason}", reason=cause.reason)
+    else:
+        error = EngineError(f"the engine failed on a batch: {type(cause).__name__}")
+    error.__cause__ = cause
+    return error
+
+
+def run_batches(
+    next_batch: Callable[[], list[QueueEntry[I, R]]],
+    full_batch: Callable[[], list[QueueEntry[I, R]]],
     run: Run[I, R],
-    answer: Callable[[Flight[I, R]], None],
+    answer: Callable[[InFlightBatch[I, R]], None],
 ) -> None:
     """Put batches on the device and answer them in order, until there are none any more.
 
@@ -93,28 +114,28 @@ def work_off(
     run : gives a batch to the device; where it gives results at once, nothing overlaps.
     answer : told of every batch that has ended.
     """
-    under_way: list[Flight[I, R]] = []
+    under_way: list[InFlightBatch[I, R]] = []
     while _turn(under_way, full_batch() if under_way else next_batch(), run, answer):
         pass
 
 
 def _turn(
-    under_way: list[Flight[I, R]],
-    batch: list[Ticket[I, R]],
+    under_way: list[InFlightBatch[I, R]],
+    entries: list[QueueEntry[I, R]],
     run: Run[I, R],
-    answer: Callable[[Flight[I, R]], None],
+    answer: Callable[[InFlightBatch[I, R]], None],
 ) -> bool:
     """Begin a batch if there is one, end the oldest if nothing else is to be done; False at the end."""
-    if batch:
-        flight = Flight(batch)
-        flight.begin(run)
-        if flight.finish is None and not under_way:
-            answer(flight)
+    if entries:
+        batch = InFlightBatch(entries)
+        batch.begin(run)
+        if batch.finish is None and not under_way:
+            answer(batch)
         else:  # behind the one under way, even if it has ended: answers are in order
-            under_way.append(flight)
+            under_way.append(batch)
     elif not under_way:
         return False
-    if under_way and (not batch or len(under_way) == AT_ONCE):
+    if under_way and (not entries or len(under_way) == AT_ONCE):
         under_way[0].end()
         while under_way and under_way[0].finish is None:  # one behind it may have ended by itself
             answer(under_way.pop(0))

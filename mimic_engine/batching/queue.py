@@ -1,6 +1,8 @@
-"""What a caller of the batcher holds or is told: its state, limits, places in the queue, outcomes of items.
+"""Bounded request queue with reservations and deadlines: every item in it gets exactly one outcome.
 
-The device side is :mod:`mimic_engine.batching.batcher`. No thread lives here, and no knowledge of HTTP.
+What callers do stands first: they reserve room, prepare their items, submit them and wait. What the device
+thread does (:mod:`mimic_engine.batching.batcher`) comes after it: it takes batches and settles them. One
+mutex guards all of it. No thread lives here, and no knowledge of HTTP or of arrays.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from typing import Generic, Self, TypeVar
 
 from mimic_engine.errors import (
     DeadlineError,
-    DeviceError,
     EngineError,
     InvalidInputError,
     MimicError,
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """Life of a batcher; the value is what a caller is told."""
+    """Life of a queue and its device; the value is what a caller is told."""
 
     STARTING = "warming up"
     READY = "ready"
@@ -51,7 +52,7 @@ DEAD = (State.FAILED, State.LOST)
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Knobs of the batcher; relations between them are checked.
+    """Knobs of queue and batches; relations between them are checked.
 
     ``max_queue_size`` counts items that are being prepared or wait, not those on the device.
     """
@@ -76,7 +77,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
-    """What became of one item: ``value`` when ``error`` is None. Times in seconds."""
+    """Result of one item: ``value`` when ``error`` is None. Times in seconds."""
 
     value: R | None
     error: MimicError | None
@@ -90,72 +91,346 @@ class Outcome(Generic[R]):
         return self.value  # type: ignore[return-value]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """One batch that went to the device, for metrics."""
-
-    size: int
-    cost: int
-    queue_s: tuple[float, ...]
-    service_s: float
-    failed: bool
-
-
 @dataclass(eq=False, slots=True)
-class Ticket(Generic[I, R]):
+class QueueEntry(Generic[I, R]):
     """One queued item. It is settled once: the first outcome stands."""
 
     item: I
     cost: int
     enqueued: float
-    start_by: float
-    group: Group[I, R]
+    submission: Submission[I, R]
     outcome: Outcome[R] | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Group(Generic[I, R]):
-    """The items of one call; ``notify`` runs once, when the last of them is settled."""
+class Submission(Generic[I, R]):
+    """Entries of one call. ``notify`` runs once, when the last of them is settled.
+
+    An entry must be on the device by ``start_by``, and its caller waits no longer than to ``deadline``.
+    """
 
     notify: Callable[[], None]
+    start_by: float
     deadline: float | None
-    patient: bool = False  # queue_timeout_ms does not hold: the caller has all day
-    tickets: list[Ticket[I, R]] = field(default_factory=list)
-    start_by: float = 0.0
+    entries: list[QueueEntry[I, R]] = field(default_factory=list)
     unsettled: int = 0
 
-    def fill(self, items: Sequence[I], costs: Sequence[int], queue_timeout_ms: float) -> None:
-        """Make the tickets, just before they are queued."""
-        now = time.monotonic()
-        start_by = math.inf if self.patient else now + queue_timeout_ms / 1e3
-        self.start_by = start_by if self.deadline is None else min(start_by, self.deadline)
-        self.tickets = [Ticket(i, c, now, self.start_by, self) for i, c in zip(items, costs, strict=True)]
-        self.unsettled = len(self.tickets)
-
-    def moments(self) -> list[tuple[float, bool]]:
-        """When the clock decides: (moment, whether items on the device are given up too)."""
-        moments = [(self.start_by, False)] + ([] if self.deadline is None else [(self.deadline, True)])
-        return [(moment, running) for moment, running in moments if moment < math.inf]
-
     def late(self) -> DeadlineError:
-        """Say why an item was not answered."""
+        """Error of an entry that was not on the device in time."""
         if self.start_by == self.deadline:
             return DeadlineError("the request's deadline passed before its answer was ready")
         return DeadlineError("the queue_timeout_ms of the service passed before the device was free")
 
-    def outcomes(self) -> list[Outcome[R]]:
-        """Give the outcomes of the settled items, in the order of the items."""
-        return [t.outcome for t in self.tickets if t.outcome is not None]
 
+class RequestQueue(Generic[I, R]):
+    """Bounded queue between many callers and one device thread.
 
-class Places(Generic[I, R]):
-    """Places in a batcher's queue. Submit into them once; leaving the ``with`` gives the rest back.
+    Parameters
+    ----------
+    limits
+        See :class:`BatchLimits`.
+    cost
+        Cost of an item, at least 1.
 
-    Items in ``patient`` places may wait longer than ``queue_timeout_ms``.
+    Attributes
+    ----------
+    mutex
+        Guards all of it; the batcher's other work is guarded by it too.
+    work
+        Condition that the device thread waits on.
     """
 
-    def __init__(self, batcher: Reception[I, R], count: int, *, patient: bool = False) -> None:
-        self._batcher, self._left, self._patient = batcher, count, patient
+    def __init__(self, limits: BatchLimits, cost: Callable[[I], int] = lambda _: 1) -> None:
+        self.limits = limits
+        self._cost = cost
+        self.mutex = threading.Lock()
+        self.work = threading.Condition(self.mutex)
+        self._idle = threading.Condition(self.mutex)  # drain() waits here
+        self._state = State.STARTING
+        self._entries: OrderedDict[QueueEntry[I, R], None] = OrderedDict()  # O(1) removal of who gave up
+        self._running: list[QueueEntry[I, R]] = []
+        self._reserved = 0  # room of callers that still prepare their items
+        self._waiting_for_space: list[Callable[[], None]] = []  # called once when some becomes free
+        self._item_s: float | None = None  # recent service time of one item, smoothed
+
+    @property
+    def state(self) -> State:
+        """Where queue and device are in their life."""
+        return self._state
+
+    @property
+    def waiting(self) -> int:
+        """Items that are being prepared or wait."""
+        return self._reserved + len(self._entries)
+
+    # -- callers: reserve, submit, give up -----------------------------------------------------------
+
+    def reserve(self, count: int) -> Reservation[I, R]:
+        """Reserve room for ``count`` items before they are prepared, for all or none.
+
+        Raises
+        ------
+        NotReadyError
+            While warming up, recovering or draining, after closing, or when the device thread is dead.
+        TooLargeError
+            If ``count`` is over ``max_queue_size``: it could never be admitted.
+        QueueFullError
+            If there is no room now.
+        """
+        self._reserve(count)
+        return Reservation(self, count)
+
+    async def reserve_when_free(self, count: int) -> Reservation[I, R]:
+        """Reserve as :meth:`reserve` does, but wait for room while the queue is full.
+
+        The items may then wait in the queue as long as their deadline allows.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            free = asyncio.Event()
+            try:
+                self._reserve(count, or_call=partial(call_soon, loop, free.set))
+                return Reservation(self, count, ignore_queue_timeout=True)
+            except QueueFullError:
+                await free.wait()
+
+    def _reserve(self, count: int, or_call: Callable[[], None] | None = None) -> None:
+        """Take room or raise; with the queue full, ``or_call`` is called once when some becomes free."""
+        limit = self.limits.max_queue_size
+        if count > limit:
+            raise TooLargeError(f"items: at most {limit} (max_queue_size) in one call, got {count}")
+        with self.mutex:
+            if self._state is not State.READY:
+                raise NotReadyError(f"not accepting work: {self._state.value}")
+            if self.waiting + count > limit:
+                if or_call is not None:
+                    self._waiting_for_space.append(or_call)
+                retry_s = self.waiting * self._item_s if self._item_s is not None else 1.0
+                message = f"queue is full: {self.waiting} of {limit} places taken, {count} asked for"
+                raise QueueFullError(message, retry_after_s=retry_s)
+            self._reserved += count
+
+    def release(self, count: int) -> None:
+        """Give reserved room back (:class:`Reservation` does)."""
+        with self.mutex:
+            self._reserved -= count
+            self._tell()
+
+    def enqueue(
+        self,
+        items: Sequence[I],
+        notify: Callable[[], None],
+        deadline: float | None,
+        ignore_queue_timeout: bool,
+    ) -> Submission[I, R]:
+        """Queue items in room that was reserved for them (:class:`Reservation` does)."""
+        costs = [self._cost(item) for item in items]
+        if max(costs) > self.limits.max_batch_cost:
+            limit = self.limits.max_batch_cost
+            raise TooLargeError(f"item: cost {max(costs)} is over max_batch_cost {limit}")
+        now = time.monotonic()
+        start_by = math.inf if ignore_queue_timeout else now + self.limits.queue_timeout_ms / 1e3
+        start_by = start_by if deadline is None else min(start_by, deadline)
+        submission: Submission[I, R] = Submission(notify, start_by, deadline, unsettled=len(items))
+        submission.entries = [QueueEntry(i, c, now, submission) for i, c in zip(items, costs, strict=True)]
+        with self.mutex:
+            if self._state in (State.CLOSED, State.RECOVERING, *DEAD):
+                raise NotReadyError(f"not accepting work: {self._state.value}")
+            self._reserved -= len(items)
+            self._entries.update(dict.fromkeys(submission.entries))
+            self.work.notify()
+        return submission
+
+    def give_up(self, submission: Submission[I, R], error: MimicError, *, also_running: bool) -> None:
+        """Settle what a caller no longer waits for: its queued entries leave the queue at once."""
+        done: list[Submission[I, R]] = []
+        now = time.monotonic()
+        with self.mutex:
+            for entry in submission.entries:
+                if entry in self._entries or also_running:
+                    self._entries.pop(entry, None)
+                    _settle(entry, Outcome(None, error, now - entry.enqueued), done)
+            self._tell()
+        notify_all(done)
+
+    # -- the device thread: take batches, settle them ------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Items on the device."""
+        return len(self._running)
+
+    def next_batch(self, other_work: Sequence[object]) -> list[QueueEntry[I, R]]:
+        """Wait for entries and take a batch; it may be empty once there is other work, or when closed."""
+        done: list[Submission[I, R]] = []
+        with self.mutex:
+            while not (self._entries or other_work) and self._state is not State.CLOSED:
+                self.work.wait()
+            self._collect()
+            batch = [] if self._state is State.CLOSED else self._take(done)
+        notify_all(done)
+        return batch
+
+    def full_batch(self, other_work: Sequence[object]) -> list[QueueEntry[I, R]]:
+        """Take a batch that cannot grow any more; empty where there is none, or other work goes first."""
+        done: list[Submission[I, R]] = []
+        with self.mutex:
+            wanted = self._state is not State.CLOSED and not other_work
+            batch = self._take(done) if wanted and self._is_full() else []
+        notify_all(done)
+        return batch
+
+    def settle(
+        self,
+        batch: Sequence[QueueEntry[I, R]],
+        outcomes: Sequence[Outcome[R]],
+        service_s: float,
+        broken: State | None = None,
+    ) -> None:
+        """Settle a batch that has ended, of those under way the one that was taken first.
+
+        ``broken`` is what the device is now if it has failed: nobody is admitted any more then, and who
+        would wait for it is refused.
+        """
+        done: list[Submission[I, R]] = []
+        recent = service_s / len(batch)
+        with self.mutex:
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                _settle(entry, outcome, done)
+            self._item_s = recent if self._item_s is None else 0.8 * self._item_s + 0.2 * recent
+            del self._running[: len(batch)]
+            if broken is not None:
+                if self._state is State.READY:
+                    self._state = State.RECOVERING
+                self._refuse_entries(f"not answered: {broken.value}", done)
+            self._tell()
+        notify_all(done)
+
+    def _collect(self) -> None:
+        """Wait, at most ``max_queue_delay_us`` after the oldest entry came, for a full batch."""
+        delay_s = self.limits.max_queue_delay_us / 1e6
+        size = self.limits.max_batch_size
+        while delay_s and self._state is State.READY and 0 < len(self._entries) < size:
+            left_s = next(iter(self._entries)).enqueued + delay_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self.work.wait(left_s)
+
+    def _take(self, done: list[Submission[I, R]]) -> list[QueueEntry[I, R]]:
+        """Move the oldest entries that fit into a batch; the expired never reach the device."""
+        batch: list[QueueEntry[I, R]] = []
+        now, cost = time.monotonic(), 0
+        while self._entries and len(batch) < self.limits.max_batch_size:
+            entry = next(iter(self._entries))
+            if entry.submission.start_by <= now:
+                del self._entries[entry]
+                _settle(entry, Outcome(None, entry.submission.late(), now - entry.enqueued), done)
+                continue
+            cost += entry.cost
+            if cost > self.limits.max_batch_cost:
+                break
+            del self._entries[entry]
+            batch.append(entry)
+        self._running += batch
+        self._tell()
+        return batch
+
+    def _is_full(self) -> bool:
+        cost = 0
+        for size, entry in enumerate(self._entries, 1):
+            cost += entry.cost
+            if size >= self.limits.max_batch_size or cost >= self.limits.max_batch_cost:
+                return True
+        return False
+
+    # -- its life --------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Admit callers, after a warm-up or a recovery, unless the end has come meanwhile."""
+        with self.mutex:
+            if self._state in (State.STARTING, State.RECOVERING):
+                self._state = State.READY
+
+    def wait_unless_recovering(self, seconds: float) -> bool:
+        """Wait; True as soon as something else than a recovery is wanted, False after ``seconds``."""
+        with self.mutex:
+            return self.work.wait_for(lambda: self._state is not State.RECOVERING, seconds)
+
+    def stop_admitting(self) -> None:
+        """Admit nothing more; what was admitted is answered."""
+        with self.mutex:
+            if self._state in (State.STARTING, State.READY, State.RECOVERING):
+                self._state = State.DRAINING
+            self.work.notify()
+            self._tell()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Admit nothing more and wait until all that was admitted is answered; False on a timeout."""
+        self.stop_admitting()
+        with self.mutex:
+            return self._idle.wait_for(
+                lambda: self._state in (State.CLOSED, *DEAD) or not self._pending(), timeout_s
+            )
+
+    def close(self) -> None:
+        """Refuse what waits and admit nothing more; the batches under way go on."""
+        done: list[Submission[I, R]] = []
+        with self.mutex:
+            if self._state not in DEAD:
+                self._state = State.CLOSED
+            self._refuse_entries("not answered: the service was closed", done)
+            self.work.notify()
+            self._tell()
+        notify_all(done)
+
+    def fail(self, state: State, error: Callable[[], MimicError]) -> None:
+        """End in one of the states of death: everything that waits or is under way gets an error."""
+        done: list[Submission[I, R]] = []
+        with self.mutex:
+            self._state = state
+            for entry in (*self._running, *self._entries):
+                _settle(entry, Outcome(None, error()), done)
+            self._running.clear()
+            self._entries.clear()
+            self._tell()
+        notify_all(done)
+
+    def give_up_running(self, error: MimicError) -> None:
+        """Settle what a device that hangs does not answer."""
+        done: list[Submission[I, R]] = []
+        with self.mutex:
+            for entry in self._running:
+                _settle(entry, Outcome(None, error), done)
+        notify_all(done)
+
+    def _refuse_entries(self, reason: str, done: list[Submission[I, R]]) -> None:
+        for entry in self._entries:
+            _settle(entry, Outcome(None, NotReadyError(reason)), done)
+        self._entries.clear()
+
+    def _pending(self) -> bool:
+        return bool(self._reserved or self._entries or self._running)
+
+    def _tell(self) -> None:
+        """Under the mutex, after every change: tell who waits for space, and who for the end."""
+        if self._waiting_for_space and (
+            self._state is not State.READY or self.waiting < self.limits.max_queue_size
+        ):
+            told, self._waiting_for_space = self._waiting_for_space, []
+            for tell in told:
+                tell()  # leaves a note in an event loop, so harmless under the mutex
+        if self._state in (State.CLOSED, *DEAD) or not self._pending():
+            self._idle.notify_all()
+
+
+class Reservation(Generic[I, R]):
+    """Room for items in a queue. Submit into it once; leaving the ``with`` gives the rest back.
+
+    With ``ignore_queue_timeout`` the items may wait longer than ``queue_timeout_ms``.
+    """
+
+    def __init__(self, queue: RequestQueue[I, R], count: int, *, ignore_queue_timeout: bool = False) -> None:
+        self._queue, self._left, self._ignore_queue_timeout = queue, count, ignore_queue_timeout
 
     def __enter__(self) -> Self:
         return self
@@ -164,8 +439,8 @@ class Places(Generic[I, R]):
         self.give_back()
 
     def give_back(self) -> None:
-        """Give back the places that nothing was submitted into; harmless when done twice."""
-        self._batcher.release(self._left)
+        """Give back the room that nothing was submitted into; harmless when done twice."""
+        self._queue.release(self._left)
         self._left = 0
 
     async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
@@ -175,55 +450,49 @@ class Places(Generic[I, R]):
         ``queue_timeout_ms`` is over, or are not answered at the deadline, get :class:`DeadlineError`
         at that moment. Cancelling the caller takes its items out of the queue.
         """
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not answered.done():
-                answered.set_result(None)
-
-        group: Group[I, R] = Group(lambda: call_soon(loop, wake), deadline, self._patient)
-        if not self._enqueue(group, items):
+        if len(items) > self._left:
+            raise InvalidInputError(f"items: {len(items)} for {self._left} reserved places")
+        if not items:
             return []
+        loop = asyncio.get_running_loop()
+        answered = asyncio.Event()
+        notify = partial(call_soon, loop, answered.set)
+        submission = self._queue.enqueue(items, notify, deadline, self._ignore_queue_timeout)
+        self._left -= len(items)
+        now, moments = time.monotonic(), ((submission.start_by, False), (submission.deadline, True))
         timers = [
-            loop.call_later(max(0.0, moment - time.monotonic()), self._expire, group, also_running)
-            for moment, also_running in group.moments()
+            loop.call_later(max(0.0, moment - now), self._expire, submission, also_running)
+            for moment, also_running in moments
+            if moment is not None and moment < math.inf
         ]
         try:
-            await answered
+            await answered.wait()
         except asyncio.CancelledError:
-            self._batcher.give_up(group, EngineError("cancelled by its caller"), also_running=True)
+            self._queue.give_up(submission, EngineError("cancelled by its caller"), also_running=True)
             raise
         finally:
             for timer in timers:
                 timer.cancel()
-        return group.outcomes()
+        return [entry.outcome for entry in submission.entries if entry.outcome is not None]
 
-    def submit_blocking(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
-        """Do what :meth:`submit` does, for a caller without an event loop."""
-        answered = threading.Event()
-        group: Group[I, R] = Group(answered.set, deadline, self._patient)
-        if not self._enqueue(group, items):
-            return []
-        for moment, also_running in group.moments():
-            if answered.wait(max(0.0, moment - time.monotonic())):
-                break
-            self._expire(group, also_running)
-        answered.wait()
-        return group.outcomes()
+    def _expire(self, submission: Submission[I, R], also_running: bool) -> None:
+        error = DeadlineError("the request's deadline passed") if also_running else submission.late()
+        self._queue.give_up(submission, error, also_running=also_running)
 
-    def _enqueue(self, group: Group[I, R], items: Sequence[I]) -> bool:
-        """Queue the items; False where there are none."""
-        if len(items) > self._left:
-            raise InvalidInputError(f"items: {len(items)} for {self._left} reserved places")
-        if items:
-            self._batcher.enqueue(group, items)
-            self._left -= len(items)
-        return bool(items)
 
-    def _expire(self, group: Group[I, R], also_running: bool) -> None:
-        error = DeadlineError("the request's deadline passed") if also_running else group.late()
-        self._batcher.give_up(group, error, also_running=also_running)
+def _settle(entry: QueueEntry[I, R], outcome: Outcome[R], done: list[Submission[I, R]]) -> None:
+    """Under the mutex; submissions that are complete go to ``done``, to be notified after it."""
+    if entry.outcome is None:
+        entry.outcome = outcome
+        entry.submission.unsettled -= 1
+        if not entry.submission.unsettled:
+            done.append(entry.submission)
+
+
+def notify_all(submissions: Sequence[Submission[I, R]]) -> None:
+    """Tell the callers of submissions that are complete; not under the mutex."""
+    for submission in submissions:
+        submission.notify()
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
@@ -232,183 +501,3 @@ def call_soon(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None
         loop.call_soon_threadsafe(wake)
     except RuntimeError:  # the caller's event loop has been closed: nobody is left to tell
         logger.debug("an event loop was closed before its answer came")
-
-
-def notify_all(groups: Sequence[Group[I, R]]) -> None:
-    """Tell the callers of groups that are complete; not under the mutex."""
-    for group in groups:
-        group.notify()
-
-
-def engine_error(cause: BaseException) -> EngineError:
-    """The error that a caller gets for what befell the batch of its items; it tells nothing of the inside."""
-    if isinstance(cause, DeviceError):
-        error: EngineError = type(cause)(f"the device failed on a batch: {cause.reason}", reason=cause.reason)
-    else:
-        error = EngineError(f"the engine failed on a batch: {type(cause).__name__}")
-    error.__cause__ = cause
-    return error
-
-
-# Where items come in and are answered: places in a bounded queue, and one outcome for every item. What
-# the batcher's callers do happens here, under one mutex; what its device thread does is in
-# :mod:`mimic_engine.batching.batcher`. No thread lives here.
-
-
-class Reception(Generic[I, R]):
-    """The queue of a batcher and all that its callers may do.
-
-    Parameters
-    ----------
-    limits
-        See :class:`BatchLimits`.
-    cost
-        Cost of an item, at least 1.
-    """
-
-    def __init__(self, limits: BatchLimits, cost: Callable[[I], int]) -> None:
-        self.limits = limits
-        self._cost = cost
-        self._mutex = threading.Lock()
-        self._work = threading.Condition(self._mutex)  # the device thread waits here
-        self._quiet = threading.Condition(self._mutex)  # drain() and wait_ready() wait here
-        self._state = State.STARTING
-        self._queue: OrderedDict[Ticket[I, R], None] = OrderedDict()  # O(1) removal of who gave up
-        self._running: list[Ticket[I, R]] = []
-        self._held = 0  # places reserved by callers that still prepare their items
-        self._hopeful: list[Callable[[], None]] = []  # told once when places become free
-        self._item_s: float | None = None  # recent service time of one item, smoothed
-
-    @property
-    def state(self) -> State:
-        """Where the batcher is in its life."""
-        return self._state
-
-    @property
-    def waiting(self) -> int:
-        """Items that are being prepared or wait in the queue."""
-        return self._held + len(self._queue)
-
-    # -- admission ----------------------------------------------------------------------------------
-
-    def reserve(self, count: int) -> Places[I, R]:
-        """Take ``count`` places in the queue before the items are prepared, all or none.
-
-        Raises
-        ------
-        NotReadyError
-            While warming up or draining, after closing, or when the device thread is dead.
-        TooLargeError
-            If ``count`` is over ``max_queue_size``: it could never be admitted.
-        QueueFullError
-            If the places are not free now.
-        """
-        self._take_places(count)
-        return Places(self, count)
-
-    def _take_places(self, count: int, or_tell: Callable[[], None] | None = None) -> None:
-        """Take places or raise; with the queue full, ``or_tell`` is called once when some become free."""
-        limit = self.limits.max_queue_size
-        if count > limit:
-            raise TooLargeError(f"items: at most {limit} (max_queue_size) in one call, got {count}")
-        with self._mutex:
-            if self._state is not State.READY:
-                raise NotReadyError(f"not accepting work: {self._state.value}")
-            if self.waiting + count > limit:
-                if or_tell is not None:
-                    self._hopeful.append(or_tell)
-                retry_s = self.waiting * self._item_s if self._item_s is not None else 1.0
-                message = f"queue is full: {self.waiting} of {limit} places taken, {count} asked for"
-                raise QueueFullError(message, retry_after_s=retry_s)
-            self._held += count
-
-    async def reserve_when_free(self, count: int) -> Places[I, R]:
-        """Take ``count`` places as :meth:`reserve` does, but wait for them while the queue is full.
-
-        The items may then wait in the queue as long as their deadline allows.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            free = asyncio.Event()
-            try:
-                self._take_places(count, or_tell=partial(call_soon, loop, free.set))
-                return Places(self, count, patient=True)
-            except QueueFullError:
-                await free.wait()
-
-    async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
-        """Reserve and submit in one step, for items that are ready. See :meth:`Places.submit`."""
-        with self.reserve(len(items)) as places:
-            return await places.submit(items, deadline)
-
-    def submit_blocking(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
-        """Do what :meth:`submit` does, for a caller without an event loop."""
-        with self.reserve(len(items)) as places:
-            return places.submit_blocking(items, deadline)
-
-    def release(self, count: int) -> None:
-        """Give reserved places back (:class:`Places` does)."""
-        with self._mutex:
-            self._held -= count
-            self._tell_room()
-            self._tell_quiet()
-
-    def enqueue(self, group: Group[I, R], items: Sequence[I]) -> None:
-        """Queue items into places that were reserved for them (:class:`Places` does)."""
-        costs = [self._cost(item) for item in items]
-        if max(costs) > self.limits.max_batch_cost:
-            limit = self.limits.max_batch_cost
-            raise TooLargeError(f"item: cost {max(costs)} is over max_batch_cost {limit}")
-        group.fill(items, costs, self.limits.queue_timeout_ms)
-        with self._mutex:
-            if self._state in (State.CLOSED, State.RECOVERING, *DEAD):
-                raise NotReadyError(f"not accepting work: {self._state.value}")
-            self._held -= len(items)
-            self._queue.update(dict.fromkeys(group.tickets))
-            self._work.notify()
-
-    # -- settling: every item gets exactly one outcome ------------------------------------------------
-
-    def _settle(self, ticket: Ticket[I, R], outcome: Outcome[R], done: list[Group[I, R]]) -> None:
-        """Under the mutex; groups that are complete go to ``done``, to be notified after it."""
-        if ticket.outcome is None:
-            ticket.outcome = outcome
-            ticket.group.unsettled -= 1
-            if not ticket.group.unsettled:
-                done.append(ticket.group)
-
-    def give_up(self, group: Group[I, R], error: MimicError, *, also_running: bool) -> None:
-        """Settle what a caller no longer waits for: its queued items leave the queue at once."""
-        done: list[Group[I, R]] = []
-        now = time.monotonic()
-        with self._mutex:
-            for ticket in group.tickets:
-                if ticket in self._queue or also_running:
-                    self._queue.pop(ticket, None)
-                    self._settle(ticket, Outcome(None, error, now - ticket.enqueued), done)
-            self._tell_room()
-            self._tell_quiet()
-        notify_all(done)
-
-    def _settle_all(self, tickets: list[Ticket[I, R]], error: Callable[[], MimicError]) -> list[Group[I, R]]:
-        """Under the mutex: settle the tickets, which are those of the whole queue or more."""
-        done: list[Group[I, R]] = []
-        for ticket in tickets:
-            self._settle(ticket, Outcome(None, error()), done)
-        self._queue.clear()
-        self._tell_room()
-        self._quiet.notify_all()
-        return done
-
-    def _pending(self) -> bool:
-        return bool(self._held or self._queue or self._running)
-
-    def _tell_quiet(self) -> None:
-        if not self._pending():
-            self._quiet.notify_all()
-
-    def _tell_room(self) -> None:
-        """Under the mutex, which is harmless: to tell is to leave a note in an event loop."""
-        hopeful, self._hopeful = self._hopeful, []
-        for tell in hopeful:
-            tell()

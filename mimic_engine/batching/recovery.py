@@ -1,6 +1,6 @@
-"""Getting a failed device back: how often to try, how long to wait between, and when only a restart helps.
+"""Recovery of a failed device: how often to try, how long to wait between, and when only a restart helps.
 
-The thread that does it, and who is told meanwhile, are :mod:`mimic_engine.batching.batcher`'s matter.
+The thread that does it, and who is told meanwhile, are the matter of :mod:`mimic_engine.batching.batcher`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How a device is taken up anew after an error.
+    """Attempts to take a device up anew after an error.
 
     ``rebuild`` does it or raises; it runs at once, and after a failure again, ``delay_s`` later,
     then twice as long and so on, ``attempts`` times in all.

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from mimic_engine.errors import InvalidInputError, ModelError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 FILE = "nil.json"
 FORMAT = "mimic-nil"
@@ -43,7 +43,7 @@ class NilThreshold:
     def write(self, model: Path) -> None:
         """Store with the model, whole or not at all."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        replace_file(model / FILE, (json.dumps(data, indent=2) + "\n").encode())
+        write_atomic(model / FILE, json.dumps(data, indent=2) + "\n")
 
     @classmethod
     def read(cls, model: Path, model_hash: str) -> Self | None:

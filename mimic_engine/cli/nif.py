@@ -79,9 +79,9 @@ def _link(args: argparse.Namespace) -> int:
 
 
 def _mentions(args: argparse.Namespace) -> int:
+    from mimic_engine.files import write_atomic
     from mimic_engine.nif.documents import read_documents
     from mimic_engine.nif.mentions import EntityUris, read_mentions
-    from mimic_engine.provenance import replace_file
 
     _check(args)
     if args.output.suffix != ".jsonl" or args.output.is_dir():
@@ -91,7 +91,7 @@ def _mentions(args: argparse.Namespace) -> int:
     found = [one for d in documents for one in read_mentions(d, uris, words=args.words)]
     lines = "".join(json.dumps(_record(one), ensure_ascii=False) + "\n" for one in found)
     try:
-        replace_file(args.output, lines.encode())
+        write_atomic(args.output, lines)
     except OSError as error:
         raise DataError(f"{args.output}: cannot be written ({error})") from error
     _say(f"{args.output}: {len(documents)} documents, {_counts(found, args.prefix)}")

@@ -17,11 +17,12 @@ from typing import Any
 
 from mimic_engine.demo.archives import ARCHIVES
 from mimic_engine.demo.challenge import load_items, locate
-from mimic_engine.demo.fetch import DemoFiles, write_atomically
+from mimic_engine.demo.fetch import DemoFiles
 from mimic_engine.demo.match import SPLITS, DrawnArticle, Tables, choose_articles, slug
 from mimic_engine.demo.mentions import FoundMention, find_all, split_of, split_sentences
 from mimic_engine.demo.render import IconSet, picture_path, render_all
 from mimic_engine.errors import DataError
+from mimic_engine.files import sha256_of, write_atomic
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 RECIPE = 1  # raise it when the rules change, so that older caches are built again
@@ -83,7 +84,7 @@ def _build(files: DemoFiles, cache: Path, progress: bool) -> None:
     records = {"kb": [entity_record(a, wiki[a.title]) for a in articles]}
     records |= mention_records(articles, find_all(articles, wiki, tables), challenge)
     sums = {name: _write_lines(cache / f"{name}.jsonl", rows) for name, rows in records.items()}
-    write_atomically(cache / STAMP, json.dumps({"recipe": fingerprint(), "files": sums}, indent=1))
+    write_atomic(cache / STAMP, json.dumps({"recipe": fingerprint(), "files": sums}, indent=1))
 
 
 def entity_record(article: DrawnArticle, page: Mapping[str, Any]) -> Record:
@@ -161,7 +162,7 @@ def _is_built(cache: Path) -> bool:
     """Whether stamp, records and pictures are whole and of this recipe."""
     try:
         stamp = json.loads((cache / STAMP).read_text(encoding="utf-8"))
-        sums = {name: _sha256(cache / f"{name}.jsonl") for name in stamp["files"]}
+        sums = {name: sha256_of(cache / f"{name}.jsonl") for name in stamp["files"]}
     except (OSError, ValueError, KeyError):
         return False
     if stamp["recipe"] != fingerprint() or sums != stamp["files"]:
@@ -170,10 +171,6 @@ def _is_built(cache: Path) -> bool:
     mentions = [m for split in (*demo.mentions.values(), demo.challenge) for m in split]
     images = {i for e in demo.entities for i in e.images} | {m.mention.image for m in mentions} - {None}
     return all(Path(str(image)).exists() for image in images)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_json(path: Path) -> Any:
@@ -188,5 +185,5 @@ def _read_lines(path: Path) -> list[Record]:
 
 
 def _write_lines(path: Path, rows: Sequence[Record]) -> str:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return _sha256(path)
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return sha256_of(path)

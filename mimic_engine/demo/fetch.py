@@ -8,14 +8,12 @@ archive it was working on. Which packages these are is said in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from mimic_engine.demo.archives import (
     Archive,
 )
 from mimic_engine.errors import DataError, MissingDependencyError
+from mimic_engine.files import publish_folder, sha256_of, write_atomic
 
 CHUNK_BYTES = 1 << 20
 RECEIPT = (
@@ -121,23 +120,17 @@ def fetch_archive(
         check_hash(archive, file)
         unpacked = staging / "unpacked"
         _unpack(archive, file, unpacked)
-        final = _folder(cache, archive)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
-        unpacked.replace(final)
+        publish_folder(unpacked, _folder(cache, archive))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_hash(archive: Archive, file: Path) -> None:
     """Raise DataError unless the file has the pinned SHA-256."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""):
-            digest.update(chunk)
-    if digest.hexdigest() != archive.sha256:
+    digest = sha256_of(file)
+    if digest != archive.sha256:
         raise DataError(
-            f"{archive.requirement} ({file.name}): sha256 expected {archive.sha256}, got {digest.hexdigest()}"
+            f"{archive.requirement} ({file.name}): sha256 expected {archive.sha256}, got {digest}"
         )
 
 
@@ -221,15 +214,13 @@ def _unpack(archive: Archive, file: Path, folder: Path) -> None:
         target = folder / archive.members[member]
         with target.open("wb") as out:
             shutil.copyfileobj(stream, out, CHUNK_BYTES)
-            out.flush()
-            os.fsync(out.fileno())
         sizes[archive.members[member]] = target.stat().st_size
     lacking = sorted(set(archive.members.values()) - set(sizes))
     if lacking:
         raise DataError(
             f"{archive.requirement}: expected the files {lacking} inside {file.name}, got none of them"
         )
-    write_atomically(folder / RECEIPT, json.dumps({"sha256": archive.sha256, "files": sizes}))
+    write_atomic(folder / RECEIPT, json.dumps({"sha256": archive.sha256, "files": sizes}))
 
 
 def _open_members(archive: Archive, file: Path) -> Iterable[tuple[str, IO[bytes]]]:
@@ -245,18 +236,3 @@ def _open_members(archive: Archive, file: Path) -> Iterable[tuple[str, IO[bytes]
             content = tarball.extractfile(info) if info.name in archive.members else None
             if content is not None:
                 yield info.name, content
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, fsync it, rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

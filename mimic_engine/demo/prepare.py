@@ -8,21 +8,19 @@ opens what is there, and needs no torch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import secrets
 import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from mimic_engine.demo import DemoFiles, build_demo, default_cache, fetch_demo
 from mimic_engine.demo.build import fingerprint
 from mimic_engine.encoding.manifest import VERSION as MODEL_VERSION
 from mimic_engine.errors import MissingDependencyError, ModelError
+from mimic_engine.files import create_private
 from mimic_engine.index.manifest import VERSION as INDEX_VERSION
 
 CENTROIDS = 256  # of 23,600 tokens
@@ -70,14 +68,8 @@ def demo_admin_key(cache: Path | None = None) -> Path:
     Raises ``OSError`` if it cannot be written.
     """
     path = (cache or default_cache()) / "admin.key"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with NamedTemporaryFile("w", dir=path.parent, prefix="admin.key.", encoding="ascii") as file:
-            file.write(secrets.token_urlsafe(24) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another start was first: its key it is
-                os.link(file.name, path)
+        create_private(path, secrets.token_urlsafe(24) + "\n")  # or another start was first: its key it is
     return path
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mimic_engine.errors import DataError, MissingDependencyError
+from mimic_engine.files import replace_file
 
 SIZE = 224
 MARGIN = 8  # pixels of white on every side
@@ -121,7 +121,5 @@ def render_all(
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    with replace_file(path) as temporary:
+        picture.save(temporary, format="PNG")

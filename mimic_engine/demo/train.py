@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mimic_engine.demo import DemoFiles, build_demo, default_cache, fetch_demo
 from mimic_engine.errors import MimicError
+from mimic_engine.files import write_atomic
 from mimic_engine.train.config import TrainConfig, portable
 
 # Where a checkpoint of the demo says its encoders come from; the demo names the fetched files when it loads.
@@ -57,7 +58,7 @@ def publish_weights(best: Path, out: Path) -> None:
     config = json.loads((best / "config.json").read_text("utf-8"))
     config["model"]["encoder"] |= SOURCES
     config["extra"]["train"] = portable(config["extra"]["train"])
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_atomic(out / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@ the manifest and checks the files; it runs nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +20,7 @@ from typing import Any, Self
 
 from mimic_engine.config import ImageConfig, TextConfig
 from mimic_engine.errors import ModelError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import sha256_of, write_atomic
 from mimic_engine.types import FoldConstants
 
 FORMAT = "mimic-model"
@@ -46,7 +45,7 @@ class StoredFile:
     def of(cls, folder: Path, file: str) -> Self:
         """Measure a file that lies in ``folder``."""
         path = folder / file
-        return cls(file, file_sha256(path), path.stat().st_size)
+        return cls(file, sha256_of(path), path.stat().st_size)
 
     def check(self, folder: Path, *, verify: bool) -> Path:
         """Path of the file, once its size (and with ``verify`` its SHA-256) is the recorded one.
@@ -64,7 +63,7 @@ class StoredFile:
         found = path.stat().st_size
         if found != self.bytes:
             raise ModelError(f"{path}: {found} bytes, the manifest says {self.bytes}: cut short or changed")
-        if verify and (digest := file_sha256(path)) != self.sha256:
+        if verify and (digest := sha256_of(path)) != self.sha256:
             raise ModelError(f"{path}: SHA-256 {digest[:12]}, the manifest says {self.sha256[:12]}: changed")
         return path
 
@@ -173,7 +172,7 @@ class ModelManifest:
                 for name, by_precision in self.graphs.items()
             },
         }
-        replace_file(folder / "manifest.json", (json.dumps(data, indent=2) + "\n").encode())
+        write_atomic(folder / "manifest.json", json.dumps(data, indent=2) + "\n")
 
     def entry(self, graph: str, precision: str) -> GraphEntry:
         """The entry of one graph.
@@ -189,12 +188,6 @@ class ModelManifest:
                 f"precision: {graph} was not exported in {precision!r}; there is {', '.join(by_precision)}"
             )
         return by_precision[precision]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stored_file(data: Mapping[str, Any]) -> StoredFile:

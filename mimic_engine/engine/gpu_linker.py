@@ -23,7 +23,7 @@ from mimic_engine.calibration.nil import NilThreshold
 from mimic_engine.device_errors import device_faults
 from mimic_engine.encoding.cache import CachingFeaturizer
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention, blank_texts
-from mimic_engine.engine.linker import Linker
+from mimic_engine.engine.linker import Linker, PreparedRequest, Search
 from mimic_engine.engine.warmup import WarmUp, first_and_steady
 from mimic_engine.errors import BackendError, InvalidInputError
 from mimic_engine.gpu.graphs import SharedGraphs
@@ -159,46 +159,37 @@ class DeviceLinker(Linker):
         recipe = RequestRecipe(self._shared.graphs, search, missing, self._pictures, self._device.device)
         return RequestChain(self._device, recipe, self._capture, (self._shared.generation, scan))
 
-    def prepare(self, mention: Mention, *, explain: bool = False) -> PreparedMention:
+    def _prepare(self, mention: Mention, options: LinkOptions, search: Search) -> PreparedRequest:
         """Tokenise and decode one mention, and resize its picture where the device does not."""
-        text = self.featurizer.prepare(replace(mention, image=None), spans=explain)
+        text = self.featurizer.prepare(replace(mention, image=None), spans=options.explain)
         if mention.image is None:
-            return text
+            return PreparedRequest(text, options, search)
         image = decode_image(mention.image, self.featurizer.images.limits)
-        return replace(text, pixels=self._pictures.prepare(image))
+        return PreparedRequest(replace(text, pixels=self._pictures.prepare(image)), options, search)
 
-    def link_prepared(
-        self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
-    ) -> list[LinkResult]:
-        """Encode and rank B prepared mentions, as every linker does."""
-        return self.start_prepared(prepared, options)()
+    def link_prepared(self, requests: Sequence[PreparedRequest]) -> list[LinkResult]:
+        """Encode and rank B prepared requests, as every linker does."""
+        return self.start_prepared(requests)()
 
-    def start_prepared(self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]) -> Finish:
-        """Start B prepared mentions and return while the device works; the call waits and gives the results.
+    def start_prepared(self, requests: Sequence[PreparedRequest]) -> Finish:
+        """Start B prepared requests and return while the device works; the call waits and gives the results.
 
         At most :data:`~mimic_engine.gpu.pipeline.SLOTS` batches may be under way. A batch
         that takes more than one program is answered before this returns.
-
-        Raises
-        ------
-        InvalidInputError
-            As :meth:`link_prepared`; nothing is started then.
         """
-        parts, others = self._parts(options)
-        for part in parts:
-            group = replace(options[part.members[0]], top_k=0, explain=False)
-            self._check(group, None, [options[b].top_k for b in part.members])
+        prepared = [request.mention for request in requests]
+        parts, others = self._parts([request.options for request in requests])
         if len(parts) == 1 and not others:
             flying = self._start(prepared, parts[0])
-            return lambda: self._results(prepared, options, parts[0], self._finish(flying))
+            return lambda: self._results(requests, parts[0], self._finish(flying))
         results: dict[int, LinkResult] = {}
         if others:
             with self._device.current():
-                normal = [self._normalised(prepared[b]) for b in others]
-                found = super().link_prepared(normal, [options[b] for b in others])
+                normal = [replace(requests[b], mention=self._normalised(prepared[b])) for b in others]
+                found = super().link_prepared(normal)
             results.update(zip(others, found, strict=True))
         for part, top in zip(parts, self._run(prepared, parts), strict=True):
-            results.update(zip(part.members, self._results(prepared, options, part, top), strict=True))
+            results.update(zip(part.members, self._results(requests, part, top), strict=True))
         return lambda: [results[b] for b in range(len(prepared))]
 
     def warm_up(self) -> None:
@@ -216,7 +207,8 @@ class DeviceLinker(Linker):
         for _ in self.warm_in_steps():
             pass
         seconds = time.perf_counter() - start
-        first, steady = first_and_steady(lambda: self.link_prepared([seen], [LinkOptions(1)]))
+        [request] = self._requests([seen], LinkOptions(1))
+        first, steady = first_and_steady(lambda: self.link_prepared([request]))
         self.warmed = WarmUp(seconds, encoder_runs, searches, first, steady)
         logger.info("%s", self.warmed)
 
@@ -233,8 +225,12 @@ class DeviceLinker(Linker):
             batch = [seen] * pictures + [blank] * (rows - pictures)
             for mode in requests.modes:
                 for _ in range(2):  # as launches, then as graphs
-                    self.link_prepared(batch, [LinkOptions(k, mode=mode)] * rows)
+                    self.link_prepared(self._requests(batch, LinkOptions(k, mode=mode)))
             yield
+
+    def _requests(self, mentions: Sequence[PreparedMention], options: LinkOptions) -> list[PreparedRequest]:
+        search = self._resolve(options)
+        return [PreparedRequest(mention, options, search) for mention in mentions]
 
     def _examples(self, length: int) -> tuple[PreparedMention, PreparedMention]:
         """A mention of ``length`` tokens without a picture, and with one."""
@@ -341,14 +337,8 @@ class DeviceLinker(Linker):
         pixels = mention.pixels
         return mention if pixels is None else replace(mention, pixels=self._pictures.normalised(pixels))
 
-    def _results(
-        self,
-        prepared: Sequence[PreparedMention],
-        options: Sequence[LinkOptions],
-        part: _Part,
-        found: TopK,
-    ) -> list[LinkResult]:
-        return [self._result(prepared[b], found, i, options[b].top_k) for i, b in enumerate(part.members)]
+    def _results(self, requests: Sequence[PreparedRequest], part: _Part, found: TopK) -> list[LinkResult]:
+        return [self._result(requests[b], found, i) for i, b in enumerate(part.members)]
 
 
 def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention], pictures: Pictures) -> None:

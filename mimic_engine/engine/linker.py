@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ from mimic_engine.encoding.cache import CachingFeaturizer, EncodingCache
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention
 from mimic_engine.engine.explain import explain_result
 from mimic_engine.engine.warmup import WarmUp, first_and_steady
-from mimic_engine.errors import InvalidInputError
+from mimic_engine.errors import InvalidInputError, UnknownEntityError
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
 from mimic_engine.scan.ranker import Ranker
@@ -37,14 +38,45 @@ from mimic_engine.types import (
     LinkOptions,
     LinkResult,
     Mention,
-    MentionArrays,
     Mode,
     PlacementChoice,
     ScorerChoice,
 )
 
 GPU_BACKENDS = ("cuda", "tensorrt")  # of the encoders
+DEFAULTS = LinkOptions()
+KEPT_MASKS = 16  # of types that were asked for together
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Options held against one index: what the scan needs to know. Equal ones are searched together.
+
+    Attributes
+    ----------
+    mode, rerank : as of :meth:`mimic_engine.scan.scan.Scan.search`.
+    among : identity of the candidates; None for all entities.
+    count : candidates.
+    rows : their rows, where ids were given.
+    allowed : (N,), the rows that may be answered; None for all.
+    """
+
+    mode: Mode
+    rerank: int
+    among: Hashable
+    count: int = field(compare=False)
+    rows: NDArray[np.int64] | None = field(compare=False)
+    allowed: NDArray[np.bool_] | None = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """One mention ready for the device, with options that its linker has checked."""
+
+    mention: PreparedMention
+    options: LinkOptions
+    search: Search
 
 
 class Linker:
@@ -78,6 +110,7 @@ class Linker:
         promise = promised(index.manifest)
         self.warmed: WarmUp | None = None
         self._rerank = DEFAULT_RERANK if promise is None else max(DEFAULT_RERANK, promise.r_999)
+        self._of_types = lru_cache(KEPT_MASKS)(self._mask)
 
     @classmethod
     def open(
@@ -219,41 +252,59 @@ class Linker:
         UnknownEntityError
             If a candidate id is not in the index.
         """
+        if not mentions:
+            return []
         among, kinds = (None if given is None else tuple(given) for given in (candidates, types))
         options = LinkOptions(top_k, among, kinds, mode, rerank, explain)
-        prepared = [self.prepare(m, explain=explain) for m in mentions]
-        return self.link_prepared(prepared, [options] * len(prepared))
+        search = self._resolve(options)
+        if top_k > search.count:
+            raise _outside(top_k, search.count)
+        return self.link_prepared([self._prepare(m, options, search) for m in mentions])
 
-    def prepare(self, mention: Mention, *, explain: bool = False) -> PreparedMention:
-        """Tokenise and decode one mention; errors as in :meth:`link`."""
-        return self.featurizer.prepare(mention, spans=explain)
+    def prepare(self, mention: Mention, options: LinkOptions = DEFAULTS) -> PreparedRequest:
+        """Tokenise and decode one mention, and resolve its options: all that needs no device.
 
-    def link_prepared(
-        self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
-    ) -> list[LinkResult]:
-        """Encode B prepared mentions together and rank entities for each with its own options.
-
-        Mentions that share everything but ``top_k`` are scanned together.
+        Errors as in :meth:`link`, but for a ``top_k`` above the number of candidates: it is lowered to that.
         """
-        groups: dict[LinkOptions, list[int]] = {}
-        for b, option in enumerate(options):
-            groups.setdefault(replace(option, top_k=0, explain=False), []).append(b)
-        rows = {group: self.index.select(group.candidates, group.types) for group in groups}
-        for group, members in groups.items():
-            self._check(group, rows[group], [options[b].top_k for b in members])
-        if not prepared:
+        search = self._resolve(options)
+        return self._prepare(mention, replace(options, top_k=min(options.top_k, search.count)), search)
+
+    def link_prepared(self, requests: Sequence[PreparedRequest]) -> list[LinkResult]:
+        """Encode B prepared requests together and rank entities for each; equal searches are one."""
+        if not requests:
             return []
-        arrays = self.featurizer.fold_prepared(prepared)
+        arrays = self.featurizer.fold_prepared([request.mention for request in requests])
+        groups: dict[Search, list[int]] = {}
+        for b, request in enumerate(requests):
+            groups.setdefault(request.search, []).append(b)
         results: dict[int, LinkResult] = {}
-        for group, members in groups.items():
-            most = max(options[b].top_k for b in members)
-            found = self._search(arrays.take(members), most, group, rows[group])
+        for search, members in groups.items():
+            own = arrays if len(groups) == 1 else arrays.take(members)
+            top = self._scan.search(
+                own,
+                max(requests[b].options.top_k for b in members),
+                mode=search.mode,
+                rows=search.rows,
+                allowed=search.allowed,
+                rerank=search.rerank,
+            )
             for i, b in enumerate(members):
-                result = self._result(prepared[b], found, i, options[b].top_k)
-                if options[b].explain:
-                    result = self._explained(result, prepared[b], arrays.take([b]), found.rows[i])
+                result = self._result(requests[b], top, i)
+                if requests[b].options.explain:
+                    entities = self._scan.token_queries(top.rows[i, : len(result.candidates)])
+                    spans = requests[b].mention.spans or ()
+                    result = explain_result(result, spans, own.block(i, i + 1), entities)
                 results[b] = result
-        return [results[b] for b in range(len(prepared))]
+        return [results[b] for b in range(len(requests))]
+
+    def start_prepared(
+        self, requests: Sequence[PreparedRequest]
+    ) -> list[LinkResult] | Callable[[], list[LinkResult]]:
+        """Do what :meth:`link_prepared` does, or start it where the device works on by itself.
+
+        The call that is given then waits for the results; two batches may be under way.
+        """
+        return self.link_prepared(requests)
 
     @property
     def cache(self) -> EncodingCache | None:
@@ -271,14 +322,20 @@ class Linker:
         """
         start = time.perf_counter()
         size = self.featurizer.image_size
-        tokens = self.prepare(Mention("warm-up", "One mention, so that every graph has run.")).tokens
-        mention = PreparedMention(tokens, np.zeros((3, size, size), np.float32))
+        text = self.featurizer.prepare(Mention("warm-up", "One mention, so that every graph has run."))
+        mention = PreparedMention(text.tokens, np.zeros((3, size, size), np.float32))
+        one = LinkOptions(1)
+        request = PreparedRequest(mention, one, self._resolve(one))
         encoder_runs = self.featurizer.warm_up()
         searches = self._scan.warm_up(self.featurizer.fold_prepared([mention]), self.index.alive)
         seconds = time.perf_counter() - start
-        first, steady = first_and_steady(lambda: self.link_prepared([mention], [LinkOptions(1)]))
+        first, steady = first_and_steady(lambda: self.link_prepared([request]))
         self.warmed = WarmUp(seconds, encoder_runs, searches, first, steady)
         logger.info("%s", self.warmed)
+
+    def warm_in_steps(self) -> Iterator[None] | None:
+        """Warm-up over a newer state of the index, a bit every time it is advanced; None if it needs none."""
+        return None
 
     def recover(self) -> None:
         """Take the device up anew after a DeviceError, and warm up; on the thread that links.
@@ -316,53 +373,66 @@ class Linker:
         """Stop the scan's threads."""
         self._scan.close()
 
-    def _check(self, group: LinkOptions, rows: NDArray[np.int64] | None, top_ks: Sequence[int]) -> None:
-        """Hold options against the index before anything is encoded."""
-        if group.mode not in self._scan.modes:
+    def _resolve(self, options: LinkOptions) -> Search:
+        """Hold options against the index; errors as in :meth:`link`, but for a ``top_k`` above the count."""
+        if options.mode not in self._scan.modes:
             modes = ", ".join(self._scan.modes)
             raise InvalidInputError(
-                f"mode: {group.mode!r} is not one of {modes}, which this index can answer in", field="mode"
+                f"mode: {options.mode!r} is not one of {modes}, which this index can answer in", field="mode"
             )
-        count = len(self.index) if rows is None else len(rows)
-        for top_k in top_ks:
-            if not 1 <= top_k <= count:
-                raise InvalidInputError(
-                    f"top_k: {top_k} is not between 1 and the {count} candidates", field="top_k"
-                )
-        if group.rerank is not None and group.rerank < 1:
-            raise InvalidInputError(f"rerank: must be at least 1, got {group.rerank}", field="rerank")
+        if options.rerank is not None and options.rerank < 1:
+            raise InvalidInputError(f"rerank: must be at least 1, got {options.rerank}", field="rerank")
+        search = self._among(options, options.rerank or self._rerank)
+        if options.top_k < 1 or not search.count:
+            raise _outside(options.top_k, search.count)
+        return search
 
-    def _search(
-        self, mentions: MentionArrays, k: int, group: LinkOptions, rows: NDArray[np.int64] | None
-    ) -> TopK:
+    def _among(self, options: LinkOptions, rerank: int) -> Search:
         """Candidates given by id are few and all scored; those of a type may be most of the index."""
-        allowed = self.index.alive
-        if group.candidates is None and rows is not None:
-            allowed = np.zeros(len(self._scan), np.bool_)  # (N,)
-            allowed[rows] = True
-            rows = None
-        return self._scan.search(
-            mentions, k, mode=group.mode, rows=rows, allowed=allowed, rerank=group.rerank or self._rerank
-        )
+        mode, alive = options.mode, self.index.alive
+        if options.candidates is not None:
+            rows = self._select(options.candidates, options.types)
+            return Search(mode, rerank, rows.tobytes(), len(rows), rows, alive)
+        if options.types is not None:
+            allowed, count = self._of_types(options.types)
+            return Search(mode, rerank, options.types, count, None, allowed)
+        return Search(mode, rerank, None, len(self.index), None, alive)
 
-    def _explained(
-        self, result: LinkResult, prepared: PreparedMention, mention: MentionArrays, rows: NDArray[np.int64]
-    ) -> LinkResult:
-        """The result with an explanation of each candidate; ``mention`` holds one row."""
-        entities = self._scan.token_queries(rows[: len(result.candidates)])
-        return explain_result(result, prepared.spans or (), mention, entities)
+    def _select(self, ids: Sequence[str] | None, types: Sequence[str] | None) -> NDArray[np.int64]:
+        try:
+            rows = self.index.select(ids, types)
+        except UnknownEntityError as error:
+            error.field = "candidates"
+            raise
+        assert rows is not None  # something was asked for
+        return rows
 
-    def _result(self, prepared: PreparedMention, found: TopK, b: int, k: int) -> LinkResult:
-        rows = found.rows[b, :k]
-        units = [{name: float(s[b, i]) for name, s in found.units.items()} for i in range(len(rows))]
+    def _mask(self, types: tuple[str, ...]) -> tuple[NDArray[np.bool_], int]:
+        """Rows that have one of the types, (N,), and how many they are."""
+        rows = self._select(None, types)
+        allowed = np.zeros(len(self._scan), np.bool_)  # (N,)
+        allowed[rows] = True
+        return allowed, len(rows)
+
+    def _prepare(self, mention: Mention, options: LinkOptions, search: Search) -> PreparedRequest:
+        return PreparedRequest(self.featurizer.prepare(mention, spans=options.explain), options, search)
+
+    def _result(self, request: PreparedRequest, top: TopK, b: int) -> LinkResult:
+        """Result of a request that is row ``b`` of a search."""
+        rows = top.rows[b, : request.options.top_k]
+        units = [{name: float(s[b, i]) for name, s in top.units.items()} for i in range(len(rows))]
         ids, names = self.index.ids(rows), self.index.names(rows)
         candidates = tuple(
-            Candidate(ids[i], names[i], float(found.scores[b, i]), units[i]) for i in range(len(rows))
+            Candidate(ids[i], names[i], float(top.scores[b, i]), units[i]) for i in range(len(rows))
         )
         return LinkResult(
             candidates,
-            bool(prepared.tokens.truncated[0]),
-            prepared.has_image,
-            found.modes[b],
-            int(found.scored[b]),
+            bool(request.mention.tokens.truncated[0]),
+            request.mention.has_image,
+            top.modes[b],
+            int(top.scored[b]),
         )
+
+
+def _outside(top_k: int, count: int) -> InvalidInputError:
+    return InvalidInputError(f"top_k: {top_k} is not between 1 and the {count} candidates", field="top_k")

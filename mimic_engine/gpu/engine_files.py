@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from mimic_engine.encoding.manifest import GraphEntry, file_sha256
+from mimic_engine.encoding.manifest import GraphEntry
 from mimic_engine.errors import ModelError
+from mimic_engine.files import sha256_of, write_atomic
 
 FORMAT = "mimic-engine"
 VERSION = 1
@@ -51,11 +52,8 @@ class EngineRecord:
 
     def write(self, folder: Path) -> None:
         """Write the sidecar beside the engine, whole or not at all."""
-        path = sidecar(folder / self.file)
-        partial = path.with_name(path.name + ".tmp")
         data = {"format": FORMAT, "version": VERSION} | asdict(self)
-        partial.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-        partial.replace(path)
+        write_atomic(sidecar(folder / self.file), json.dumps(data, indent=2) + "\n")
 
     @classmethod
     def read(cls, engine: Path) -> Self:
@@ -91,7 +89,7 @@ class EngineRecord:
         found = engine.stat().st_size
         if found != self.bytes:
             self._refuse(engine, model, f"{found} bytes, {self.bytes} were built: cut short or changed")
-        if file_sha256(engine) != self.sha256:
+        if sha256_of(engine) != self.sha256:
             self._refuse(engine, model, "its SHA-256 is not that of what was built: changed")
         if self.verified is not None and not self.verified.get("ok"):
             self._refuse(engine, model, f"it failed its verification: {self.verified.get('reason')}")

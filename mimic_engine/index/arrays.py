@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import parse_json
+from mimic_engine.files import fsync_file, parse_json
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -112,8 +112,7 @@ class ArrayFileWriter:
 
     def sync(self) -> None:
         """Flush everything written so far to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        fsync_file(self._file)
 
     def close(self) -> None:
         """Close the file; without ``sync`` nothing is promised to be on disk."""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mimic_engine._version import __version__
 from mimic_engine.errors import DataError, IndexFormatError, InvalidInputError
-from mimic_engine.files import publish
+from mimic_engine.files import publish_folder
 from mimic_engine.index.codes.write import (
     Measure,
     forget_progress,
@@ -130,7 +130,7 @@ def build_index(
             write_manifest(folder, manifest)
         _check_target(out, overwrite)
         with _hold_target(out):
-            publish(folder, out)
+            publish_folder(folder, out)
         (out / PROGRESS).unlink()
         if manifest.codes is not None:
             forget_progress(out, manifest.codes)

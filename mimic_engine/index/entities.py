@@ -7,7 +7,6 @@ text is kept, of one given as bytes its hash (:mod:`mimic_engine.index.entities`
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import write_atomic
+from mimic_engine.files import fsync_file, write_atomic
 from mimic_engine.index.arrays import read_array_file, write_array_file
 from mimic_engine.types import Entity, ImageSource
 
@@ -61,8 +60,7 @@ class EntityTableWriter:
         if self._pending:
             self._write_pending()
         self._writer.close()
-        self._sink.flush()
-        os.fsync(self._sink.fileno())
+        fsync_file(self._sink)
         self._sink.close()
 
     def close(self) -> None:

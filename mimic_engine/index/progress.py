@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import FolderLock, parse_json, write_atomic
+from mimic_engine.files import FolderLock, parse_json, remove_leftovers, write_atomic
 from mimic_engine.index.manifest import SEGMENTS, SegmentRecord
 from mimic_engine.index.schema import Trailing
 
@@ -95,7 +95,8 @@ def open_progress(folder: Path, identity: BuildIdentity) -> Progress:
         If the folder belongs to a build of another model, dtype, knowledge base
         or segment size, or to no build at all; names what differs and the folder to delete.
     """
-    if not any(path.name != PROGRESS + ".tmp" for path in folder.iterdir()):
+    remove_leftovers(folder, PROGRESS)
+    if not any(folder.iterdir()):
         progress = Progress(identity)
         progress.save(folder)
         return progress

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import DataError
-from mimic_engine.files import fsync_path, sha256_file
+from mimic_engine.files import fsync_path, sha256_of
 from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec
 from mimic_engine.index.entities import EntityTableWriter, hash_ids, write_lookup
 from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, SEGMENT_FILES, FileRecord, SegmentRecord
@@ -94,7 +94,7 @@ class SegmentWriter:
         write_lookup(self._folder / IDS, np.concatenate(self._ids))
         self._sync_names()
         paths = {file: self._folder / file for file in SEGMENT_FILES}
-        files = {file: FileRecord(sha256_file(p), p.stat().st_size) for file, p in paths.items()}
+        files = {file: FileRecord(sha256_of(p), p.stat().st_size) for file, p in paths.items()}
         return SegmentRecord(name, self._rows, files)
 
     def _sync_names(self) -> None:

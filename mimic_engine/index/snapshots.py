@@ -17,7 +17,7 @@ from typing import Any
 
 from mimic_engine._version import __version__
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import FolderLock, fsync_path, write_atomic
+from mimic_engine.files import FolderLock, fsync_path, remove_leftovers, write_atomic
 from mimic_engine.index.manifest import (
     CODES,
     DELETED,
@@ -56,9 +56,8 @@ def publish(folder: Path, manifest: IndexManifest) -> None:
     Every file that it names must be on the disk already. After an error the
     newest snapshot is the old or the new one, whole.
     """
-    archive = folder / SNAPSHOTS
-    archive.mkdir(exist_ok=True)
-    write_atomic(archive / _archived_name(read_manifest(folder).generation), (folder / MANIFEST).read_bytes())
+    archived = folder / SNAPSHOTS / _archived_name(read_manifest(folder).generation)
+    write_atomic(archived, (folder / MANIFEST).read_bytes())
     fsync_path(folder)
     write_manifest(folder, manifest)
 
@@ -118,8 +117,9 @@ def remove_unnamed(folder: Path) -> None:
             elif path not in named:
                 path.unlink()
     copy_of_newest = folder / SNAPSHOTS / _archived_name(kept[-1].generation)
-    for path in [copy_of_newest, *folder.glob("*.tmp"), *(folder / SNAPSHOTS).glob("*.tmp")]:
-        path.unlink(missing_ok=True)
+    copy_of_newest.unlink(missing_ok=True)
+    remove_leftovers(folder)
+    remove_leftovers(folder / SNAPSHOTS)
 
 
 def _archived(folder: Path) -> dict[int, Path]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import fsync_path, sha256_file
+from mimic_engine.files import fsync_path, sha256_of
 from mimic_engine.index.arrays import read_array_file, write_array_file
 from mimic_engine.index.manifest import DELETED, DeletedRecord, FileRecord, IndexManifest, deleted_name
 
@@ -27,7 +27,7 @@ def write_deleted(folder: Path, generation: int, dead: DeadRows) -> DeletedRecor
     fsync_path(path.parent)
     fsync_path(folder)
     count = sum(len(rows) for rows in dead.values())
-    return DeletedRecord(name, count, FileRecord(sha256_file(path), path.stat().st_size))
+    return DeletedRecord(name, count, FileRecord(sha256_of(path), path.stat().st_size))
 
 
 def read_deleted(folder: Path, manifest: IndexManifest) -> DeadRows:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimic_engine.files import sha256_file
+from mimic_engine.files import sha256_of
 from mimic_engine.index.manifest import FileRecord, read_manifest
 
 
@@ -63,7 +63,7 @@ def _check(folder: Path, name: str, record: FileRecord, *, checksums: bool) -> F
         size_bytes = (folder / name).stat().st_size
         if size_bytes != record.bytes:
             return FileReport(name, size_bytes, f"{size_bytes} bytes, the manifest says {record.bytes}")
-        if checksums and (found := sha256_file(folder / name)) != record.sha256:
+        if checksums and (found := sha256_of(folder / name)) != record.sha256:
             return FileReport(name, size_bytes, f"sha256 {found}, the manifest says {record.sha256}")
     except FileNotFoundError:
         return FileReport(name, 0, "file is missing")

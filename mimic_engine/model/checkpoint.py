@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mimic_engine.config import ModelConfig
 from mimic_engine.errors import ModelError
+from mimic_engine.files import publish_folder, write_atomic
 from mimic_engine.model.units import Mimic
 
 FORMAT = "mimic-checkpoint"
@@ -113,13 +114,8 @@ def save_checkpoint(
     if include_backbone:
         (partial / "tokenizer.json").write_text(tokenizer_json, "utf-8")
         _save_backbone_configs(model, partial)
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    write_atomic(partial / "config.json", json.dumps(config, indent=2) + "\n")
+    publish_folder(partial, folder)
 
 
 def load_checkpoint(

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from mimic_engine.errors import MissingDependencyError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import write_atomic
 
 if TYPE_CHECKING:
     from rdflib import Graph
@@ -277,7 +277,7 @@ def write_graph(path: Path, graph: Graph) -> None:
     """
     name = _format(path, WRITES)
     try:
-        replace_file(path, graph.serialize(format=name, encoding="utf-8"))
+        write_atomic(path, graph.serialize(format=name, encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
 

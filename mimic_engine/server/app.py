@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -14,22 +15,26 @@ from mimic_engine.server.auth import AuthMiddleware, Keys
 from mimic_engine.server.fetch import Fetcher
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.middleware import TraceMiddleware
-from mimic_engine.server.service import EntityWriter, LinkerLike, LinkService
+from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.server.tracing import RequestTracer
 from mimic_engine.types import Mention
+
+if TYPE_CHECKING:
+    from mimic_engine.engine.linker import Linker
+    from mimic_engine.index_changes import IndexChanges
 
 STREAMS = frozenset({"/v1/link:stream"})  # their bodies are never held whole
 
 
 def create_app(
-    linker: LinkerLike,
+    linker: Linker,
     settings: Settings | None = None,
     *,
     examples: Sequence[Mention] = (),
     fetch: Fetcher | None = None,
     tracer: RequestTracer | None = None,
-    writer: EntityWriter | None = None,
+    writer: IndexChanges | None = None,
 ) -> FastAPI:
     """Build the application around a linker and start its device thread, which warms up first.
 
@@ -88,16 +93,15 @@ def create_app(
 
 
 def _watch(metrics: Metrics, service: LinkService) -> None:
-    metrics.watch("mimic_queue_length", "Mentions in preparation or waiting", lambda: service.batcher.waiting)
+    batcher = service.batcher
+    metrics.watch("mimic_queue_length", "Mentions in preparation or waiting", lambda: batcher.queue.waiting)
     metrics.watch("mimic_ready", "1 when ready", lambda: float(service.unready_reason is None))
-    metrics.watch(
-        "mimic_device_busy_seconds", "Age of the batch on the device", lambda: service.batcher.busy_s
-    )
+    metrics.watch("mimic_device_busy_seconds", "Age of the batch on the device", lambda: batcher.busy_s)
     metrics.watch_counts(
         "mimic_device_recoveries",
         "Device errors after which the device came back",
         (),
-        lambda: {(): service.batcher.recoveries},
+        lambda: {(): batcher.recoveries},
     )
     if (cache := service.linker.cache) is not None:
         metrics.watch("mimic_cache_bytes", "Mentions and pictures remembered", lambda: cache.bytes)

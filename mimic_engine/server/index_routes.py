@@ -9,9 +9,8 @@ from mimic_engine import wire
 from mimic_engine._version import __version__
 from mimic_engine.errors import UnknownEntityError
 from mimic_engine.server import docs
-from mimic_engine.server.bodies import read_json
-from mimic_engine.server.checks import check_entity
 from mimic_engine.server.errors import describe, json_response
+from mimic_engine.server.requests import put_request, read_json
 from mimic_engine.server.service import LinkService
 from mimic_engine.wire import EntityAnswer, ReloadAnswer
 
@@ -35,7 +34,7 @@ def install(app: FastAPI, service: LinkService) -> None:
     async def put_entity(entity_id: str, request: Request) -> Response:
         """Add or replace an entity; when this answers, it is stored and linked against."""
         body = wire.decode_entity(await read_json(request))
-        entity = check_entity(entity_id, body, service.settings)
+        entity = put_request(entity_id, body, service.settings)
         await service.change(lambda writer: writer.upsert([entity]))
         return json_response(ReloadAnswer(True, len(service.linker.index)))
 

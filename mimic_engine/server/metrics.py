@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from mimic_engine.batching.batcher import BatchReport
+from mimic_engine.batching.in_flight import BatchReport
 
 SECONDS = (
     *(50e-6, 100e-6, 200e-6, 500e-6),

@@ -26,7 +26,7 @@ def install(app: FastAPI, service: LinkService, metrics: Metrics) -> None:
     async def live() -> Response:
         """Fail when only a restart helps: the device thread has died, or the device is lost."""
         if service.batcher.failure is not None:
-            return error_response(NotReadyError(f"not live: {service.batcher.state.value}"))
+            return error_response(NotReadyError(f"not live: {service.batcher.queue.state.value}"))
         return json_response(StatusAnswer("live"))
 
     @app.get("/health/ready", tags=["service"], **docs.HEALTH)

@@ -20,7 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from mimic_engine.batching.batcher import BatchLimits
+from mimic_engine.batching.queue import BatchLimits
 from mimic_engine.types import ChainChoice, PlacementChoice, ScorerChoice
 
 

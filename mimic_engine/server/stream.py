@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from fastapi import Request
@@ -17,15 +17,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mimic_engine.batching.queue import Places
+from mimic_engine.batching.queue import Reservation
 from mimic_engine.errors import MimicError
-from mimic_engine.server.bodies import NDJSON, lines_of
 from mimic_engine.server.errors import describe
+from mimic_engine.server.linking import Asked, Linking
+from mimic_engine.server.requests import NDJSON, LinkRequest, lines_of
 from mimic_engine.types import LinkResult
 from mimic_engine.wire import ErrorBody, LinkAnswer
-
-if TYPE_CHECKING:
-    from mimic_engine.server.link_routes import Asked, Linking
 
 Work = asyncio.Future[LinkAnswer | Exception]
 
@@ -70,18 +68,20 @@ class StreamedLinks(Response):
         """Reserve a place, then link beside everything else."""
         if isinstance(asked, MimicError):
             return _done(self._linking.shaped(asked, asked))
-        places = await self._linking.service.batcher.reserve_when_free(1)
-        work = asyncio.ensure_future(self._link(places, asked))
+        reservation = await self._linking.service.batcher.queue.reserve_when_free(1)
+        work = asyncio.ensure_future(self._link(reservation, asked))
         self._working.add(work)
         work.add_done_callback(self._working.discard)
-        work.add_done_callback(lambda _: places.give_back())  # also where it was cancelled before it began
+        # Also where it was cancelled before it began.
+        work.add_done_callback(lambda _: reservation.give_back())
         return work
 
-    async def _link(self, places: Places[Any, LinkResult], asked: Asked) -> LinkAnswer | Exception:
-        assert not isinstance(asked, MimicError)
+    async def _link(
+        self, reservation: Reservation[Any, LinkResult], asked: LinkRequest
+    ) -> LinkAnswer | Exception:
         deadline = time.monotonic() + self._timeout_s
         try:
-            [result] = await self._linking.service.link_in(places, [asked[0]], deadline, {})
+            [result] = await self._linking.service.link_in(reservation, [asked], deadline, {})
         except MimicError as error:
             result = error
         return self._linking.shaped(asked, result)

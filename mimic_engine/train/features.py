@@ -10,11 +10,9 @@ on where it was. One process adds at a time, the others wait.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,13 +24,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mimic_engine.errors import DataError
-from mimic_engine.provenance import replace_file
+from mimic_engine.files import fsync_file, wait_for_folder, write_atomic
 from mimic_engine.types import Array
 
 # Rows (B,) -> cls (B, W), tokens (B, K, W'), broken (B,): 1 where an input could not be used.
 Encode = Callable[[NDArray[np.int64]], tuple[Array, Array, Array]]
 ARRAYS = ("cls", "tokens", "broken")
-NAMES, SHAPES, LOCK = "names", "shapes.json", "lock"
+NAMES, SHAPES = "names", "shapes.json"
 NAME_BYTES = 32
 BATCHES_PER_SYNC = 16
 
@@ -94,9 +92,8 @@ def cached_features(
         If what is there is damaged; names the folder.
     """
     store = folder / key[:32]
-    store.mkdir(parents=True, exist_ok=True)
     row_names = [bytes.fromhex(name) for name in names]
-    with _locked(store):
+    with wait_for_folder(store):
         known = _known(store)
         first = {name: row for row, name in reversed(list(enumerate(row_names))) if name not in known}
         new = np.array(sorted(first.values()), np.int64)
@@ -121,7 +118,7 @@ def _add(
     """Append the features of the ``new`` rows to the ``past`` ones that the folder holds."""
     if past == 0:
         shapes = [list(a.shape[1:]) for a in encode(new[:1])]
-        replace_file(store / SHAPES, json.dumps(shapes).encode())
+        write_atomic(store / SHAPES, json.dumps(shapes))
     sizes = [math.prod(shape) * dtype.itemsize for shape in _shapes(store)]
     stride = batch_size * BATCHES_PER_SYNC
     with (
@@ -134,9 +131,10 @@ def _add(
                 for file, values in zip(arrays, encode(rows), strict=True):
                     file.write(np.ascontiguousarray(values, dtype).tobytes())
                 bar.update(len(rows))
-            _sync(arrays)
+            for file in arrays:
+                fsync_file(file)
             ends.write(b"".join(names[row] for row in part))
-            _sync([ends])
+            fsync_file(ends)
 
 
 @contextmanager
@@ -154,20 +152,6 @@ def _appending(store: Path, lengths: Sequence[int]) -> Iterator[list[BinaryIO]]:
             file.truncate(length)
             files.append(file)
         yield files
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Wait until no other process adds to the folder."""
-    with (store / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(files: Iterable[BinaryIO]) -> None:
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _known(store: Path) -> dict[bytes, int]:

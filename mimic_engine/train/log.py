@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mimic_engine.files import replace_file, write_atomic
 
 Row = Mapping[str, float]
 
@@ -43,12 +46,11 @@ class RunLog:
 
     def _write_csv(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self._csv.with_suffix(".csv.new")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self._csv)
+        content = io.StringIO()
+        writer = csv.DictWriter(content, names, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomic(self._csv, content.getvalue())
 
 
 def draw_curve(rows: Sequence[Row], path: Path) -> None:
@@ -69,9 +71,8 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     right.set(ylabel="dev MRR, Hits@1")
     lines = [*left.get_lines(), *right.get_lines()]
     left.legend(lines, [str(line.get_label()) for line in lines], loc="center right", fontsize="small")
-    temporary = path.with_name(path.name + ".new")
-    canvas.print_png(str(temporary))  # type: ignore[no-untyped-call]
-    temporary.replace(path)
+    with replace_file(path) as temporary:
+        canvas.print_png(str(temporary))  # type: ignore[no-untyped-call]
 
 
 def _line(axes: Any, rows: Sequence[Row], name: str, style: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from mimic_engine.errors import InvalidInputError, ModelError
+from mimic_engine.files import replace_file
 from mimic_engine.train.config import TrainConfig
 
 VERSION = 2
@@ -42,7 +42,7 @@ def save_state(
     optimiser: torch.optim.Optimizer,
     more: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimiser, random states, progress and ``more``; to a temporary name, fsynced, renamed.
+    """Write weights, optimiser, random states, progress and ``more``, whole or not at all.
 
     ``more`` is what else the next epoch depends on: tensors, numbers and mappings of them, or None.
     """
@@ -56,12 +56,8 @@ def save_state(
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "more": dict(more),
     }
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replace_file(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_state(

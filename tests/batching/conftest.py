@@ -3,7 +3,7 @@
 import pytest
 
 from mimic_engine.batching.batcher import Batcher
-from tests.batching.device import Device
+from tests.batching.device import Device, wait_ready
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def make():
     def start(run, limits=None, **options):
         batcher = Batcher(run, limits, **options)
         made.append((batcher, run))
-        assert "warm_up" in options or batcher.wait_ready(10)
+        assert "warm_up" in options or wait_ready(batcher, 10)
         return batcher
 
     yield start

@@ -1,8 +1,11 @@
-"""A device that tests hold back, and calls beside the test."""
+"""A device that tests hold back, callers without an event loop, and calls beside the test."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import Future
+
+from mimic_engine.batching.queue import State
 
 
 class Device:
@@ -46,3 +49,25 @@ def wait_until(condition, timeout_s=10):
     while not condition():
         assert time.monotonic() < end, "condition never held"
         time.sleep(0.001)
+
+
+async def submit_async(batcher, items, deadline=None):
+    """Reserve and submit items that are ready; their outcomes."""
+    with batcher.queue.reserve(len(items)) as reservation:
+        return await reservation.submit(items, deadline)
+
+
+def submit(batcher, items, deadline=None):
+    """The same for a caller without an event loop."""
+    return asyncio.run(submit_async(batcher, items, deadline))
+
+
+def submit_into(reservation, items):
+    """Submit into room that was reserved before; for a caller without an event loop."""
+    return asyncio.run(reservation.submit(items))
+
+
+def wait_ready(batcher, timeout_s=10):
+    """Wait until the warm-up or a recovery has ended; True if the batcher is ready then."""
+    wait_until(lambda: batcher.queue.state not in (State.STARTING, State.RECOVERING), timeout_s)
+    return batcher.queue.state is State.READY

@@ -4,28 +4,29 @@ import threading
 
 import pytest
 
-from mimic_engine.batching.batcher import Batcher, BatchLimits, State
+from mimic_engine.batching.batcher import Batcher
+from mimic_engine.batching.queue import BatchLimits, State
 from mimic_engine.errors import (
     EngineError,
     NotReadyError,
 )
-from tests.batching.device import Device, in_thread, wait_until
+from tests.batching.device import Device, in_thread, submit, submit_into, wait_ready, wait_until
 
 
 def test_failure_of_run_fails_its_batch_only(make):
     device = Device()
     batcher = make(device)
     device.fail = ValueError("bad graph")
-    outcomes = batcher.submit_blocking([1, 2])
+    outcomes = submit(batcher, [1, 2])
     assert all(isinstance(o.error, EngineError) for o in outcomes)
     assert isinstance(outcomes[0].error.__cause__, ValueError)
     device.fail = None
-    assert batcher.submit_blocking([3])[0].unwrap() == 6
+    assert submit(batcher, [3])[0].unwrap() == 6
     assert batcher.alive
 
 
 def test_wrong_number_of_results_is_an_engine_error(make):
-    [outcome] = make(lambda items: []).submit_blocking([1])
+    [outcome] = submit(make(lambda items: []), [1])
     assert isinstance(outcome.error, EngineError)
     assert "0 results for 1 items" in str(outcome.error.__cause__)
 
@@ -33,20 +34,20 @@ def test_wrong_number_of_results_is_an_engine_error(make):
 def test_death_of_the_thread_fails_everybody_at_once(make):
     device = Device(held=True)
     batcher = make(device, BatchLimits(max_batch_size=1))
-    running = in_thread(batcher.submit_blocking, [1])
+    running = in_thread(submit, batcher, [1])
     assert device.reached.acquire(timeout=10)
-    queued = in_thread(batcher.submit_blocking, [2, 3])
-    wait_until(lambda: batcher.waiting == 2)
+    queued = in_thread(submit, batcher, [2, 3])
+    wait_until(lambda: batcher.queue.waiting == 2)
     device.fail = SystemExit("the driver is gone")
     device.open()
     for outcome in [*running.result(10), *queued.result(10)]:
         assert isinstance(outcome.error, EngineError)
         assert isinstance(outcome.error.__cause__, SystemExit)
     wait_until(lambda: not batcher.alive)
-    assert (batcher.state, batcher.waiting) == (State.FAILED, 0)
+    assert (batcher.queue.state, batcher.queue.waiting) == (State.FAILED, 0)
     assert isinstance(batcher.failure, SystemExit)
     with pytest.raises(NotReadyError, match="died"):
-        batcher.reserve(1)
+        batcher.queue.reserve(1)
     assert device.batches == [[1]]
 
 
@@ -59,11 +60,11 @@ def test_warm_up_comes_first_on_the_device_thread(make):
 
     batcher = make(lambda items: threads.append(threading.current_thread().name) or items, warm_up=warm_up)
     with pytest.raises(NotReadyError, match="warming up"):
-        batcher.reserve(1)
+        batcher.queue.reserve(1)
     assert batcher.busy_s >= 0
     gate.set()
-    assert batcher.wait_ready(10)
-    batcher.submit_blocking([1])
+    assert wait_ready(batcher, 10)
+    submit(batcher, [1])
     assert threads == ["mimic-device", "mimic-device"]
 
 
@@ -72,17 +73,17 @@ def test_failed_warm_up_never_gets_ready():
         raise RuntimeError("no such graph")
 
     batcher = Batcher(lambda items: items, warm_up=warm_up)
-    assert not batcher.wait_ready(10)
-    assert (batcher.state, str(batcher.failure)) == (State.FAILED, "no such graph")
+    assert not wait_ready(batcher, 10)
+    assert (batcher.queue.state, str(batcher.failure)) == (State.FAILED, "no such graph")
     assert batcher.close(10)
-    assert batcher.state is State.FAILED
+    assert batcher.queue.state is State.FAILED
 
 
 def test_heartbeat_shows_the_age_of_the_batch(make):
     device = Device(held=True)
     batcher = make(device)
     assert batcher.busy_s == 0.0
-    answer = in_thread(batcher.submit_blocking, [1])
+    answer = in_thread(submit, batcher, [1])
     assert device.reached.acquire(timeout=10)
     wait_until(lambda: batcher.busy_s > 0.02)
     device.open()
@@ -93,34 +94,34 @@ def test_heartbeat_shows_the_age_of_the_batch(make):
 def test_drain_answers_what_was_admitted_and_admits_no_more(make):
     device = Device(held=True)
     batcher = make(device, BatchLimits(max_batch_size=1))
-    answers = [in_thread(batcher.submit_blocking, [1])]
+    answers = [in_thread(submit, batcher, [1])]
     assert device.reached.acquire(timeout=10)
-    answers.append(in_thread(batcher.submit_blocking, [2]))
-    wait_until(lambda: batcher.waiting == 1)
-    with batcher.reserve(1) as places:  # still being prepared when the drain begins
-        assert not batcher.drain(0.01)
-        drained = in_thread(batcher.drain)
+    answers.append(in_thread(submit, batcher, [2]))
+    wait_until(lambda: batcher.queue.waiting == 1)
+    with batcher.queue.reserve(1) as reservation:  # still being prepared when the drain begins
+        assert not batcher.queue.drain(0.01)
+        drained = in_thread(batcher.queue.drain)
         with pytest.raises(NotReadyError, match="draining"):
-            batcher.reserve(1)
+            batcher.queue.reserve(1)
         device.open()
         assert [a.result(10)[0].unwrap() for a in answers] == [2, 4]
         assert not drained.done()
-        assert places.submit_blocking([3])[0].unwrap() == 6
+        assert submit_into(reservation, [3])[0].unwrap() == 6
     assert drained.result(10)
 
 
 def test_close_refuses_the_waiting_and_finishes_the_running(make):
     device = Device(held=True)
     batcher = make(device, BatchLimits(max_batch_size=1))
-    running = in_thread(batcher.submit_blocking, [1])
+    running = in_thread(submit, batcher, [1])
     assert device.reached.acquire(timeout=10)
-    queued = in_thread(batcher.submit_blocking, [2])
-    wait_until(lambda: batcher.waiting == 1)
-    with batcher.reserve(1) as places:
+    queued = in_thread(submit, batcher, [2])
+    wait_until(lambda: batcher.queue.waiting == 1)
+    with batcher.queue.reserve(1) as reservation:
         closed = in_thread(batcher.close, 10)
         assert isinstance(queued.result(10)[0].error, NotReadyError)
         with pytest.raises(NotReadyError, match="closed"):
-            places.submit_blocking([3])
+            submit_into(reservation, [3])
     device.open()
     assert running.result(10)[0].unwrap() == 2
     assert closed.result(10)
@@ -131,7 +132,7 @@ def test_close_refuses_the_waiting_and_finishes_the_running(make):
 def test_close_does_not_hang_with_the_device(make):
     device = Device(held=True)
     batcher = make(device)
-    running = in_thread(batcher.submit_blocking, [1])
+    running = in_thread(submit, batcher, [1])
     assert device.reached.acquire(timeout=10)
     assert not batcher.close(0.01)
     assert isinstance(running.result(10)[0].error, EngineError)

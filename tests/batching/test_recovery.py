@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from mimic_engine.batching.batcher import Batcher, BatchLimits, State
+from mimic_engine.batching.batcher import Batcher
+from mimic_engine.batching.queue import BatchLimits, State
 from mimic_engine.batching.recovery import Recovery
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, InvalidInputError, NotReadyError
+from tests.batching.device import submit, submit_into, wait_ready
 
 OOM = DeviceError("text_encoder: out of memory", reason="out of memory")
 LIMITS = BatchLimits(max_batch_size=2, max_queue_size=8)
@@ -46,7 +48,7 @@ def running(device, **options):
     recovery = Recovery(device.rebuild, **{"delay_s": 0.0, **options})
     batcher = Batcher(device, LIMITS, recovery=recovery)
     try:
-        assert batcher.wait_ready(10)
+        assert wait_ready(batcher, 10)
         yield batcher
     finally:
         device.gate.set()
@@ -83,25 +85,25 @@ def until(condition):
 
 
 def wait_for(batcher, state):
-    assert batcher.wait_ready(10) is (state is State.READY)
-    assert batcher.state is state
+    assert wait_ready(batcher, 10) is (state is State.READY)
+    assert batcher.queue.state is state
 
 
 def test_an_error_once_fails_its_callers_and_the_next_batch_works():
     device = Device(OOM)
     device.gate.clear()
     with running(device) as batcher:
-        [outcome] = batcher.submit_blocking([1])
+        [outcome] = submit(batcher, [1])
         assert isinstance(outcome.error, DeviceError) and not isinstance(outcome.error, DeviceLostError)
         assert str(outcome.error) == "the device failed on a batch: out of memory"
         assert outcome.error.__cause__ is OOM
         assert device.rebuilding.acquire(timeout=10)
-        assert batcher.state is State.RECOVERING and batcher.alive
+        assert batcher.queue.state is State.RECOVERING and batcher.alive
         with pytest.raises(NotReadyError, match="recovering from a device error"):
-            batcher.submit_blocking([2])
+            submit(batcher, [2])
         device.gate.set()
         wait_for(batcher, State.READY)
-        assert batcher.submit_blocking([3])[0].unwrap() == 6
+        assert submit(batcher, [3])[0].unwrap() == 6
         assert (device.rebuilt, batcher.recoveries) == (1, 1)
 
 
@@ -110,22 +112,22 @@ def test_who_waits_is_refused_at_once_and_not_put_to_a_device_that_failed():
     device.gate.clear()
     device.permit.clear()
     with running(device) as batcher:
-        first = beside(lambda: batcher.submit_blocking([1]))
+        first = beside(lambda: submit(batcher, [1]))
         assert device.running.acquire(timeout=10)
-        waiting = beside(lambda: batcher.submit_blocking([2, 3, 4]))
-        places = batcher.reserve(1)  # somebody who still prepares an item
-        until(lambda: batcher.waiting == 4)
+        waiting = beside(lambda: submit(batcher, [2, 3, 4]))
+        reservation = batcher.queue.reserve(1)  # somebody who still prepares an item
+        until(lambda: batcher.queue.waiting == 4)
         device.permit.set()
         assert isinstance(first()[0].error, DeviceError)
         outcomes = waiting()
         assert all(isinstance(o.error, NotReadyError) for o in outcomes)
         assert "recovering from a device error" in str(outcomes[0].error)
         with pytest.raises(NotReadyError, match="recovering"):
-            places.submit_blocking([5])
-        places.give_back()
+            submit_into(reservation, [5])
+        reservation.give_back()
         device.gate.set()
         wait_for(batcher, State.READY)
-        assert device.batches == [[1]] and batcher.waiting == 0
+        assert device.batches == [[1]] and batcher.queue.waiting == 0
 
 
 def test_attempts_that_fail_are_repeated_with_a_growing_wait(monkeypatch):
@@ -136,10 +138,10 @@ def test_attempts_that_fail_are_repeated_with_a_growing_wait(monkeypatch):
         Batcher, "_still_recovering", lambda self, s: (waits.append(s), real(self, s / 1e3))[1]
     )
     with running(device, attempts=4, delay_s=0.5) as batcher:
-        batcher.submit_blocking([1])
+        submit(batcher, [1])
         wait_for(batcher, State.READY)
         assert waits == [0.5, 1.0, 2.0] and device.rebuilt == 1
-        assert batcher.submit_blocking([2])[0].unwrap() == 4
+        assert submit(batcher, [2])[0].unwrap() == 4
 
 
 @pytest.mark.parametrize("why", ["for ever", "sticky"])
@@ -148,15 +150,15 @@ def test_a_device_that_does_not_come_back_refuses_everybody_and_hangs_nobody(why
     device = Device(OOM if why == "for ever" else sticky)
     device.fail_rebuild = [OOM] * 9
     with running(device, attempts=3) as batcher:
-        [outcome] = batcher.submit_blocking([1])
+        [outcome] = submit(batcher, [1])
         assert isinstance(outcome.error, DeviceError)
         wait_for(batcher, State.LOST)
         assert not batcher.alive and isinstance(batcher.failure, DeviceLostError)
         for _ in range(3):
             with pytest.raises(NotReadyError, match="only a restart helps"):
-                batcher.submit_blocking([2])
+                submit(batcher, [2])
         assert len(device.fail_rebuild) == (6 if why == "for ever" else 9)
-        assert batcher.drain(10)
+        assert batcher.queue.drain(10)
         batcher._thread.join(10)
         assert not batcher._thread.is_alive()
 
@@ -165,7 +167,7 @@ def test_a_context_that_breaks_while_it_is_rebuilt_is_not_tried_again():
     device = Device(OOM)
     device.fail_rebuild = [RuntimeError("CUDA failure 700: an illegal memory access was encountered")] * 9
     with running(device, attempts=5) as batcher:
-        batcher.submit_blocking([1])
+        submit(batcher, [1])
         wait_for(batcher, State.LOST)
         assert len(device.fail_rebuild) == 8 and "illegal memory access" in str(batcher.failure)
 
@@ -175,22 +177,22 @@ def test_the_end_does_not_wait_for_the_next_attempt(end):
     device = Device(OOM)
     device.fail_rebuild = [OOM] * 9
     with running(device, attempts=9, delay_s=3600) as batcher:
-        batcher.submit_blocking([1])
+        submit(batcher, [1])
         assert device.rebuilding.acquire(timeout=10)
-        assert getattr(batcher, end)(10)
+        assert (batcher.close if end == "close" else batcher.queue.drain)(10)
 
 
 def test_draining_lets_who_prepares_finish_on_the_device_that_came_back():
     device = Device(OOM)
     device.permit.clear()
     with running(device) as batcher:
-        first, places = beside(lambda: batcher.submit_blocking([1])), batcher.reserve(1)
+        first, reservation = beside(lambda: submit(batcher, [1])), batcher.queue.reserve(1)
         assert device.running.acquire(timeout=10)
-        drained = beside(lambda: batcher.drain(10))
-        until(lambda: batcher.state is State.DRAINING)
+        drained = beside(lambda: batcher.queue.drain(10))
+        until(lambda: batcher.queue.state is State.DRAINING)
         device.permit.set()
         assert isinstance(first()[0].error, DeviceError)
-        assert places.submit_blocking([4])[0].unwrap() == 8
+        assert submit_into(reservation, [4])[0].unwrap() == 8
         assert drained() and device.rebuilt == 1
 
 
@@ -198,15 +200,15 @@ def test_other_errors_are_no_reason_to_rebuild():
     device = Device(EngineError("score: not finite"), KeyError("id"))
     with running(device) as batcher:
         for _ in range(2):
-            [outcome] = batcher.submit_blocking([1])
-            assert type(outcome.error) is EngineError and batcher.state is State.READY
-        assert batcher.submit_blocking([2])[0].unwrap() == 4 and device.rebuilt == 0
+            [outcome] = submit(batcher, [1])
+            assert type(outcome.error) is EngineError and batcher.queue.state is State.READY
+        assert submit(batcher, [2])[0].unwrap() == 4 and device.rebuilt == 0
 
 
 def test_without_a_recovery_the_next_batch_is_tried_as_it_is():
     batcher = Batcher(Device(OOM), LIMITS)
-    assert isinstance(batcher.submit_blocking([1])[0].error, DeviceError) if batcher.wait_ready(10) else False
-    assert batcher.submit_blocking([2])[0].unwrap() == 4
+    assert isinstance(submit(batcher, [1])[0].error, DeviceError) if wait_ready(batcher, 10) else False
+    assert submit(batcher, [2])[0].unwrap() == 4
     assert batcher.close(10)
 
 

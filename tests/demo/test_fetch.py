@@ -186,15 +186,6 @@ def test_failed_download_names_package_and_repeats_what_pip_said(
     assert "No matching distribution" in str(caught.value)
 
 
-def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    fetch.write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        fetch.write_atomically(path, "\ud800")
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_pinned_archives_are_complete_and_distinct() -> None:
     assert len({a.folder for a in ARCHIVES}) == len(ARCHIVES) == 11
     for archive in ARCHIVES:

@@ -154,12 +154,43 @@ def test_candidates_restrict_the_answer(linker, mentions):
 
 
 def test_each_mention_may_have_its_own_options(linker, mentions):
-    prepared = [linker.prepare(m) for m in mentions[:3]]
-    options = [LinkOptions(2), LinkOptions(1, candidates=("E03",)), LinkOptions(13, mode="exact")]
-    first, second, third = linker.link_prepared(prepared, options)
-    assert [len(r.candidates) for r in (first, second, third)] == [2, 1, 13]
+    options = [LinkOptions(2), LinkOptions(5, candidates=("E03",)), LinkOptions(99, mode="exact")]
+    requests = [linker.prepare(m, o) for m, o in zip(mentions[:3], options, strict=True)]
+    first, second, third = linker.link_prepared(requests)
+    assert [len(r.candidates) for r in (first, second, third)] == [2, 1, 13]  # no more than there are
     assert ids_of(second) == ["E03"]
     assert ids_of(first) == ids_of(linker.link(mentions[:1], 2)[0])
+
+
+def test_candidates_are_resolved_when_a_mention_is_prepared_and_never_again(linker, mentions, monkeypatch):
+    options = LinkOptions(2, candidates=("E03", "E01", "E07"))
+    requests = [linker.prepare(m, options) for m in mentions]
+    expected = linker.link(mentions, 2, candidates=options.candidates)
+    monkeypatch.setattr(Index, "select", lambda *_: pytest.fail("resolved on the device thread"))
+    searches, real = [], type(linker._scan).search
+
+    def spy(self, mentions, k, **options):
+        searches.append((mentions.rows, options["rows"].tolist()))
+        return real(self, mentions, k, **options)
+
+    monkeypatch.setattr(type(linker._scan), "search", spy)
+    assert linker.link_prepared(requests) == expected
+    assert searches == [(len(mentions), requests[0].search.rows.tolist())]  # equal searches are one
+
+
+def test_wrong_options_fail_before_anything_is_decoded(linker, monkeypatch):
+    monkeypatch.setattr(type(linker.featurizer), "prepare", lambda *_, **__: pytest.fail("decoded"))
+    for wrong in (
+        LinkOptions(0),
+        LinkOptions(mode="coded"),
+        LinkOptions(rerank=0),
+        LinkOptions(candidates=()),
+    ):
+        with pytest.raises(InvalidInputError):
+            linker.prepare(Mention("a", "a b"), wrong)
+    with pytest.raises(UnknownEntityError) as unknown:
+        linker.prepare(Mention("a", "a b"), LinkOptions(candidates=("E77",)))
+    assert unknown.value.field == "candidates"
 
 
 def test_ties_are_broken_by_id(linker, mentions):
@@ -302,6 +333,9 @@ def test_types_restrict_the_answer(tiny_model, tiny_kb, tmp_path, mentions):
     for free, typed in zip(linker.link(mentions, 13), linker.link(mentions, 6, types=["odd"]), strict=True):
         assert ids_of(typed) == [i for i in ids_of(free) if i in odd]
         assert typed.entities_scored == 6
+    first, second = (linker.prepare(m, LinkOptions(types=("odd",))) for m in mentions[:2])
+    assert first.search.allowed is second.search.allowed  # one mask, however many wait
+    assert (first.options.top_k, first.search.count) == (6, 6)
     with pytest.raises(InvalidInputError, match="no entity of the index has type 'planet'"):
         linker.link(mentions, types=["planet"])
     linker.close()

@@ -8,13 +8,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest, file_sha256
+from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
 from mimic_engine.errors import InvalidInputError, MissingDependencyError, ModelError
 from mimic_engine.export import build_trt
 from mimic_engine.export.engines import BuildOptions, network_flags
 from mimic_engine.export.precision import to_fp8
 from mimic_engine.export.profiles import profiles
 from mimic_engine.export.quantise import Outcome, ship
+from mimic_engine.files import sha256_of
 from mimic_engine.gpu import tensorrt_library
 from mimic_engine.gpu.engine_files import EngineRecord
 from mimic_engine.gpu.tensorrt import deserialize
@@ -50,7 +51,7 @@ def test_every_graph_is_built_for_every_target(request, rtx, tmp_path, model, pr
             entry = manifest.entry(name, precision)
             record.check_graph(engine, folder, manifest.model_hash, entry)
             assert (record.flavour, record.library, record.target) == ("rtx", rtx.version, target)
-            assert record.bytes == engine.stat().st_size > 100_000 and record.sha256 == file_sha256(engine)
+            assert record.bytes == engine.stat().st_size > 100_000 and record.sha256 == sha256_of(engine)
             assert record.seconds > 0 and list(record.profiles) == profiles(
                 entry, manifest.widths["length"], (8,)
             )

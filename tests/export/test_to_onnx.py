@@ -10,12 +10,13 @@ import onnx
 import pytest
 import torch
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest, file_sha256
+from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.export import to_onnx
 from mimic_engine.export.graphs import Graph, model_graphs
 from mimic_engine.export.to_onnx import ExportOptions, export_model
+from mimic_engine.files import sha256_of
 from mimic_engine.model.checkpoint import model_hash
 from mimic_engine.model.fold import fold_constants
 
@@ -36,7 +37,7 @@ def test_manifest_describes_the_folder(bert_vit, bert_vit_folder, tiny_checkpoin
         wanted = {"fp32", "fp16", "bf16"} | ({"int8"} if name.endswith("encoder") else set())
         assert set(by_precision) == wanted
         for entry in by_precision.values():
-            assert entry.onnx.sha256 == file_sha256(bert_vit_folder / entry.onnx.file)
+            assert entry.onnx.sha256 == sha256_of(bert_vit_folder / entry.onnx.file)
             listed.add(entry.onnx.file)
     there = {str(p.relative_to(bert_vit_folder)) for p in bert_vit_folder.rglob("*") if p.is_file()}
     assert there == listed
@@ -118,7 +119,7 @@ def test_an_interrupted_export_leaves_the_old_folder_alone(bert_vit, tiny_checkp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(to_onnx, "_publish", killed)
+        patch.setattr(to_onnx, "publish_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             export_model(bert_vit, tokenizer, out, ExportOptions(("fp32",)))
     assert (out / "manifest.json").read_bytes() == before

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import sha256_file
+from mimic_engine.files import sha256_of
 from mimic_engine.index.arrays import read_array_file, write_array_file
 from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
@@ -72,7 +72,7 @@ def rewrite_manifest(index: Path, change: dict[str, Any]) -> None:
 def sign_deleted(index: Path, rows: int | None = None) -> None:
     """Make the manifest agree with a changed file of dead rows: only the reader is left to object."""
     data, file = json.loads((index / "manifest.json").read_text()), index / DELETED
-    record = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    record = {"sha256": sha256_of(file), "bytes": file.stat().st_size}
     dead = data["deleted"]["rows"] if rows is None else rows
     count = data["count"] + data["deleted"]["rows"] - dead
     rewrite_manifest(index, {"deleted": data["deleted"] | {"file": record, "rows": dead}, "count": count})
@@ -226,7 +226,7 @@ def sign_arrays(index: Path) -> str:
     segments = json.loads((index / "manifest.json").read_text())["segments"]
     file = index / ARRAYS
     segments[0]["files"]["arrays.safetensors"] = {
-        "sha256": sha256_file(file),
+        "sha256": sha256_of(file),
         "bytes": file.stat().st_size,
     }
     rewrite_manifest(index, {"segments": segments})

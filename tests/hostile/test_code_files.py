@@ -14,7 +14,7 @@ import pytest
 
 from mimic_engine.calibration.recall import promised
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import sha256_file
+from mimic_engine.files import sha256_of
 from mimic_engine.index.arrays import write_array_file
 from mimic_engine.index.build import build_index
 from mimic_engine.index.manifest import FileRecord, read_manifest, write_manifest
@@ -73,7 +73,7 @@ def put(index: Path, name: str, **arrays: np.ndarray) -> None:
 
 def record_again(index: Path, name: str) -> None:
     manifest, file = read_manifest(index), index / CODES / name
-    files = {**manifest.codes.files, name: FileRecord(sha256_file(file), file.stat().st_size)}
+    files = {**manifest.codes.files, name: FileRecord(sha256_of(file), file.stat().st_size)}
     write_manifest(index, replace(manifest, codes=replace(manifest.codes, files=files)))
 
 
@@ -233,7 +233,7 @@ def test_codes_of_an_index_without_token_queries(index):
         file = index / "segments" / segment.name / "arrays.safetensors"
         write_array_file(file, {"cmfu": np.zeros((segment.rows, 4), np.float16)})
     segments = tuple(
-        replace(s, files={**s.files, "arrays.safetensors": FileRecord(sha256_file(f), f.stat().st_size)})
+        replace(s, files={**s.files, "arrays.safetensors": FileRecord(sha256_of(f), f.stat().st_size)})
         for s in manifest.segments
         for f in [index / "segments" / s.name / "arrays.safetensors"]
     )

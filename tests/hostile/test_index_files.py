@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import sha256_file
+from mimic_engine.files import sha256_of
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.build import build_index
 from mimic_engine.index.manifest import VERSION, FileRecord, read_manifest, write_manifest
@@ -62,7 +62,7 @@ def record_again(index: Path, name: str) -> None:
     manifest = read_manifest(index)
     file = index / SEGMENT / name
     first = manifest.segments[0]
-    files = dict(first.files) | {name: FileRecord(sha256_file(file), file.stat().st_size)}
+    files = dict(first.files) | {name: FileRecord(sha256_of(file), file.stat().st_size)}
     write_manifest(index, replace(manifest, segments=(replace(first, files=files), *manifest.segments[1:])))
 
 

@@ -93,7 +93,7 @@ class Faults:
 
     def step(self) -> None:
         self.left -= 1
-        if self.left == -1:
+        if self.left == -1 or (self.left < -1 and self.raises is Crash):  # nothing is done after a crash
             raise self.raises
 
     @contextlib.contextmanager

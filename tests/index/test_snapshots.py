@@ -59,7 +59,7 @@ def test_a_snapshot_shares_what_has_not_changed(tiny, built, monkeypatch):
     read = []
     real = snapshots.read_snapshot
     monkeypatch.setattr(
-        "mimic_engine.index.verify.sha256_file",
+        "mimic_engine.index.verify.sha256_of",
         lambda path: read.append(path.parent.name) or file_hash(path),
     )
     newest = index.snapshot()
@@ -123,7 +123,11 @@ def test_numbers_of_segments_are_never_used_twice(tiny, built):
 def test_leftovers_are_removed_by_the_next_writer(built):
     index = built(5)
     path = index.path
-    for stray in ("segments/00009/arrays.safetensors", "deleted/00000003.safetensors", "snapshots/x.tmp"):
+    for stray in (
+        "segments/00009/arrays.safetensors",
+        "deleted/00000003.safetensors",
+        "snapshots/00000001.json.0.tmp",
+    ):
         (path / stray).parent.mkdir(exist_ok=True)
         (path / stray).write_bytes(b"cut off")
     (path / "manifest.json.tmp").write_bytes(b"{")

@@ -8,7 +8,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("mimic_engine", "kernels", "export", "benchmarks", "tests")
+SOURCES = ("mimic_engine", "kernels", "export", "benchmarks", "docs", "tests")
 FILES = ("pyproject.toml", "hatch_build.py", "README.md", "NOTICE.md", "LICENSE", ".gitignore")
 
 

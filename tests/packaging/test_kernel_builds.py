@@ -112,7 +112,7 @@ def test_the_editable_install_uses_the_library_in_the_tree_again(compiled, tree,
     assert Path(run(python, "-c", SCORES, cwd=tmp_path).strip()) == library
 
 
-def test_the_source_distribution_holds_the_sources_and_no_library(tmp_path):
+def test_the_source_distribution_holds_sources_and_pages_and_no_library(tmp_path):
     tree = copy_tree(tmp_path / "repository")
     (tree / "mimic_engine" / "kernels" / "_cpu.so").write_bytes(b"somebody's own")
     command = ("-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, tree)
@@ -124,3 +124,6 @@ def test_the_source_distribution_holds_the_sources_and_no_library(tmp_path):
     assert len(sources) > 10
     assert sources | {"hatch_build.py", "pyproject.toml"} <= names
     assert not [n for n in names if n.endswith(".so")]
+    pages = {p.relative_to(tree).as_posix() for p in (tree / "docs").rglob("*") if p.is_file()}
+    assert "docs/page.png" in pages
+    assert pages | {"README.md", "NOTICE.md", "LICENSE"} <= names

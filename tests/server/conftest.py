@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
+from tests.batching.device import wait_ready
 
 WORD_LINKER = Path(__file__).with_name("word_linker.py")
 
@@ -51,7 +52,7 @@ def serve(linker):
         client.__enter__()
         clients.append(client)
         if wait:
-            assert client.app.state.service.batcher.wait_ready(10)
+            assert wait_ready(client.app.state.service.batcher, 10)
         return client
 
     yield start

@@ -10,6 +10,7 @@ from mimic_engine.errors import DeviceError, IndexFormatError
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Entity
+from tests.batching.device import wait_ready
 from tests.server.word_linker import WordLinker
 
 JORDAN = {"mention": "Jordan", "sentence": "the river in the east"}
@@ -49,12 +50,12 @@ def test_what_was_admitted_before_a_reload_keeps_its_index(admin, linker, in_bac
     assert linker.started.acquire(timeout=10)
     old = in_background(lambda: client.post("/v1/link", json={**JORDAN, "filter": {"ids": ["Q312"]}}))
     batcher = client.app.state.service.batcher
-    while batcher.waiting < 1:
+    while batcher.queue.waiting < 1:
         pass
     linker.stored[0] = NEWER
     assert reload(client).json()["reloaded"]
     new = in_background(lambda: client.post("/v1/link", json={**JORDAN, "filter": {"ids": ["Q2"]}}))
-    while batcher.waiting < 2:
+    while batcher.queue.waiting < 2:
         pass
     linker.gate.set()
     found = [[c["id"] for c in answer().json()["candidates"]] for answer in (running, old, new)]
@@ -85,7 +86,7 @@ def serving(slow, tmp_path):
     file = tmp_path / "admin"
     file.write_text(ADMIN["x-api-key"])
     with TestClient(create_app(slow, Settings(admin_key_file=str(file)))) as client:
-        assert client.app.state.service.batcher.wait_ready(30)
+        assert wait_ready(client.app.state.service.batcher, 30)
         yield client
 
 
@@ -102,7 +103,7 @@ def test_the_newest_is_warm_before_it_answers_and_requests_go_on_meanwhile(servi
     for _ in range(3):
         assert entered.acquire(timeout=30)
         asked = in_background(lambda: serving.post("/v1/link", json=JORDAN))
-        while serving.app.state.service.batcher.waiting < 1:
+        while serving.app.state.service.batcher.queue.waiting < 1:
             pass
         gate.release()
         assert asked().json()["entities_scored"] == 4
@@ -171,7 +172,7 @@ def test_open_inference_aliases_say_what_the_probes_say(serve, linker, error_of)
         response = client.get(path)
         assert (response.status_code, response.json()) == (503, {"ready": False})
     linker.warm_gate.set()
-    assert client.app.state.service.batcher.wait_ready(10)
+    assert wait_ready(client.app.state.service.batcher, 10)
     for path in ("/v2/health/ready", "/v2/models/mimic/ready"):
         assert client.get(path).json() == {"ready": True}
     linker.fail_device = SystemExit("gone")

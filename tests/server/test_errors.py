@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from tests.batching.device import wait_ready
+
 JORDAN = {"mention": "Jordan", "sentence": "the river in the east"}
 
 
@@ -129,7 +131,7 @@ def test_429_when_the_queue_is_full_for_one_and_for_a_batch(serve, linker, error
     running = in_background(lambda: client.post("/v1/link", json=JORDAN))
     assert linker.started.acquire(timeout=10)
     queued = in_background(lambda: client.post("/v1/link:batch", json={"mentions": [JORDAN] * 2}))
-    while client.app.state.service.batcher.waiting < 2:
+    while client.app.state.service.batcher.queue.waiting < 2:
         pass
     for path, body in (("/v1/link", JORDAN), ("/v1/link:batch", {"mentions": [JORDAN]})):
         response = client.post(path, json=body)
@@ -160,7 +162,7 @@ def test_503_until_warm_up_ran(serve, linker, error_of):
         assert "warming up" in error_of(response, 503, "not_ready")["message"]
         assert int(response.headers["retry-after"]) >= 1
     linker.warm_gate.set()
-    assert client.app.state.service.batcher.wait_ready(10)
+    assert wait_ready(client.app.state.service.batcher, 10)
     assert client.get("/health/ready").json() == {"status": "ready"}
 
 
@@ -169,7 +171,7 @@ def test_503_while_draining(client, error_of):
     service.announce_leaving()
     assert "draining" in error_of(client.get("/health/ready"), 503, "not_ready")["message"]
     assert client.post("/v1/link", json=JORDAN).status_code == 200  # announced, but still accepting
-    assert service.batcher.drain(10)
+    assert service.batcher.queue.drain(10)
     error_of(client.post("/v1/link", json=JORDAN), 503, "not_ready")
     assert client.get("/health/live").status_code == 200
 

@@ -320,4 +320,4 @@ def test_errors_of_fetching_belong_to_their_mention(serve, png, error_of):
 def test_by_default_urls_are_refused(client, error_of):
     error = error_of(client.post("/v1/link", json={**JORDAN, "image_url": URL}), 422, "invalid_input")
     assert "image_url_hosts is empty" in error["message"]
-    assert client.app.state.service.batcher.waiting == 0
+    assert client.app.state.service.batcher.queue.waiting == 0

@@ -101,11 +101,11 @@ async def _leave_while_queued(app, linker):
     }
     call = asyncio.ensure_future(app(scope, receive, send))
     batcher = app.state.service.batcher
-    while batcher.waiting < 1:
+    while batcher.queue.waiting < 1:
         await asyncio.sleep(0.001)
     gone.set()
     await asyncio.wait_for(call, 10)
-    assert batcher.waiting == 0
+    assert batcher.queue.waiting == 0
     return sent
 
 

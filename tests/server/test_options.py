@@ -111,3 +111,7 @@ def test_score_is_limited_by_candidates_and_not_by_top_k(serve, error_of):
     assert error["field"] == "candidates"
     error_of(client.post("/v1/score", json=JORDAN), 422, "invalid_input")
     error_of(client.post("/v1/score", json={**body, "top_k": 1}), 422, "invalid_input")
+
+
+def test_without_a_top_k_no_more_are_given_than_the_service_allows(serve):
+    assert len(serve(max_top_k=2).post("/v1/link", json=JORDAN).json()["candidates"]) == 2

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from mimic_engine import Linker
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
+from tests.batching.device import wait_ready
 
 BODY = {"mention": "a b", "sentence": "c a b d", "top_k": 3}
 SICK = "CUDA failure 2: out of memory ; expr=cudaMalloc(&p, size)"
@@ -33,7 +34,7 @@ def service(tiny_model, tiny_index):
     with closing(Linker.open(tiny_model, tiny_index, threads=1)) as linker:
         app = create_app(linker, settings)
         with TestClient(app) as client:
-            assert app.state.service.batcher.wait_ready(60)
+            assert wait_ready(app.state.service.batcher, 60)
             yield client, linker
         assert not app.state.service.batcher._thread.is_alive()
 

@@ -14,13 +14,14 @@ from mimic_engine.index.writer import IndexWriter
 from mimic_engine.index_changes import IndexChanges
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
+from tests.batching.device import wait_ready
 
 
 @pytest.fixture(scope="module")
 def real(tiny_model, tiny_index):
     linker = Linker.open(tiny_model, tiny_index, threads=1, cache_bytes=1_000_000)
     with TestClient(create_app(linker, Settings(max_batch_size=4))) as client:
-        assert client.app.state.service.batcher.wait_ready(60)
+        assert wait_ready(client.app.state.service.batcher, 60)
         yield linker, client
     linker.close()
 
@@ -109,7 +110,7 @@ def changing(tiny_model, tiny_index, tmp_path):
     settings = Settings(admin_key_file=str(tmp_path / "admin"))
     app = create_app(linker, settings, writer=IndexChanges(tiny_model, folder, threads=1))
     with TestClient(app, headers={"x-api-key": "the-admins-own-key-1"}) as client:
-        assert client.app.state.service.batcher.wait_ready(60)
+        assert wait_ready(client.app.state.service.batcher, 60)
         yield client, folder
     linker.close()
 

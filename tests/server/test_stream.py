@@ -181,7 +181,7 @@ def test_a_stream_waits_where_a_single_request_is_refused(serve, linker, in_back
     stream = in_background(lambda: post(client, lines(*[JORDAN] * 20)))
     batcher = client.app.state.service.batcher
     assert linker.started.acquire(timeout=10)
-    while batcher.waiting < 2:
+    while batcher.queue.waiting < 2:
         pass
     error_of(client.post("/v1/link", json=JORDAN), 429, "queue_full")
     linker.gate.set()
@@ -199,11 +199,11 @@ def test_what_a_departed_client_wanted_is_dropped(serve, linker):
         connection = Connection(client.app)
         connection.put(lines(*[JORDAN] * 3))
         call = connection.open()
-        await until(lambda: batcher.waiting == 2)
+        await until(lambda: batcher.queue.waiting == 2)
         call.cancel()
         await asyncio.wait([call])
         await settle()
-        assert batcher.waiting == 0
+        assert batcher.queue.waiting == 0
 
     asyncio.run(run())
     linker.gate.set()
@@ -216,7 +216,7 @@ def test_a_client_that_stops_in_mid_line_ends_its_stream_and_leaves_nothing(clie
         connection.leave()
         await asyncio.wait_for(connection.open(), 10)
         assert len(connection.answers) == 1
-        assert client.app.state.service.batcher.waiting == 0
+        assert client.app.state.service.batcher.queue.waiting == 0
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(run())

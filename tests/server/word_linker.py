@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -37,14 +38,13 @@ class WordIndex:
     def rows(self, ids):
         for id_ in ids:
             if id_ not in self.row_of:
-                raise UnknownEntityError(f"id: {id_!r} is not in the index")
+                raise UnknownEntityError(f"id: {id_!r} is not in the index", field="candidates")
         return [self.row_of[id_] for id_ in ids]
 
     def select(self, ids=None, types=None):
         if ids is not None and len(set(ids)) != len(ids):
-            raise InvalidInputError(
-                f"candidates: {next(i for i in ids if ids.count(i) > 1)!r} is given twice"
-            )
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise InvalidInputError(f"candidates: {twice!r} is given twice", field="candidates")
         rows = range(len(self)) if ids is None else self.rows(ids)
         if types is not None:
             rows = [row for row in rows if self.entities[row].type in types]
@@ -60,7 +60,16 @@ class WordIndex:
         return picture_path(Path("/nowhere"), str(images[0])) if images else None
 
 
+class WordRequest(NamedTuple):
+    words: list
+    has_image: bool
+    options: object
+    rows: list
+
+
 class WordLinker:
+    """What the service asks of a :class:`mimic_engine.Linker`."""
+
     model_hash = "words-1"
 
     nil_threshold = cache = None
@@ -85,26 +94,30 @@ class WordLinker:
         other.index = WordIndex(self.stored[0])
         return other
 
-    def prepare(self, mention, *, explain=False):
+    def prepare(self, mention, options):
         if self.fail_prepare:
             raise self.fail_prepare
+        if options.mode not in self.modes:
+            raise InvalidInputError(f"mode: must be one of {', '.join(self.modes)}", field="mode")
+        rows = self.index.select(options.candidates, options.types)
         if mention.image is not None:
             check_image(mention.image)
-        return (*f"{mention.mention} {mention.sentence}".lower().split(),), mention.image is not None
+        words = f"{mention.mention} {mention.sentence}".lower().split()
+        return WordRequest(words, mention.image is not None, options, rows)
 
-    def link_prepared(self, prepared, options):
+    def link_prepared(self, requests):
         self.device_threads.add(threading.current_thread().name)
-        self.batches.append([words for words, _ in prepared])
+        self.batches.append([request.words for request in requests])
         self.started.release()
         self.gate.wait(30)
         time.sleep(self.device_s)
         if self.fail_device:
             raise self.fail_device
-        return [self._rank(*args) for args in zip(prepared, options, strict=True)]
+        return [self._rank(*request) for request in requests]
 
-    def _rank(self, prepared, options):
-        words, has_image = prepared
-        rows = self.index.select(options.candidates, options.types)
+    start_prepared = link_prepared
+
+    def _rank(self, words, has_image, options, rows):
         found = []
         for entity in (self.index.entity(row) for row in rows):
             own = f"{entity.name} {entity.description}".lower().split()
@@ -120,6 +133,9 @@ class WordLinker:
         return LinkResult(
             tuple(found[: options.top_k]), len(words) > 40, has_image, options.mode, len(rows), tokens
         )
+
+    def warm_in_steps(self):
+        return None
 
     def warm_up(self):
         self.warm_gate.wait(30)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimic_engine.errors import InvalidInputError
+from mimic_engine.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +113,6 @@ def _write(figure: Figure, path: Path) -> None:
     """Write the picture whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    temporary = path.with_name(path.name + ".new")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, dpi=DPI, format="png")
-    temporary.replace(path)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")

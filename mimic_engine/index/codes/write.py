@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -21,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.files import fsync_path, parse_json, sha256_file, write_atomic
+from mimic_engine.files import fsync_path, parse_json, replace_file, sha256_of, write_atomic
 from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec, read_array_file, write_array_file
 from mimic_engine.index.codes.cluster import SEED, cluster_tokens
 from mimic_engine.index.codes.read import CodeArray, Codes, nearest, open_codes, token_queries
@@ -127,18 +128,12 @@ def write_segment_codes(
     assert arrays.tglu_query is not None
     rows, length, _ = arrays.tglu_query.shape
     file = index / CODES / record.folder / codes_file(segment)
-    temporary = file.with_name(file.name + ".tmp")
-    writer = ArrayFileWriter.create(temporary, [ArraySpec("codes", np.dtype(record.dtype), (rows, length))])
-    try:
+    spec = ArraySpec("codes", np.dtype(record.dtype), (rows, length))
+    with replace_file(file) as temporary, closing(ArrayFileWriter.create(temporary, [spec])) as writer:
         done = 0
         for codes in blocks:
             writer.write("codes", done, codes)
             done += len(codes)
-        writer.sync()
-    finally:
-        writer.close()
-    temporary.replace(file)
-    fsync_path(file.parent)
     return replace(record, files={**record.files, file.name: _file_record(file)})
 
 
@@ -242,7 +237,7 @@ def _resumed(target: Path, request: _Request) -> CodesRecord | None:
 
 
 def _file_record(path: Path) -> FileRecord:
-    return FileRecord(sha256_file(path), path.stat().st_size)
+    return FileRecord(sha256_of(path), path.stat().st_size)
 
 
 # The codes of the next snapshot: those of segments that stay, copies for copied rows, new ones for new

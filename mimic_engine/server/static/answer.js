@@ -120,7 +120,7 @@ function reading(candidate, result, body) {
   });
   const most = Math.max(1e-9, ...[...words.mention, ...words.sentence].map((word) => word.weight));
   const line = h("p", { class: "read" }, ...shaded(body.mention, words.mention, most));
-  line.append(h("span", { class: "apart" }, "in"), ...shaded(body.sentence, words.sentence, most));
+  line.append(" ", h("span", { class: "apart" }, "in"), " ", ...shaded(body.sentence, words.sentence, most));
   return [line, h("p", { class: "hint" }, "Shaded: the words that its description attended to most.")];
 }
 

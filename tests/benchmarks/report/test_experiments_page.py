@@ -1,4 +1,4 @@
-"""``docs/experiments.md``: current, and what it says of made-up results."""
+"""``docs/experiments.md`` and its tables: current, and what they say of made-up results."""
 
 import json
 import re
@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report.experiment_results import mean_of, read_experiment
-from benchmarks.report.experiments_page import (
-    DECLARED,
-    FOLDER,
-    LONG_TABLE,
-    PAGE,
-    main,
-    read_found,
-    records,
-    render,
-)
+from benchmarks.report.experiment_section import LONG_TABLE, records
+from benchmarks.report.experiments_page import DECLARED, FOLDER, PAGE, main, read_findings, render
 from mimic_engine.errors import DataError
 from mimic_engine.provenance import write_result
 
@@ -83,14 +75,27 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page(folder: Path, tmp_path: Path):
-    """Write result files by stem and render the page."""
+def pages(folder: Path, tmp_path: Path):
+    """Write result files by stem and render all pages, by their paths in ``docs/``."""
 
-    def make(**files: dict) -> str:
+    def make(**files: dict) -> dict[str, str]:
         for stem, payload in files.items():
             name = stem.replace("_", "-")
             write_result(folder / f"{name}.json", payload, command_line=COMMAND)
-        return render(folder, tmp_path / "docs", tmp_path)
+        docs = tmp_path / "docs"
+        made = render(folder, docs / "experiments.md", tmp_path)
+        return {path.relative_to(docs).as_posix(): text for path, text in made.items()}
+
+    return make
+
+
+@pytest.fixture
+def page(pages):
+    """Write result files of one data set and render its page."""
+
+    def make(**files: dict) -> str:
+        [_, text] = pages(**files).values()
+        return text
 
     return make
 
@@ -102,30 +107,49 @@ def row(text: str, heading: str, first: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_is_current():
+def test_the_pages_are_current():
     if not FOLDER.parent.is_dir():
         pytest.skip("the result files are not part of this distribution")
-    assert PAGE.read_text("utf-8") == render(), "run python -m benchmarks.report.experiments_page"
+    written = {p: p.read_text("utf-8") for p in [PAGE, *PAGE.with_suffix("").glob("*.md")]}
+    assert written == render(), "run python -m benchmarks.report.experiments_page"
+    assert len(written[PAGE].splitlines()) < 300
 
 
-def test_without_results_it_says_so_and_still_says_what_cannot_be_compared(page, tmp_path):
-    text = page()
+def test_without_results_it_says_so_and_still_says_what_cannot_be_compared(pages, tmp_path):
+    made = pages()
+    text = made.pop("experiments.md")
     assert "There is no result file yet." in text and "## What cannot be compared" in text
-    assert render(tmp_path / "nowhere", tmp_path) == text
+    assert made == {}
+    assert render(tmp_path / "nowhere", tmp_path / "p.md", tmp_path) == {tmp_path / "p.md": text}
 
 
-def test_a_section_says_what_was_asked_expected_done_and_found(page):
-    text = page(ablation_WikiMEL=result())
-    assert "## Ablation, WikiMEL" in text
+def test_the_first_page_has_every_experiment_once_and_links_to_its_tables(pages):
+    made = pages(ablation_WikiMEL=result(), ablation_demo=result(data={"name": "demo"}))
+    assert list(made) == ["experiments.md", "experiments/WikiMEL.md", "experiments/demo.md"]
+    text = made["experiments.md"]
+    assert text.count("## Ablation\n") == 1
     assert "**Asked:** What does each unit add?" in text and "**Expected:** Each helps." in text
+    assert "- [demo](experiments/demo.md#ablation): **Came out:** best on dev" in text
+    head = row(text, "# Experiments", "experiment")
+    assert head == ["experiment", "WikiMEL", "demo"]
+    assert row(text, "# Experiments", "[Ablation](#ablation)")[1:] == ["full 0.6600 ± 0.0707"] * 2
+
+
+def test_the_first_page_counts_the_data(pages):
+    splits = {"train": {"with_image": 7}, "dev": {"with_image": 2}}
+    data = {"name": "WikiMEL", "splits": splits, "entities": {"records": 900, "with_image": 3}}
+    data |= {"mentions": {"train": 1800, "dev": 50, "test": 40}}
+    text = pages(ablation_WikiMEL=result(data=data))["experiments.md"]
+    assert row(text, "## What cannot", "WikiMEL")[1:] == ["900", "3", "1,800 / 50 / 40", "9", "40"]
+
+
+def test_a_section_says_what_was_done_and_came_out(page):
+    text = page(ablation_WikiMEL=result())
+    assert text.startswith("# Experiments on WikiMEL\n") and "## Ablation\n" in text
     assert f"`{COMMAND}`" in text
-    found = next(line for line in text.splitlines() if line.startswith("**Came out:**"))
-    assert "best on dev by H@1 is `full` (0.7600 ± 0.0707), on test 0.6600 ± 0.0707" in found
-    assert "H@1 on test against `full`: from `no-tglu` -0.2500 ± 0.0707 to `no-cmfu` +0.0500." in found
-    assert row(text, "# Experiments", "[Ablation, WikiMEL](#ablation-wikimel)")[1:3] == [
-        "full",
-        "0.6600 ± 0.0707",
-    ]
+    said = next(line for line in text.splitlines() if line.startswith("**Came out:**"))
+    assert "best on dev by H@1 is `full` (0.7600 ± 0.0707), on test 0.6600 ± 0.0707" in said
+    assert "H@1 on test against `full`: from `no-tglu` -0.2500 ± 0.0707 to `no-cmfu` +0.0500." in said
 
 
 def test_options_are_told_apart_from_what_all_share(page):
@@ -136,7 +160,7 @@ def test_options_are_told_apart_from_what_all_share(page):
 
 def test_differences_are_between_the_same_seeds_and_the_diverged_are_named(page):
     text = page(ablation_WikiMEL=result())
-    head = "### Test: Ablation, WikiMEL"
+    head = "### Test: Ablation"
     assert row(text, head, "full")[1:] == [
         *("0.6600 ± 0.0707", "0.6800 ± 0.0707", "0.7000 ± 0.0707", "0.7000 ± 0.0707"),
         *("-", "-", "-", "-", "2"),
@@ -152,9 +176,7 @@ def test_where_test_was_not_read_dev_speaks(page):
     assert "best on dev by H@1 is `b` (0.6100). H@1 on dev against `a`: `b` +0.1000." in text
     assert row(text, "### Test", "b")[1:6] == ["-"] * 5
     alone = page(x_demo=result(configurations=runs, baseline=None, data={"name": "demo"}))
-    assert (
-        "best on dev by H@1 is `b` (0.6100)." in alone and "against" not in alone.split("## What cannot")[0]
-    )
+    assert "best on dev by H@1 is `b` (0.6100)." in alone and "against" not in alone
 
 
 def test_when_every_run_diverged_nothing_is_best(page):
@@ -165,16 +187,18 @@ def test_when_every_run_diverged_nothing_is_best(page):
     assert "### Cost" not in text
 
 
-def test_what_somebody_read_in_the_results_stands_with_them(page, tmp_path):
+def test_what_somebody_read_in_the_results_stands_with_them(pages, tmp_path):
     (tmp_path / "ablation.toml").write_text('[found]\nWikiMEL = "Text is nearly all of it."\n')
-    text = page(ablation_WikiMEL=result(), ablation_demo=result())
-    assert text.count("**In words:** Text is nearly all of it.") == 1
+    made = pages(ablation_WikiMEL=result(), ablation_demo=result(data={"name": "demo"}))
+    assert "**In words:** Text is nearly all of it." in made["experiments/WikiMEL.md"]
+    assert "In words" not in made["experiments/demo.md"]
+    assert "- [WikiMEL](experiments/WikiMEL.md#ablation): Text is nearly all" in made["experiments.md"]
 
 
 def test_everything_that_was_found_is_of_a_result():
     if not FOLDER.is_dir():
         pytest.skip("the result files are not part of this distribution")
-    assert set(read_found(DECLARED)) <= {file.stem for file in FOLDER.glob("*.json")}
+    assert set(read_findings(DECLARED)) <= {file.stem for file in FOLDER.glob("*.json")}
 
 
 def test_costs_and_data_are_tables(page):
@@ -195,17 +219,14 @@ def test_probes_are_tables_of_means_and_long_ones_are_folded_away(page):
     assert row(calibration, "###", "full / bins / 3")[1:] == ["0.3", "0.2"]
 
 
-def test_pictures_of_an_experiment_stand_in_its_section(page, folder):
+def test_plots_of_an_experiment_stand_in_its_section(pages, folder):
     for stem in ("ablation-WikiMEL", "ablation-WikiMEL-reliability", "ablation-WikiMEL-2", "other"):
         (folder / f"{stem}.png").touch()
-    text = page(ablation_WikiMEL=result(), ablation_WikiMEL_2=result(data={"name": "two"}))
-    first, second = (
-        text[text.index("## Ablation, WikiMEL") : text.index("## Ablation, two")],
-        text[text.index("## Ablation, two") :],
-    )
-    links = re.compile(r"\]\((\.\./benchmarks/results/experiments/(.*)\.png)\)")
-    assert [stem for _, stem in links.findall(first)] == ["ablation-WikiMEL", "ablation-WikiMEL-reliability"]
-    assert [stem for _, stem in links.findall(second)] == ["ablation-WikiMEL-2"]
+    made = pages(ablation_WikiMEL=result(), ablation_WikiMEL_2=result(data={"name": "two"}))
+    links = re.compile(r"\]\((\.\./\.\./benchmarks/results/experiments/(.*)\.png)\)")
+    first, second = (links.findall(made[f"experiments/{name}.md"]) for name in ("WikiMEL", "two"))
+    assert [stem for _, stem in first] == ["ablation-WikiMEL", "ablation-WikiMEL-reliability"]
+    assert [stem for _, stem in second] == ["ablation-WikiMEL-2"]
 
 
 def test_a_two_by_two_is_shown(page):
@@ -254,11 +275,11 @@ def test_dev_mentions_of_other_data_sets_are_compared_with_nothing(page):
     assert "Who trains on" not in page(ablation_WikiMEL=result())
 
 
-def test_the_command_writes_the_page(page, folder, tmp_path):
-    text = page(ablation_elsewhere=result())
-    out = tmp_path / "docs" / "experiments.md"
-    assert main([str(folder), "--out", str(out)]) == 0
-    assert out.read_text("utf-8") == text
+def test_the_command_writes_the_pages(pages, folder, tmp_path):
+    made = pages(ablation_elsewhere=result())
+    docs = tmp_path / "docs"
+    assert main([str(folder), "--out", str(docs / "experiments.md")]) == 0
+    assert {p.relative_to(docs).as_posix(): p.read_text("utf-8") for p in docs.rglob("*.md")} == made
 
 
 def test_means_go_leaf_by_leaf():

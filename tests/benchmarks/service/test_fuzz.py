@@ -9,6 +9,7 @@ from mimic_engine import Linker
 from mimic_engine.errors import EngineError
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
+from tests.batching.device import wait_ready
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def client(linker, tmp_path_factory):
     key.write_text(KEY)
     settings = Settings(admin_key_file=str(key), api_keys_file=str(key))
     with TestClient(create_app(linker, settings)) as client:
-        assert client.app.state.service.batcher.wait_ready(60)
+        assert wait_ready(client.app.state.service.batcher, 60)
         yield client
 
 

@@ -21,10 +21,11 @@ from mimic_engine.gpu.scan import CudaRanker, CudaScan, list_length
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.index.store import Index
 from mimic_engine.kernels.stream_topk import MAX_K
-from mimic_engine.server.checks import Query
+from mimic_engine.server.requests import LinkRequest
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import LinkOptions, Mention
+from tests.batching.device import wait_ready
 from tests.gpu.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
@@ -48,8 +49,12 @@ def linkers(tiny_model, tiny_index):
     reference.close()
 
 
-def prepared(linker, mentions):
-    return [linker.prepare(m) for m in mentions]
+def requests(linker, mentions, options):
+    return [linker.prepare(m, o) for m, o in zip(mentions, options, strict=True)]
+
+
+def link(linker, mentions, options):
+    return linker.link_prepared(requests(linker, mentions, options))
 
 
 def same(found, expected):
@@ -66,26 +71,25 @@ def test_answers_as_every_linker(linkers, tiny_picture):
     ours, reference = linkers
     mentions = [Mention("a b", "c a b d", tiny_picture), Mention("c", "c d e"), Mention("j", "i j")]
     options = [LinkOptions(13, mode="exact"), LinkOptions(1, mode="exact"), LinkOptions(5, mode="exact")]
-    batch = prepared(reference, mentions)
-    same(ours.link_prepared(batch, options), reference.link_prepared(batch, options))
+    same(link(ours, mentions, options), link(reference, mentions, options))
     [(bucket, program)] = ours.chain.programs.items()
     assert (bucket.rows, bucket.pictures, bucket.k) == (4, 1, 24)
     assert program.graphs == 2
-    certified = ours.link_prepared(batch[:1], [LinkOptions(3)])
+    certified = link(ours, mentions[:1], [LinkOptions(3)])
     assert [c.id for c in certified[0].candidates] == [
-        c.id for c in reference.link_prepared(batch[:1], [LinkOptions(3)])[0].candidates
+        c.id for c in link(reference, mentions[:1], [LinkOptions(3)])[0].candidates
     ]
 
 
 def test_two_batches_are_under_way_at_once(linkers, tiny_picture):
     ours, reference = linkers
-    first = prepared(reference, [Mention("a b", "c a b d", tiny_picture)])
-    second = prepared(reference, [Mention("c", "c d e")])
+    first = [Mention("a b", "c a b d", tiny_picture)]
+    second = [Mention("c", "c d e")]
     options = [LinkOptions(4, mode="exact")]
-    finishes = [ours.start_prepared(batch, options) for batch in (first, second)]
+    finishes = [ours.start_prepared(requests(ours, batch, options)) for batch in (first, second)]
     assert ours.chain.free == 0
     for finish, batch in zip(finishes, (first, second), strict=True):
-        same(finish(), reference.link_prepared(batch, options))
+        same(finish(), link(reference, batch, options))
     assert ours.chain.free == 2
 
 
@@ -101,8 +105,8 @@ def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
     settings = Settings(max_batch_size=3, mention_cache_bytes=0, queue_timeout_ms=120_000)
     service = LinkService(ours, settings)
     try:
-        assert service.batcher.wait_ready(10)
-        queries = [Query(mention, 2) for mention in mentions]
+        assert wait_ready(service.batcher, 10)
+        queries = [LinkRequest(mention, LinkOptions(2)) for mention in mentions]
         answers = asyncio.run(service.link(queries, time.monotonic() + 120, {}))
     finally:
         service.close()
@@ -129,22 +133,22 @@ def test_pictures_resized_on_the_device_give_the_same_bits(linkers, tmp_path, mo
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
         mentions.append(Mention("b", "b c d", path))
     options = [LinkOptions(3, mode="exact")] * len(mentions)
-    raw = prepared(other, mentions)
-    assert [None if p.pixels is None else p.pixels.shape for p in raw] == [
+    raw = requests(other, mentions, options)
+    assert [None if r.mention.pixels is None else r.mention.pixels.shape for r in raw] == [
         None, (37, 23, 3), (9, 40, 3), (32, 32, 3)
     ]  # fmt: skip
-    assert other.link_prepared(raw, options) == ours.link_prepared(prepared(ours, mentions), options)
+    assert other.link_prepared(raw) == link(ours, mentions, options)
     few = [LinkOptions(2, candidates=("E03", "E99"), mode="exact")] * len(mentions)
-    assert other.link_prepared(raw, few) == ours.link_prepared(prepared(ours, mentions), few)
+    assert link(other, mentions, few) == link(ours, mentions, few)
     [program] = other.chain.programs.values()
     assert program.graphs == 3  # the resize, and what is around the sessions
 
 
 def test_what_has_no_program_goes_the_other_way(linkers):
     ours, reference = linkers
-    batch = prepared(reference, [Mention("a", "a b c"), Mention("c", "c d e")])
+    batch = [Mention("a", "a b c"), Mention("c", "c d e")]
     options = [LinkOptions(1, candidates=("E03", "E99"), mode="exact"), LinkOptions(2, mode="exact")]
-    same(ours.link_prepared(batch, options), reference.link_prepared(batch, options))
+    same(link(ours, batch, options), link(reference, batch, options))
     assert len(ours.chain.programs) == 1
 
 
@@ -152,8 +156,8 @@ def test_a_mention_that_falls_short_is_searched_again_and_says_so(linkers, monke
     ours, reference = linkers
     monkeypatch.setattr(cuda_passes, "FIRST", 16)
     ours._ranker.opened.passes._room_for_survivors = 1
-    batch = prepared(reference, [Mention("a", "a b c")])
-    ours.link_prepared(batch, [LinkOptions(2)])
+    batch = [Mention("a", "a b c")]
+    link(ours, batch, [LinkOptions(2)])
     ranked = ours._ranker.opened._ranked
 
     def short(fetched, k, mode):
@@ -161,23 +165,22 @@ def test_a_mention_that_falls_short_is_searched_again_and_says_so(linkers, monke
         return result, list(range(len(result.rows))) if mode == "certified" else overflowed, cut
 
     monkeypatch.setattr(ours._ranker.opened, "_ranked", short)
-    [found] = ours.link_prepared(batch, [LinkOptions(2)])
+    [found] = link(ours, batch, [LinkOptions(2)])
     assert found.mode == "exact"
-    same([found], reference.link_prepared(batch, [LinkOptions(2, mode="exact")]))
+    same([found], link(reference, batch, [LinkOptions(2, mode="exact")]))
 
 
 def test_wrong_options_start_nothing(linkers):
-    ours, reference = linkers
-    batch = prepared(reference, [Mention("a", "a b c")])
+    ours, _ = linkers
     with pytest.raises(InvalidInputError, match="top_k: 14"):
-        ours.start_prepared(batch, [LinkOptions(14)])
+        ours.link([Mention("a", "a b c")], 14)
     assert ours.chain.free == 2 and not ours.chain.programs
 
 
 def test_after_a_device_error_the_chain_is_made_anew(linkers, monkeypatch):
-    ours, reference = linkers
-    batch, options = prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2, mode="exact")]
-    expected = ours.link_prepared(batch, options)
+    ours, _ = linkers
+    batch, options = [Mention("a", "a b c")], [LinkOptions(2, mode="exact")]
+    expected = link(ours, batch, options)
     broken, graphs = ours.chain, ours._shared.graphs
 
     def fail(event):
@@ -185,24 +188,24 @@ def test_after_a_device_error_the_chain_is_made_anew(linkers, monkeypatch):
 
     monkeypatch.setattr(ours._device, "finish", fail)
     with pytest.raises(DeviceError, match="out of memory"):
-        ours.link_prepared(batch, options)
+        link(ours, batch, options)
     monkeypatch.setattr(ours._device, "finish", lambda event: None)
     warmed = []
     monkeypatch.setattr(ours, "warm_up", lambda: warmed.append(ours.chain))
     ours.recover()
     assert warmed == [ours.chain] and ours.chain is not broken and ours._shared.graphs is not graphs
-    same(ours.link_prepared(batch, options), expected)
+    same(link(ours, batch, options), expected)
 
 
 @pytest.mark.parametrize(
     "call", ["memory", "pinned", "place", "upload", "wait", "copy", "download", "mark", "replay", "finish"]
 )
 def test_whatever_fails_on_the_device_is_a_device_error_and_leaves_no_slot_taken(linkers, monkeypatch, call):
-    ours, reference = linkers
-    batch, options = prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2, mode="exact")]
+    ours, _ = linkers
+    batch, options = [Mention("a", "a b c")], [LinkOptions(2, mode="exact")]
     chain = None
     if call not in ("memory", "pinned"):
-        expected = ours.link_prepared(batch, options)
+        expected = link(ours, batch, options)
         chain = ours.chain
 
     def fail(*_):
@@ -213,10 +216,10 @@ def test_whatever_fails_on_the_device_is_a_device_error_and_leaves_no_slot_taken
         if call == "place":  # programs are made once
             options = [LinkOptions(2)]
         with pytest.raises(DeviceError, match="out of memory") as caught:
-            ours.link_prepared(batch, options)
+            link(ours, batch, options)
     assert caught.value.reason == "out of memory"
     assert ours.chain.free == 2
-    found = ours.link_prepared(batch, [LinkOptions(2, mode="exact")])
+    found = link(ours, batch, [LinkOptions(2, mode="exact")])
     assert chain is None or (ours.chain is chain and found == expected)
 
 
@@ -233,7 +236,7 @@ def test_no_room_for_the_buffers_is_a_device_error_that_says_how_much(monkeypatc
 
 
 def test_the_warm_up_makes_the_programs_that_requests_take(linkers, monkeypatch):
-    ours, reference = linkers
+    ours, _ = linkers
     monkeypatch.setattr(CudaRanker, "warm_up", lambda self, mention, allowed: 0)
     monkeypatch.setattr(type(ours.featurizer), "warm_up", lambda self: 0)
     monkeypatch.setattr(ScanSearch, "modes", ("certified",))
@@ -242,27 +245,28 @@ def test_the_warm_up_makes_the_programs_that_requests_take(linkers, monkeypatch)
     programs = ours.chain.programs
     assert {(b.rows, b.pictures) for b in programs} == {(1, 0), (1, 1)}
     assert ours.warmed.steady_ms > 0
-    ours.link_prepared(prepared(reference, [Mention("a", "a b c")]), [LinkOptions(3)])
+    link(ours, [Mention("a", "a b c")], [LinkOptions(3)])
     assert len(programs) == 2 and programs is ours.chain.programs
 
 
 def test_every_bucket_of_rows_pictures_and_text_lengths_is_run_twice(linkers, monkeypatch):
     ours, _ = linkers
-    requests, asked = ours.chain.requests, Counter()
-    requests.rows, requests.lengths = (1, 4), (2, 5, ours.featurizer.max_text_tokens)
+    plan, asked = ours.chain.requests, Counter()
+    plan.rows, plan.lengths = (1, 4), (2, 5, ours.featurizer.max_text_tokens)
 
-    def link(batch, options):
-        mask = np.concatenate([mention.tokens.attention_mask for mention in batch])
-        pictures = sum(mention.has_image for mention in batch)
-        asked[requests.bucket(len(batch), pictures, mask, options[0].top_k, options[0].mode)] += 1
+    def count(batch):
+        mask = np.concatenate([request.mention.tokens.attention_mask for request in batch])
+        pictures = sum(request.mention.has_image for request in batch)
+        options = batch[0].options
+        asked[plan.bucket(len(batch), pictures, mask, options.top_k, options.mode)] += 1
 
-    monkeypatch.setattr(ours, "link_prepared", link)
+    monkeypatch.setattr(ours, "link_prepared", count)
     assert len(list(ours.warm_in_steps())) == 5 * 3
     sizes = [(1, 0), (1, 1), (4, 0), (4, 1), (4, 4)]
     expected = {
         Bucket(*size, length, 10, mode)
         for size in sizes
-        for length in requests.lengths
+        for length in plan.lengths
         for mode in ("exact", "certified")
     }
     assert asked == dict.fromkeys(expected, 2)
@@ -271,8 +275,8 @@ def test_every_bucket_of_rows_pictures_and_text_lengths_is_run_twice(linkers, mo
 def test_another_state_of_the_index_is_another_chain_over_the_same_graphs(linkers):
     ours, reference = linkers
     other = ours._over(ours.index, ours._ranker.over(ours.index.segments, ours.index.ids))
-    batch, options = prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2, mode="exact")]
-    same(other.link_prepared(batch, options), reference.link_prepared(batch, options))
+    batch, options = [Mention("a", "a b c")], [LinkOptions(2, mode="exact")]
+    same(link(other, batch, options), link(reference, batch, options))
     assert other._shared is ours._shared and other.chain is not ours.chain
 
 
@@ -284,8 +288,8 @@ def test_a_cache_is_refused(linkers, tiny_model, tiny_index):
 
 
 def test_info_names_backend_and_graphs(linkers):
-    ours, reference = linkers
-    ours.link_prepared(prepared(reference, [Mention("a", "a b c")]), [LinkOptions(2)])
+    ours, _ = linkers
+    link(ours, [Mention("a", "a b c")], [LinkOptions(2)])
     info = ours.info()
     assert info["chain"] == {
         "backend": "cuda", "programs": 1, "graphs": 2, "launched": ["mention_fold", "text_encoder"], "top_k": [10]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mimic_engine.backends.encoders import open_featurizer
-from mimic_engine.engine import gpu_open as choose
+from mimic_engine.engine import gpu_choice as choose
 from mimic_engine.engine import gpu_open as opening
 from mimic_engine.engine.gpu_linker import DeviceLinker
 from mimic_engine.engine.linker import Linker
@@ -16,10 +16,11 @@ from mimic_engine.errors import BackendError
 from mimic_engine.gpu.request import ScanSearch
 from mimic_engine.gpu.scan import CudaRanker
 from mimic_engine.index.store import Index
-from mimic_engine.server.checks import Query
+from mimic_engine.server.requests import LinkRequest
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import Mention
+from mimic_engine.types import LinkOptions, Mention
+from tests.batching.device import wait_ready
 from tests.gpu.bound import cpu_graphs
 
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
@@ -67,21 +68,21 @@ def test_after_a_reload_the_first_request_finds_its_program_made(chained, monkey
     newest.chain.requests.rows = (1,)
     threads, link = set(), newest.link_prepared
 
-    def seen(prepared, options):
+    def seen(requests):
         threads.add(threading.current_thread().name)
-        return link(prepared, options)
+        return link(requests)
 
     monkeypatch.setattr(newest, "link_prepared", seen)
     monkeypatch.setattr(chained, "reopened", lambda: newest)
     service = LinkService(chained, Settings(mention_cache_bytes=0))
     try:
-        assert service.batcher.wait_ready(60)
+        assert wait_ready(service.batcher, 60)
         assert asyncio.run(service.reload())
         assert service.linker is newest and threads == {"mimic-device"}
         made = {bucket: (program, program.graphs) for bucket, program in newest.chain.programs.items()}
         assert {(b.rows, b.pictures) for b in made} == {(1, 0), (1, 1)}
         assert all(graphs for _, graphs in made.values())
-        query = Query(Mention("a", "a b c"))
+        query = LinkRequest(Mention("a", "a b c"), LinkOptions())
         [found] = asyncio.run(service.link([query], time.monotonic() + 600, {}))
         assert len(found.candidates) == 10
         assert made == {b: (program, program.graphs) for b, program in newest.chain.programs.items()}

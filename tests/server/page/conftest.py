@@ -15,6 +15,7 @@ from mimic_engine.server.app import create_app
 from mimic_engine.server.lifecycle import bind
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Entity, Mention
+from tests.batching.device import wait_ready
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -100,6 +101,25 @@ class Page:
         self.at("sentence").clear()
         self.at("sentence").send_keys(sentence)
 
+    @contextmanager
+    def seen_at(self, width, scheme="light"):
+        """Reload the page in a window of this many CSS pixels, and go back to the usual one afterwards."""
+        view = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        try:
+            yield self.open()
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+    def width_of(self, selector):
+        """CSS pixels that the content of an element needs, and those that it has."""
+        return self.driver.execute_script(
+            "const e = document.querySelector(arguments[0]); return [e.scrollWidth, e.clientWidth]", selector
+        )
+
     def place_of(self, word):
         """Where a word of the sentence stands on the screen: the middle of its box."""
         return self.driver.execute_script(
@@ -146,10 +166,11 @@ def open_page(chromium):
     @contextmanager
     def run(app, asked=()):
         with bind("127.0.0.1", 0) as taken:
+            taken.listen()  # the application is ready a moment before uvicorn listens
             server = uvicorn.Server(uvicorn.Config(app, log_config=None))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
             thread.start()
-            assert app.state.service.batcher.wait_ready(WAIT_S)
+            assert wait_ready(app.state.service.batcher, WAIT_S)
             try:
                 chromium.get_log("browser")  # what earlier tests left
                 address = "http://{}:{}/".format(*taken.getsockname())

@@ -7,6 +7,8 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from mimic_engine.types import Entity
+
 pytestmark = pytest.mark.slow
 WAIT_S = 20
 
@@ -163,7 +165,7 @@ def test_overload_is_told_and_can_be_tried_again(serve_page, linker):
         held = [pool.submit(occupy)]
         assert linker.started.acquire(timeout=WAIT_S)  # one on the device
         held.append(pool.submit(occupy))
-        page.wait(lambda: page.service.batcher.waiting == 1)  # and one in the only place
+        page.wait(lambda: page.service.batcher.queue.waiting == 1)  # and one in the only place
         page.all(".choice")[2].click()
         page.wait(lambda: page.shown("problem"))
         assert "The service is busy right now." in page.text("problem")
@@ -238,19 +240,30 @@ def test_every_control_has_a_name(serve_page):
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 2200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_width_scrolls_sideways_and_text_can_be_read(serve_page, width, scheme):
-    with serve_page() as page:
-        view = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-        page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        try:
-            page.open().wait_for("Jordan River")
-            assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width
-            for element_id in ("title", "status", "sentence", "answer-title"):
-                assert contrast(page, element_id) >= 4.5, element_id
-        finally:
-            page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-            page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    with serve_page() as page, page.seen_at(width, scheme):
+        page.wait_for("Jordan River")
+        needed, _ = page.width_of("html")
+        assert needed <= width
+        for element_id in ("title", "status", "sentence", "answer-title"):
+            assert contrast(page, element_id) >= 4.5, element_id
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_no_font_and_no_word_is_too_wide(serve_page, linker, width):
+    long = "Donaudampfschifffahrtsgesellschaftskapitaen"
+    known = [*linker.index.entities, Entity("Q10", long, 2 * long, (), long)]
+    linker.index = type(linker.index)(known)
+    with serve_page() as page, page.seen_at(width):
+        # a font whose letters are half as wide again
+        page.driver.execute_script(
+            "document.styleSheets[0].insertRule('* { letter-spacing: .3em !important }')"
+        )
+        page.type(f"the {long}")
+        page.double_click(long)
+        page.wait_for(long)
+        page.wait(lambda: long in page.all("#ranking .about")[0].text)
+        needed, _ = page.width_of("html")
+        assert needed <= width
 
 
 def contrast(page, element_id):

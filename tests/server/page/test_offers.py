@@ -116,6 +116,16 @@ def test_an_entity_is_added_and_linked_at_once(editable):
     assert "5 entities" in editable.text("facts")
 
 
+def test_the_dialog_is_no_wider_than_a_small_screen(editable):
+    with editable.seen_at(320):
+        editable.wait_for("Apple")
+        editable.at("add").click()
+        editable.wait(lambda: editable.shown("editor"))
+        for selector in ("html", "#editor"):
+            needed, has = editable.width_of(selector)
+            assert needed <= has, selector
+
+
 def test_an_entity_is_edited_and_removed(editable):
     editable.wait(lambda: editable.all(".open .actions"))
     editable.all(".open .actions button")[0].click()

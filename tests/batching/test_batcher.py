@@ -2,17 +2,17 @@
 
 import pytest
 
-from mimic_engine.batching.batcher import BatchLimits
+from mimic_engine.batching.queue import BatchLimits
 from mimic_engine.errors import (
     InvalidInputError,
 )
-from tests.batching.device import Device, in_thread, wait_until
+from tests.batching.device import Device, in_thread, submit, wait_until
 
 
 def test_one_item_goes_at_once_and_comes_back(make):
     device = Device()
     batcher = make(device)
-    [outcome] = batcher.submit_blocking([21])
+    [outcome] = submit(batcher, [21])
     assert outcome.unwrap() == 42
     assert device.batches == [[21]]
     assert outcome.queue_s >= 0
@@ -23,11 +23,11 @@ def test_busy_device_collects_and_limits_hold(make):
     device = Device(held=True)
     limits = BatchLimits(max_batch_size=3, max_batch_cost=10, max_queue_size=16)
     batcher = make(device, limits, cost=lambda item: item)
-    answers = [in_thread(batcher.submit_blocking, [1])]
+    answers = [in_thread(submit, batcher, [1])]
     assert device.reached.acquire(timeout=10)
     for n, item in enumerate([2, 3, 4, 5, 6, 1], start=1):
-        answers.append(in_thread(batcher.submit_blocking, [item]))
-        wait_until(lambda n=n: batcher.waiting == n)
+        answers.append(in_thread(submit, batcher, [item]))
+        wait_until(lambda n=n: batcher.queue.waiting == n)
     device.open()
     assert [a.result(10)[0].unwrap() for a in answers] == [2, 4, 6, 8, 10, 12, 2]
     # size 3 ends [2, 3, 4]; cost 10 ends [5]; first come, first served throughout
@@ -37,7 +37,7 @@ def test_busy_device_collects_and_limits_hold(make):
 def test_many_items_of_one_call_spread_over_batches_in_order(make):
     device = Device()
     batcher = make(device, BatchLimits(max_batch_size=4, max_queue_size=13))
-    outcomes = batcher.submit_blocking(list(range(13)))
+    outcomes = submit(batcher, list(range(13)))
     assert [o.unwrap() for o in outcomes] == [2 * i for i in range(13)]
     assert sum(map(len, device.batches)) == 13
     assert max(map(len, device.batches)) <= 4
@@ -45,7 +45,7 @@ def test_many_items_of_one_call_spread_over_batches_in_order(make):
 
 def test_no_items_is_no_work(make):
     device = Device()
-    assert make(device).submit_blocking([]) == []
+    assert submit(make(device), []) == []
     assert device.batches == []
 
 
@@ -53,9 +53,9 @@ def test_delay_gathers_a_batch(make):
     device = Device()
     limits = BatchLimits(max_batch_size=2, max_batch_cost=2, max_queue_size=4, max_queue_delay_us=20_000_000)
     batcher = make(device, limits)
-    first = in_thread(batcher.submit_blocking, [1])
-    wait_until(lambda: batcher.waiting == 1)
-    second = in_thread(batcher.submit_blocking, [2])
+    first = in_thread(submit, batcher, [1])
+    wait_until(lambda: batcher.queue.waiting == 1)
+    second = in_thread(submit, batcher, [2])
     assert (first.result(10)[0].unwrap(), second.result(10)[0].unwrap()) == (2, 4)
     assert device.batches == [[1, 2]]
 
@@ -81,6 +81,6 @@ def test_reports_add_up(make):
     batcher = make(
         device, BatchLimits(max_batch_size=2, max_queue_size=5), cost=lambda _: 3, on_batch=reports.append
     )
-    batcher.submit_blocking([1, 2, 3, 4, 5])
+    submit(batcher, [1, 2, 3, 4, 5])
     wait_until(lambda: sum(r.size for r in reports) == 5)
     assert all(r.cost == 3 * r.size and len(r.queue_s) == r.size and not r.failed for r in reports)

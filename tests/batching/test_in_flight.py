@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from mimic_engine.batching.batcher import Batcher, BatchLimits, State
+from mimic_engine.batching.batcher import Batcher
+from mimic_engine.batching.queue import BatchLimits, State
 from mimic_engine.batching.recovery import Recovery
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
-from tests.batching.device import in_thread, wait_until
+from tests.batching.device import in_thread, submit, submit_into, wait_ready, wait_until
 
 LIMITS = BatchLimits(max_batch_size=2, max_queue_size=64)
 
@@ -60,7 +61,7 @@ def device():
 @pytest.fixture
 def batcher(device):
     made = Batcher(device, LIMITS)
-    assert made.wait_ready(10)
+    assert wait_ready(made, 10)
     yield made
     device.open()
     assert made.close(10)
@@ -68,9 +69,9 @@ def batcher(device):
 
 def send(batcher, *items):
     """Queue items of one call; their outcomes are in the future."""
-    before = batcher.waiting
-    answer = in_thread(batcher.submit_blocking, list(items))
-    wait_until(lambda: batcher.waiting != before or answer.done() or batcher.busy_s)
+    before = batcher.queue.waiting
+    answer = in_thread(submit, batcher, list(items))
+    wait_until(lambda: batcher.queue.waiting != before or answer.done() or batcher.busy_s)
     return answer
 
 
@@ -80,7 +81,7 @@ def seen(device, *events):
 
 
 def test_a_full_batch_is_started_while_the_first_is_on_the_device(device, batcher):
-    every = in_thread(batcher.submit_blocking, list(range(6)))
+    every = in_thread(submit, batcher, list(range(6)))
     seen(device, "start 0", "start 1")  # and none has been finished
     device.let_go(0)
     seen(device, "start 0", "start 1", "finish 0", "start 2")
@@ -92,20 +93,20 @@ def test_a_full_batch_is_started_while_the_first_is_on_the_device(device, batche
 
 
 def test_no_more_than_two_are_under_way_and_the_rest_waits_in_the_queue(device, batcher):
-    in_thread(batcher.submit_blocking, list(range(9)))
+    in_thread(submit, batcher, list(range(9)))
     seen(device, "start 0", "start 1")
-    wait_until(lambda: batcher.waiting == 5)
+    wait_until(lambda: batcher.queue.waiting == 5)
     assert batcher.busy_s > 0
     device.open()
-    wait_until(lambda: batcher.waiting == 0 and batcher.busy_s == 0)
+    wait_until(lambda: batcher.queue.waiting == 0 and batcher.busy_s == 0)
     assert device.most == 2
 
 
 def test_what_is_not_full_grows_until_the_device_is_free(device, batcher):
     first = send(batcher, 1)
     seen(device, "start 0")
-    second = in_thread(batcher.submit_blocking, [2])
-    wait_until(lambda: batcher.waiting == 1)
+    second = in_thread(submit, batcher, [2])
+    wait_until(lambda: batcher.queue.waiting == 1)
     assert device.events == ["start 0"]
     device.let_go(0)
     seen(device, "start 0", "finish 0", "start 1")
@@ -117,8 +118,8 @@ def test_what_is_not_full_grows_until_the_device_is_free(device, batcher):
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_error_of_one_batch_does_not_touch_the_other(device, batcher, where, broken):
     getattr(device, f"fail_{where}").add(broken)
-    with batcher.reserve(4) as places:
-        answer = in_thread(places.submit_blocking, [10, 11, 12, 13])
+    with batcher.queue.reserve(4) as reservation:
+        answer = in_thread(submit_into, reservation, [10, 11, 12, 13])
         wait_until(lambda: "start 1" in device.events)
         device.open()
         outcomes = answer.result(10)
@@ -127,15 +128,15 @@ def test_an_error_of_one_batch_does_not_touch_the_other(device, batcher, where, 
         isinstance(o.error, EngineError) and str(o.error.__cause__) == f"{where} {broken}" for o in bad
     )
     assert [o.unwrap() for o in good] == ([24, 26] if broken == 0 else [20, 22])
-    assert batcher.alive and batcher.state is State.READY
-    assert batcher.submit_blocking([5])[0].unwrap() == 10
+    assert batcher.alive and batcher.queue.state is State.READY
+    assert submit(batcher, [5])[0].unwrap() == 10
 
 
 def test_draining_answers_what_is_under_way_and_what_waits(device, batcher):
-    answer = in_thread(batcher.submit_blocking, list(range(7)))
+    answer = in_thread(submit, batcher, list(range(7)))
     seen(device, "start 0", "start 1")
-    drained = in_thread(batcher.drain, 20)
-    wait_until(lambda: batcher.state is State.DRAINING)
+    drained = in_thread(batcher.queue.drain, 20)
+    wait_until(lambda: batcher.queue.state is State.DRAINING)
     assert not drained.done()
     device.open()
     assert drained.result(10)
@@ -143,10 +144,10 @@ def test_draining_answers_what_is_under_way_and_what_waits(device, batcher):
 
 
 def test_closing_ends_what_is_under_way_and_refuses_what_waits(device, batcher):
-    answer = in_thread(batcher.submit_blocking, list(range(7)))
+    answer = in_thread(submit, batcher, list(range(7)))
     seen(device, "start 0", "start 1")
     closed = in_thread(batcher.close, 20)
-    wait_until(lambda: batcher.state is State.CLOSED)
+    wait_until(lambda: batcher.queue.state is State.CLOSED)
     device.open()
     assert closed.result(10)
     outcomes = answer.result(10)
@@ -156,7 +157,7 @@ def test_closing_ends_what_is_under_way_and_refuses_what_waits(device, batcher):
 
 
 def test_a_device_that_hangs_fails_both_batches_when_it_is_closed(device, batcher):
-    answer = in_thread(batcher.submit_blocking, list(range(4)))
+    answer = in_thread(submit, batcher, list(range(4)))
     seen(device, "start 0", "start 1")
     assert not batcher.close(0.05)
     assert all("hung" in str(o.error) for o in answer.result(10))
@@ -169,18 +170,18 @@ def test_death_while_two_are_under_way_fails_everybody(device):
         return device(items)
 
     batcher = Batcher(run, LIMITS)
-    assert batcher.wait_ready(10)
-    outcomes = batcher.submit_blocking(list(range(5)))
+    assert wait_ready(batcher, 10)
+    outcomes = submit(batcher, list(range(5)))
     assert all(isinstance(o.error, EngineError) for o in outcomes)
-    assert batcher.state is State.FAILED
+    assert batcher.queue.state is State.FAILED
 
 
 def test_service_time_leaves_out_the_wait_behind_another_batch(device):
     reports = []
     batcher = Batcher(device, LIMITS, on_batch=reports.append)
-    assert batcher.wait_ready(10)
+    assert wait_ready(batcher, 10)
     began = time.monotonic()
-    answer = in_thread(batcher.submit_blocking, list(range(4)))
+    answer = in_thread(submit, batcher, list(range(4)))
     seen(device, "start 0", "start 1")
     threading.Event().wait(0.1)
     device.open()
@@ -194,15 +195,17 @@ def test_the_service_overlaps_a_linker_that_can(device):
     from mimic_engine.server.service import LinkItem, _run
 
     class Linker:
-        def link_prepared(self, prepared, options):
+        def link_prepared(self, prepared):
             return [f"{p} now" for p in prepared]
 
+        start_prepared = link_prepared
+
     class Late(Linker):
-        def start_prepared(self, prepared, options):
+        def start_prepared(self, prepared):
             return lambda: [f"{p} later" for p in prepared]
 
     def items(*linkers):
-        return [LinkItem(linker, i, None, 1) for i, linker in enumerate(linkers)]
+        return [LinkItem(linker, i, 1) for i, linker in enumerate(linkers)]
 
     late, plain = Late(), Linker()
     assert _run(items(late, late))() == ["0 later", "1 later"]
@@ -214,22 +217,22 @@ def test_a_device_is_taken_up_anew_once_and_only_when_nothing_is_under_way(devic
     device.fault, device.fail_finish = DeviceError, {0, 1}
     recovery = Recovery(lambda: device.events.append("rebuild"))
     batcher = Batcher(device, LIMITS, recovery=recovery)
-    assert batcher.wait_ready(10)
-    answer = in_thread(batcher.submit_blocking, [1, 2, 3, 4, 5])  # the last waits: it is no full batch
+    assert wait_ready(batcher, 10)
+    answer = in_thread(submit, batcher, [1, 2, 3, 4, 5])  # the last waits: it is no full batch
     seen(device, "start 0", "start 1")
     device.let_go(0)
-    wait_until(lambda: batcher.state is State.RECOVERING)
+    wait_until(lambda: batcher.queue.state is State.RECOVERING)
     with pytest.raises(NotReadyError, match="recovering"):
-        batcher.submit_blocking([6])
+        submit(batcher, [6])
     assert not answer.done()
     device.let_go(1)
     errors = [outcome.error for outcome in answer.result(10)]
     assert [isinstance(error, DeviceError) for error in errors] == [True] * 4 + [False]
     assert isinstance(errors[4], NotReadyError)
-    assert batcher.wait_ready(10)
+    assert wait_ready(batcher, 10)
     assert device.events == ["start 0", "start 1", "finish 0", "finish 1", "rebuild"]
     device.open()
-    assert [o.value for o in batcher.submit_blocking([7])] == [14]
+    assert [o.value for o in submit(batcher, [7])] == [14]
     assert batcher.recoveries == 1
     assert batcher.close(10)
 
@@ -237,14 +240,14 @@ def test_a_device_is_taken_up_anew_once_and_only_when_nothing_is_under_way(devic
 def test_a_device_that_is_lost_ends_the_thread_and_answers_everybody(device):
     device.fault, device.fail_finish = DeviceLostError, {0}
     batcher = Batcher(device, LIMITS, recovery=Recovery(lambda: pytest.fail("nothing to rebuild")))
-    assert batcher.wait_ready(10)
-    answer = in_thread(batcher.submit_blocking, [1, 2, 3, 4])
+    assert wait_ready(batcher, 10)
+    answer = in_thread(submit, batcher, [1, 2, 3, 4])
     seen(device, "start 0", "start 1")
     device.let_go(0)
     errors = [outcome.error for outcome in answer.result(10)]
     assert all(isinstance(error, DeviceLostError) for error in errors)
     wait_until(lambda: not batcher.alive)
-    assert batcher.state is State.LOST
+    assert batcher.queue.state is State.LOST
     device.open()
     batcher.close(10)
 
@@ -253,15 +256,15 @@ def test_nothing_is_begun_on_a_device_that_has_failed_behind_a_batch_under_way(d
     device.fault, device.fail_start = DeviceError, {1}
     recovery = Recovery(lambda: device.events.append("rebuild"))
     batcher = Batcher(device, LIMITS, recovery=recovery)
-    assert batcher.wait_ready(10)
-    answer = in_thread(batcher.submit_blocking, [1, 2, 3, 4, 5, 6])
+    assert wait_ready(batcher, 10)
+    answer = in_thread(submit, batcher, [1, 2, 3, 4, 5, 6])
     seen(device, "start 0", "start 1")
     device.let_go(0)
     outcomes = answer.result(10)
     assert [o.value for o in outcomes[:2]] == [2, 4]
     assert all(isinstance(o.error, DeviceError) for o in outcomes[2:4])
     assert all(isinstance(o.error, NotReadyError) for o in outcomes[4:])
-    assert batcher.wait_ready(10)
+    assert wait_ready(batcher, 10)
     assert device.events == ["start 0", "start 1", "finish 0", "rebuild"]
     device.open()
     assert batcher.close(10)

@@ -7,8 +7,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from mimic_engine.batching.batcher import Batcher, BatchLimits
+from mimic_engine.batching.batcher import Batcher
+from mimic_engine.batching.queue import BatchLimits
 from mimic_engine.errors import NotReadyError, QueueFullError, TooLargeError
+from tests.batching.device import submit_async, wait_ready
 
 
 class GatedDevice:
@@ -39,14 +41,16 @@ class BatcherMachine(RuleBasedStateMachine):
         self.thread.start()
         self.device = GatedDevice()
         self.batcher = Batcher(self.device, LIMITS, cost=lambda item: item % 5 + 1)
-        assert self.batcher.wait_ready(10)
+        assert wait_ready(self.batcher)
         self.calls, self.next_item, self.closing = [], 0, None
 
     @rule(count=st.integers(1, 9))
     def submit(self, count):
         items = list(range(self.next_item, self.next_item + count))
         self.next_item += count
-        self.calls.append((items, asyncio.run_coroutine_threadsafe(self.batcher.submit(items), self.loop)))
+        self.calls.append(
+            (items, asyncio.run_coroutine_threadsafe(submit_async(self.batcher, items), self.loop))
+        )
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result(10)
 
     @rule()
@@ -60,7 +64,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule()
     def drain(self):
-        self.batcher.drain(0)
+        self.batcher.queue.drain(0)
 
     @rule()
     def close(self):
@@ -86,7 +90,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def check_every_call(self):
         self.device.open()
         if self.closing is None:
-            assert self.batcher.drain(10)
+            assert self.batcher.queue.drain(10)
         assert self.batcher.close(10)
         ran = [item for batch in self.device.batches for item in batch]
         assert len(ran) == len(set(ran))
@@ -108,7 +112,7 @@ class BatcherMachine(RuleBasedStateMachine):
                     assert isinstance(outcome.error, NotReadyError)
                     assert item not in ran
                     assert self.closing is not None
-        assert self.batcher.waiting == 0
+        assert self.batcher.queue.waiting == 0
 
 
 def test_batcher_as_a_state_machine():

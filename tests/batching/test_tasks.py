@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from mimic_engine.batching.batcher import Batcher, BatchLimits, Errand, State
+from mimic_engine.batching.batcher import Batcher, DeviceTask
+from mimic_engine.batching.queue import BatchLimits, State
 from mimic_engine.errors import DeviceError, DeviceLostError, EngineError, NotReadyError
-from tests.batching.device import in_thread, wait_until
+from tests.batching.device import in_thread, submit, wait_ready, wait_until
 
 LIMITS = BatchLimits(max_batch_size=1, max_queue_size=64)
 
@@ -26,7 +27,7 @@ def gated():
         return finish
 
     batcher = Batcher(run, LIMITS)
-    assert batcher.wait_ready(30)
+    assert wait_ready(batcher, 30)
     yield batcher, gate, events
     gate.set()
     batcher.close(30)
@@ -40,12 +41,12 @@ def test_an_idle_device_does_it_at_once_on_its_own_thread(gated):
 
 def test_it_goes_before_full_batches_that_wait_and_only_one_before_each(gated):
     batcher, gate, events = gated
-    answers = [in_thread(lambda: batcher.submit_blocking([0]))]
+    answers = [in_thread(lambda: submit(batcher, [0]))]
     wait_until(lambda: events == [0])
     done = [batcher.on_device(lambda n=n: events.append(n)) for n in ("a", "b")]
     for number in (1, 2):
-        answers.append(in_thread(lambda n=number: batcher.submit_blocking([n])))
-        wait_until(lambda n=number: batcher.waiting >= n)
+        answers.append(in_thread(lambda n=number: submit(batcher, [n])))
+        wait_until(lambda n=number: batcher.queue.waiting >= n)
     assert events == [0]  # no batch was put behind the first
     gate.set()
     for future in done:
@@ -63,7 +64,7 @@ def test_an_error_is_the_callers_alone(gated, error):
         raise error
 
     assert batcher.on_device(fail).exception(30) is error
-    [outcome] = batcher.submit_blocking([7])
+    [outcome] = submit(batcher, [7])
     assert outcome.unwrap() == 7
 
 
@@ -75,14 +76,14 @@ def test_a_device_that_is_lost_ends_the_thread(gated):
 
     with pytest.raises(DeviceLostError):
         batcher.on_device(fail).result(30)
-    wait_until(lambda: batcher.state is State.LOST)
+    wait_until(lambda: batcher.queue.state is State.LOST)
     with pytest.raises(NotReadyError):
         batcher.on_device(fail)
 
 
 def test_closing_refuses_what_was_not_done(gated):
     batcher, gate, events = gated
-    in_thread(lambda: batcher.submit_blocking([0]))
+    in_thread(lambda: submit(batcher, [0]))
     wait_until(lambda: events == [0])
     waiting = batcher.on_device(lambda: events.append("a"))
     closing = in_thread(lambda: batcher.close(30))
@@ -95,19 +96,19 @@ def test_closing_refuses_what_was_not_done(gated):
 
 def test_what_was_cancelled_is_not_done():
     done = []
-    errand = Errand(lambda: done.append(1))
-    assert errand.future.cancel()
-    assert errand.run() is None
-    errand = Errand(lambda: done.append(1))
-    assert errand.future.cancel()
-    errand.refuse(NotReadyError("closed"))
+    task = DeviceTask(lambda: done.append(1))
+    assert task.future.cancel()
+    assert task.run() is None
+    task = DeviceTask(lambda: done.append(1))
+    assert task.future.cancel()
+    task.refuse(NotReadyError("closed"))
     assert not done
 
 
 def test_nobody_waits_for_work_that_hangs_while_the_batcher_is_closed():
     gate, began = threading.Event(), threading.Event()
     batcher = Batcher(lambda items: items, LIMITS)
-    assert batcher.wait_ready(30)
+    assert wait_ready(batcher, 30)
 
     def hanging():
         began.set()

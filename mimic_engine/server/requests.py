@@ -1,0 +1,284 @@
+"""Requests as they come in: bodies read, decoded, and held against the limits of the service, by name.
+
+What comes out is within the limits and needs no second look: a :class:`LinkRequest` for each mention. What
+only the index can tell (whether it holds the candidates, which modes it has) the linker says when it
+prepares the mention.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from mimic_engine import wire
+from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
+from mimic_engine.server.settings import Settings
+from mimic_engine.types import Entity, LinkOptions, Mention
+from mimic_engine.wire import EntityBody, LinkBody, MentionBody, ScoreBody
+
+if TYPE_CHECKING:
+    from mimic_engine.engine.linker import Linker
+
+T = TypeVar("T")
+
+NDJSON = ("application/x-ndjson", "application/jsonl")
+DEFAULTS = LinkOptions()
+MAX_ID_CHARS = 512
+MAX_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRequest:
+    """One mention and how it is to be linked, within the limits, and what its answer is to show.
+
+    ``image_url`` names an image to fetch; ``candidates_field`` is what the caller calls its candidates.
+    ``return_parts`` asks for the units' scores, a ``nil_threshold`` for the verdict by it.
+    """
+
+    mention: Mention
+    options: LinkOptions
+    image_url: str | None = None
+    candidates_field: str = "filter"
+    return_parts: bool = True
+    nil_threshold: float | None = None
+
+    @property
+    def restricted(self) -> bool:
+        """Whether not all entities may be the answer."""
+        return self.options.candidates is not None or self.options.types is not None
+
+
+# -- one mention --------------------------------------------------------------------------------------
+
+
+def link_request(body: MentionBody, settings: Settings, linker: Linker) -> LinkRequest:
+    """Hold a mention and its options against the limits.
+
+    Raises
+    ------
+    InvalidInputError, TooLargeError, ImageError
+        Naming the field, the limit and the value.
+    """
+    threshold = _nil_threshold(body, linker.nil_threshold)
+    mention = _mention(body, settings)
+    chosen = body.filter or wire.FilterBody()
+    options = LinkOptions(
+        _top_k(body.top_k, settings, len(linker.index)),
+        _names("filter.ids", chosen.ids, settings),
+        _names("filter.types", chosen.types, settings),
+        body.mode or DEFAULTS.mode,
+        explain=bool(body.explain),
+    )
+    return LinkRequest(
+        mention,
+        options,
+        body.image_url,
+        return_parts=body.return_parts is not False,
+        nil_threshold=threshold,
+    )
+
+
+def score_request(body: ScoreBody, settings: Settings) -> LinkRequest:
+    """Hold a mention whose candidates are all to be scored against the limits; errors as of others."""
+    mention = _mention(body, settings)
+    ids = _names("candidates", body.candidates, settings)
+    options = LinkOptions(len(body.candidates), ids, explain=bool(body.explain))
+    return LinkRequest(
+        mention, options, body.image_url, "candidates", return_parts=body.return_parts is not False
+    )
+
+
+def _mention(body: MentionBody | ScoreBody, settings: Settings) -> Mention:
+    for field in ("mention", "sentence"):
+        _check_text(field, getattr(body, field), settings)
+    if not body.mention.strip():
+        raise InvalidInputError("mention: must not be empty", field="mention")
+    if body.image is not None:
+        check_image(body.image, settings)
+        if body.image_url is not None:
+            raise InvalidInputError("image_url: give either image or image_url", field="image_url")
+    return Mention(body.mention, body.sentence, body.image)
+
+
+def _check_text(field: str, text: str, settings: Settings) -> None:
+    if len(text) > settings.max_text_chars:
+        message = f"{field}: at most {settings.max_text_chars} characters, got {len(text)}"
+        raise InvalidInputError(message, field=field)
+
+
+def check_image(image: bytes, settings: Settings) -> None:
+    """Hold an encoded image against the limits."""
+    if not image:
+        raise ImageError("image: must not be empty", field="image")
+    if len(image) > settings.max_image_bytes:
+        limit = settings.max_image_bytes
+        raise TooLargeError(f"image: at most {limit} bytes, got {len(image)}", field="image")
+
+
+def _names(field: str, names: Sequence[str] | None, settings: Settings) -> tuple[str, ...] | None:
+    """Ids or types, within the limit."""
+    if names is None:
+        return None
+    if not 1 <= len(names) <= settings.max_candidates:
+        message = f"{field}: must be 1 to {settings.max_candidates} (max_candidates), got {len(names)}"
+        raise InvalidInputError(message, field=field)
+    return tuple(names)
+
+
+def _top_k(asked: int | None, settings: Settings, entities: int) -> int:
+    most = min(settings.max_top_k, entities)
+    if asked is None:
+        return min(DEFAULTS.top_k, most)
+    if not 1 <= asked <= most:
+        raise InvalidInputError(
+            f"top_k: must be 1 to {most} (max_top_k={settings.max_top_k}, "
+            f"{entities} entities in the index), got {asked}",
+            field="top_k",
+        )
+    return asked
+
+
+def _nil_threshold(body: MentionBody, own: float | None) -> float | None:
+    """Threshold of the nil verdict, the caller's or the model's own; None where none is asked for."""
+    given = body.nil_threshold
+    if given is not None and not math.isfinite(given):
+        raise InvalidInputError(f"nil_threshold: must be finite, got {given}", field="nil_threshold")
+    if body.nil is False or (body.nil is None and given is None):
+        return None
+    if given is None and own is None:
+        raise InvalidInputError(
+            "nil: this model has no threshold of its own (mimic-engine calibrate); give nil_threshold",
+            field="nil",
+        )
+    return own if given is None else given
+
+
+def timeout_s(asked_ms: float | None, settings: Settings) -> float:
+    """How long a mention may take: as asked for, else the service's default."""
+    if asked_ms is None:
+        return settings.timeout_ms / 1e3
+    if not 0 < asked_ms <= settings.max_timeout_ms:
+        limit = settings.max_timeout_ms
+        raise InvalidInputError(
+            f"timeout_ms: must be above 0, at most {limit:g}, got {asked_ms:g}", field="timeout_ms"
+        )
+    return asked_ms / 1e3
+
+
+# -- one entity ---------------------------------------------------------------------------------------
+
+
+def put_request(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
+    """Hold an entity against the limits; errors as of a mention."""
+    if not entity_id or len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():
+        message = f"id: must be 1 to {MAX_ID_CHARS} printable characters, got {len(entity_id)}"
+        raise InvalidInputError(message, field="id")
+    if not body.name.strip():
+        raise InvalidInputError("name: must not be empty", field="name")
+    for field in ("name", "description", "type"):
+        _check_text(field, getattr(body, field), settings)
+    if len(body.images) > MAX_IMAGES:
+        message = f"images: at most {MAX_IMAGES}, got {len(body.images)}"
+        raise InvalidInputError(message, field="images")
+    for image in body.images:
+        check_image(image, settings)
+    return Entity(entity_id, body.name, body.description, tuple(body.images), body.type)
+
+
+# -- bodies -------------------------------------------------------------------------------------------
+
+
+async def read_link(request: Request, settings: Settings) -> LinkBody:
+    """Read the body of ``/v1/link``, JSON or multipart."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return wire.decode_link(await read_json(request, "multipart/form-data"))
+    fields: list[tuple[str, str]] = []
+    image: bytes | None = None
+    limits = {"max_fields": 16 + 2 * settings.max_candidates, "max_part_size": 4 * settings.max_text_chars}
+    try:
+        async with request.form(max_files=1, **limits) as form:
+            for name, value in form.multi_items():
+                if not isinstance(value, UploadFile):
+                    fields.append((name, value))
+                elif name == "image":
+                    image = await value.read()
+                else:
+                    raise InvalidInputError(f"{name}: the only file a form may hold is image", field=name)
+    except (HTTPException, FormParserError) as error:
+        raise InvalidInputError(f"body: not a valid form: {getattr(error, 'detail', error)}") from error
+    return wire.form_to_body(fields, image)
+
+
+async def read_json(request: Request, *also: str) -> bytes:
+    """Read a whole body that must be JSON; ``also`` are other types that the route takes, for the message."""
+    expect_type(request, ("application/json",), also)
+    return await request.body()
+
+
+def expect_type(request: Request, accepted: tuple[str, ...], also: tuple[str, ...] = ()) -> None:
+    """Refuse a content type with 415; a body without one is taken for the first."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", *accepted):
+        raise HTTPException(415, f"content-type must be {' or '.join((*accepted, *also))}; got {kind!r}")
+
+
+async def lines_of(request: Request, max_line_bytes: int) -> AsyncIterator[bytes]:
+    """Lines of a body as they come, blank ones left out.
+
+    Raises
+    ------
+    TooLargeError
+        If a line is over the limit: there is no telling where the next begins.
+    """
+    rest = bytearray()
+    async for chunk in request.stream():
+        searched = len(rest)
+        rest += chunk
+        begin = 0
+        while (end := rest.find(b"\n", max(begin, searched))) >= 0:
+            if line := bytes(rest[begin:end]).strip():
+                yield _bounded(line, max_line_bytes)
+            begin = end + 1
+        del rest[:begin]
+        _bounded(rest, max_line_bytes)
+    if line := bytes(rest).strip():
+        yield line
+
+
+def _bounded(line: T, limit: int) -> T:
+    if len(line) > limit:  # type: ignore[arg-type]
+        raise TooLargeError(f"line: at most {limit} bytes (max_body_bytes), got {len(line)} or more")  # type: ignore[arg-type]
+    return line
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` to its end, or cancel it when the client goes away."""
+    task = asyncio.current_task()
+    assert task is not None
+    finished = left = False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if not finished and not watch.cancelled():
+            left = True
+            task.cancel()
+
+    watch = asyncio.ensure_future(request.receive())  # the body has been read: next comes the disconnect
+    watch.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and not task.uncancel():
+            raise HTTPException(499, "the client has gone away") from None
+        raise
+    finally:
+        finished = True
+        watch.cancel()
