@@ -9,8 +9,9 @@ from typing import Self
 
 import onnxruntime
 
+from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import CPU_PRECISIONS, QUANTISED, GraphEntry, ModelManifest
-from mimic_engine.encoding.session import ENCODERS, FOLDS, Arrays, GraphSession, RunnableGraph
+from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
 from mimic_engine.errors import BackendError, InvalidInputError, ModelError
 from mimic_engine.types import Array
 

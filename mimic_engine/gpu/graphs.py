@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mimic_engine.config import ImageConfig, TextConfig
+from mimic_engine.encoding import graph_names
 from mimic_engine.encoding.manifest import ModelManifest, Shape
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.errors import DeviceError
@@ -33,7 +34,7 @@ from mimic_engine.gpu.tensorrt import EngineGraph, open_engine
 from mimic_engine.model.fold import FoldMention
 from mimic_engine.model.units import Mimic
 
-GRAPHS = ("text_encoder", "image_encoder", "mention_fold")
+GRAPHS = (*graph_names.ENCODERS, graph_names.MENTION_FOLD)
 
 
 class GraphShapes(Protocol):

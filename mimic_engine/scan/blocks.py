@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_engine.encoding.graph_names import ENTITY, MENTION, SCORER, TOTAL
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
@@ -164,7 +165,7 @@ class OnnxScorer:
         """
         folder = Path(folder)
         manifest = ModelManifest.read(folder)
-        return cls(OnnxGraph.open(folder, manifest, "scorer", precision, threads=1, verify=verify))
+        return cls(OnnxGraph.open(folder, manifest, SCORER, precision, threads=1, verify=verify))
 
     def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:
         """Total and unit scores of B mentions against N entities, (B, N) float32.
@@ -172,13 +173,13 @@ class OnnxScorer:
         Half-precision entity arrays are widened first; a caller that scores many
         blocks widens them into buffers of its own.
         """
-        feeds = {f"mention_{name}": array for name, array in mentions.items()}
-        feeds |= {f"entity_{name}": array.astype(np.float32, copy=False) for name, array in entities.items()}
+        feeds = {MENTION + name: array for name, array in mentions.items()}
+        feeds |= {ENTITY + name: array.astype(np.float32, copy=False) for name, array in entities.items()}
         if 0 in (mentions.rows, entities.rows):
             empty = np.empty((mentions.rows, entities.rows), np.float32)
-            return Scores(empty, {name: empty for name in self._graph.outputs if name != "total"})
+            return Scores(empty, {name: empty for name in self._graph.outputs if name != TOTAL})
         out = self._graph.run(feeds)
-        total = out.pop("total")
+        total = out.pop(TOTAL)
         return Scores(total, out)
 
 

@@ -7,9 +7,10 @@ import pytest
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
 from mimic_engine.encoding.buckets import ROWS, bucket, length_buckets
 from mimic_engine.encoding.featurizer import warm_up
+from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession
-from mimic_engine.encoding.session import ENCODERS, FOLDS, GraphSession
+from mimic_engine.encoding.session import GraphSession
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import DeviceError, DeviceLostError, ModelError
 from mimic_engine.export.profiles import profiles
