@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.data.source import Dataset, open_dataset
-from mimic_engine.encoding.featurizer import mean_pictures
+from mimic_engine.encoding.featurizer import mean_images
 from mimic_engine.encoding.graph_names import (
     ENCODERS,
     FOLDS,
@@ -138,7 +138,7 @@ class Judge:
         inputs = Inputs(folder, manifest, [entity_pair(e) for e in entities], pictures)
         session = self.session({})
         text, image = session.encode_text(inputs.tokens), inputs.image_features(session.encode_image)
-        image = mean_pictures(image, [len(album) for album in albums])
+        image = mean_images(image, [len(album) for album in albums])
         self._entities = dict(session.fold_entities(text, image).items())
         self._text: dict[str | None, TextFeatures] = {}
         self._image: dict[str | None, ImageFeatures] = {}

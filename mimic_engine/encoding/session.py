@@ -1,8 +1,8 @@
-"""A model as a set of runnable graphs: what the ONNX Runtime and TensorRT sessions share.
+"""The session over a set of runnable graphs, shared by ONNX Runtime and TensorRT.
 
 A backend gives one :class:`RunnableGraph` for each encoder and fold; cutting
-batches into runs, cutting and padding of texts, and the names of inputs and
-outputs are here. No torch, and nothing of any backend.
+batches into runs, and cutting and padding of texts, are here. No torch, and
+nothing of any backend.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class RunnableGraph(ABC):
             raise InvalidInputError(f"{self.title}: input {name!r} is missing", field=name)
         array = feeds[name]
         if not _fits(array.shape, self.inputs[name]):
-            found = f"{self.title}: input {name!r} has shape {array.shape}"
-            raise InvalidInputError(f"{found}, the graph takes {self.inputs[name]}", field=name)
+            message = f"{self.title}: input {name!r} has shape {array.shape}"
+            raise InvalidInputError(f"{message}, the graph takes {self.inputs[name]}", field=name)
         return array
 
 
