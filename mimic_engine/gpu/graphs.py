@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from mimic_engine.config import ImageConfig, TextConfig
-from mimic_engine.encoding import graph_names
 from mimic_engine.encoding.manifest import ModelManifest, Shape
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.errors import DeviceError
@@ -34,7 +33,7 @@ from mimic_engine.gpu.tensorrt import EngineGraph, open_engine
 from mimic_engine.model.fold import FoldMention
 from mimic_engine.model.units import Mimic
 
-GRAPHS = (*graph_names.ENCODERS, graph_names.MENTION_FOLD)
+GRAPHS = ("text_encoder", "image_encoder", "mention_fold")
 
 
 class GraphShapes(Protocol):

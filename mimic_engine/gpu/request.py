@@ -17,7 +17,6 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from mimic_engine.encoding import graph_names
 from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
 from mimic_engine.encoding.manifest import Shape
 from mimic_engine.gpu.graphs import DeviceGraphs
@@ -114,8 +113,9 @@ def allowed_rows(scan: CudaScan, allowed: np.ndarray | None) -> Tensor | None:
     return torch.from_numpy(allowed.astype(np.uint8)).to(scan.index.device)
 
 
-IDS, _FEATURES = graph_names.TEXT_INPUTS, graph_names.FEATURES
-PREFIX = graph_names.MENTION  # of the fold's outputs
+IDS = ("input_ids", "attention_mask", "token_type_ids")
+_FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
+PREFIX = "mention_"  # of the fold's outputs
 
 
 @dataclass(frozen=True, slots=True)
