@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from mimic_engine.encoding.graph_names import ENCODERS, TEXT_ENCODER
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.emulated import EmulatedGraph
 from mimic_engine.export.samples import Arrays, own_records, prepare, read_records
-from mimic_engine.export.typed import ENCODERS, TYPES, Keep, kept_in_float32, to_typed
+from mimic_engine.export.typed import TYPES, Keep, kept_in_float32, to_typed
 from mimic_engine.files import write_atomic
 from mimic_engine.provenance import write_result
 
@@ -185,7 +186,7 @@ def _run(args: argparse.Namespace) -> int:
     sample = prepare(args.model, manifest, mentions, entities).mentions
     reports = []
     for name in args.graph or ENCODERS:
-        feeds = sample.text if name == "text_encoder" else sample.image
+        feeds = sample.text if name == TEXT_ENCODER else sample.image
         graph = MixedGraph(args.model, manifest, name, args.precision, feeds)
         found = search(graph.error, graph.groups, allowed)
         reports.append(report(name, args.precision, allowed, found))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from mimic_engine.config import ImageConfig, TextConfig
+from mimic_engine.encoding.graph_names import GRAPHS
 from mimic_engine.errors import ModelError
 from mimic_engine.files import OPTIONAL, Natural, Sha256, read_versioned, sha256_of, write_versioned
 from mimic_engine.types import FoldConstants
@@ -25,7 +26,6 @@ from mimic_engine.types import FoldConstants
 FORMAT = "mimic-model"
 VERSION = 1
 MANIFEST = "manifest.json"
-GRAPHS = ("text_encoder", "image_encoder", "mention_fold", "entity_fold", "scorer")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 QUANTISED = ("int8", "fp8")  # of the encoders alone
 CPU_PRECISIONS = ("fp32", "fp16", "int8", "fp8")  # no CPU kernels for bf16; fp8 is computed in float32 there

@@ -8,7 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import InvalidInputError, MissingDependencyError, ModelError
 from mimic_engine.export import build_trt
 from mimic_engine.export.engines import BuildOptions, network_flags

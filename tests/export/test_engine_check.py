@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import ModelError
 from mimic_engine.export import engine_check, verify

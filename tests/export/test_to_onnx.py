@@ -10,7 +10,8 @@ import onnx
 import pytest
 import torch
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, ModelError
 from mimic_engine.export import to_onnx

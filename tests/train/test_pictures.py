@@ -15,7 +15,7 @@ import torch
 from mimic_engine.config import ImageConfig, ModelConfig
 from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import open_dataset
-from mimic_engine.encoding.featurizer import Featurizer, mean_pictures
+from mimic_engine.encoding.featurizer import Featurizer, mean_images
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError, ModelError
@@ -132,11 +132,11 @@ def test_one_picture_each_is_the_same_model_and_more_another(options: Options) -
 def test_means_of_rows_of_different_counts() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(6, 2)
     image = ImageFeatures(rows, np.repeat(rows[:, None], 3, axis=1))
-    got = mean_pictures(image, [1, 3, 2])
+    got = mean_images(image, [1, 3, 2])
     assert got.cls.tolist() == [[0, 1], [4, 5], [9, 10]]
     assert got.tokens.shape == (3, 3, 2)
     assert np.array_equal(got.tokens[:, 2], got.cls)
-    assert mean_pictures(image, [1] * 6) is image
+    assert mean_images(image, [1] * 6) is image
 
 
 def test_wrong_numbers_are_refused(options: Options) -> None:
