@@ -34,7 +34,6 @@ from benchmarks.scan.published_loop import published_scores
 from benchmarks.scan.published_model import Towers
 from mimic_engine.errors import EngineError, MimicError
 from mimic_engine.gpu.graphs import DeviceGraphs
-from mimic_engine.gpu.pictures import PicturePlace
 from mimic_engine.gpu.pipeline import SLOTS, Program, overlapped
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.provenance import write_result
@@ -51,7 +50,6 @@ class Options:
     entities: tuple[int, ...] = (110_000, 1_000_000)
     batches: tuple[int, ...] = (1, 8, 32)
     modes: tuple[Mode, ...] = MODES
-    on_device: tuple[Mode, ...] = ("certified",)  # modes that are also timed with pictures resized there
     cases: tuple[tuple[str, str], ...] = CASES
     towers: Towers = field(default_factory=Towers)
     centroids: int = 1024
@@ -61,7 +59,7 @@ class Options:
     seed: int = 0
 
 
-DRY = Options((40,), (1, 2), ("exact", "certified"), (), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2))
+DRY = Options((40,), (1, 2), ("exact", "certified"), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,6 @@ class Row:
     backend: str
     precision: str
     device: str
-    pictures: str  # where they are resized
     mode: str
     n: int
     batch: int
@@ -116,7 +113,7 @@ def row(
     dense = float(np.mean([m == "exact" for m in found.modes])) if mode == "certified" else 0.0
     base = None if published is None else published * n * batch
     return Row(
-        *case, device, bench.place, mode, n, batch, p50, p99, float(np.median(whole)),
+        *case, device, mode, n, batch, p50, p99, float(np.median(whole)),
         per_s=saturation(bench, batch, mode, options.seconds),
         stages=stages(bench, batch, mode, options.seconds),
         graphs=program.graphs, launched=program.launched,
@@ -248,16 +245,13 @@ class Run:
                 self._skip(" ".join(case), str(error))
 
     def measure(self) -> None:
-        """Every N, backend, place of resizing, mode and batch, until the time is used up."""
+        """Every N, backend, mode and batch, until the time is used up."""
         options = self.options
         for n in options.entities:
             scan, given = open_scan(self.world, n, options.centroids, max(options.batches), options.seed)
             for case, (graphs, chained) in self.graphs.items():
-                places: tuple[tuple[PicturePlace, tuple[Mode, ...]], ...]
-                places = (("host", options.modes), ("device", options.on_device))
-                for place, modes in places:
-                    make = partial(Bench.make, self.encoders, graphs, scan, given, chained, place)
-                    self._bench(f"{' '.join(case)} n={n} pictures {place}", make, case, n, modes)
+                make = partial(Bench.make, self.encoders, graphs, scan, given, chained)
+                self._bench(f"{' '.join(case)} n={n}", make, case, n, options.modes)
             del scan, make
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

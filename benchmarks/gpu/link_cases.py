@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,12 @@ from mimic_engine.gpu.graphs import BoundGraphs, DeviceGraphs, EngineGraphs, tor
 from mimic_engine.gpu.layout import Placed
 from mimic_engine.gpu.onnx_cuda import check_provider
 from mimic_engine.gpu.passes import Fetched
-from mimic_engine.gpu.pictures import PicturePlace, Pictures, open_pictures
 from mimic_engine.gpu.pipeline import Chain, HostArrays, Stage
 from mimic_engine.gpu.request import PREFIX, Bucket, RequestRecipe, ScanSearch
 from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.gpu.tensorrt_library import load_library
-from mimic_engine.images import ImagePreprocessor, decode_image
+from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.units import Mimic
 from mimic_engine.scan.scan import TopK
 from mimic_engine.text import TextPreprocessor
@@ -75,12 +74,6 @@ class Encoders:
         self.featurizer = Featurizer(session, text, ImagePreprocessor(session.image_config))
         self.mentions: Sequence[Mention] = random_mentions(batch, seed=1)
         self.folded = self.featurizer.mentions(self.mentions)
-
-    def prepare(self, mention: Mention, pictures: Pictures) -> PreparedMention:
-        """Tokenise, decode, and resize where the device does not."""
-        assert mention.image is not None
-        text = self.featurizer.prepare(replace(mention, image=None))
-        return replace(text, pixels=pictures.prepare(decode_image(mention.image)))
 
     def open(self, backend: str, precision: str, device: TorchDevice) -> DeviceGraphs:
         """The graphs on a backend; errors as of the backend, before anything is exported."""
@@ -136,8 +129,6 @@ class Bench:
     chain: Chain[Bucket]
     honest: Chain[Bucket]  # searches what was folded
     given: MentionArrays  # what the search gets
-    pictures: Pictures
-    place: PicturePlace
     prepared: tuple[PreparedMention, ...]
 
     @classmethod
@@ -148,21 +139,19 @@ class Bench:
         scan: CudaScan,
         given: MentionArrays,
         device: TorchDevice,
-        place: PicturePlace = "host",
     ) -> Bench:
-        """The chains, and the requests with their pictures as they wait for where they are resized."""
+        """The chains, and the requests."""
         options: dict[str, Any] = {"places": (TOP_K,)}
         missing, search = encoders.featurizer.missing, ScanSearch(scan)
-        pictures = open_pictures(place, encoders.featurizer.images, device.device)
-        inputs = (graphs, search, missing, pictures, device.device)
+        inputs = (graphs, search, missing, device.device)
         chain: Chain[Bucket] = Chain(device, Substituted(*inputs, folded=given, **options))
         honest: Chain[Bucket] = Chain(device, RequestRecipe(*inputs, **options))
-        prepared = tuple(encoders.prepare(m, pictures) for m in encoders.mentions)
-        return cls(encoders, scan, chain, honest, given, pictures, place, prepared)
+        prepared = tuple(encoders.featurizer.prepare(m) for m in encoders.mentions)
+        return cls(encoders, scan, chain, honest, given, prepared)
 
     def prepare(self, mention: Mention) -> PreparedMention:
         """A request as it waits for its batch."""
-        return self.encoders.prepare(mention, self.pictures)
+        return self.encoders.featurizer.prepare(mention)
 
     def bucket(self, prepared: Sequence[PreparedMention], mode: Mode) -> Bucket:
         """The bucket of a batch."""
@@ -173,7 +162,7 @@ class Bench:
 
     def start(self, prepared: Sequence[PreparedMention], mode: Mode) -> Any:
         """A batch on the device."""
-        return self.chain.start(self.bucket(prepared, mode), lambda host: fill(host, prepared, self.pictures))
+        return self.chain.start(self.bucket(prepared, mode), lambda host: fill(host, prepared))
 
     def finish(self, flight: Any, batch: int, mode: Mode) -> TopK:
         """Its ranked rows."""
@@ -211,7 +200,7 @@ class Bench:
             del results
             return {n.removeprefix(PREFIX): a[:batch].copy() for n, a in folded().items()}
 
-        found = self.honest.run(bucket, lambda host: fill(host, prepared, self.pictures), read)
+        found = self.honest.run(bucket, lambda host: fill(host, prepared), read)
         expected = dict(self.encoders.folded.block(0, batch).items())
         if found.keys() != expected.keys():
             raise EngineError(f"folded arrays {sorted(found)}, expected {sorted(expected)}")

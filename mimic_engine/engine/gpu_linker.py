@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mimic_engine.calibration.nil import NilThreshold
 from mimic_engine.device_errors import device_faults
@@ -28,16 +27,14 @@ from mimic_engine.engine.warmup import WarmUp, first_and_steady
 from mimic_engine.errors import BackendError, InvalidInputError
 from mimic_engine.gpu.graphs import SharedGraphs
 from mimic_engine.gpu.passes import Fetched
-from mimic_engine.gpu.pictures import PicturePlace, Pictures, open_pictures
 from mimic_engine.gpu.pipeline import Chain, Flight, HostArrays, overlapped
 from mimic_engine.gpu.request import IDS, PREFIX, Bucket, RequestRecipe, ScanSearch, allowed_rows
 from mimic_engine.gpu.scan import CudaRanker, CudaScan
 from mimic_engine.gpu.stream import TorchDevice
-from mimic_engine.images import decode_image
 from mimic_engine.index.store import Index
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import TopK
-from mimic_engine.types import LinkOptions, LinkResult, Mention, MentionArrays, Mode
+from mimic_engine.types import LinkOptions, LinkResult, MentionArrays, Mode
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +82,12 @@ class DeviceLinker(Linker):
     nil, verify : as of every linker.
     graphs : encoders and fold, on the stream of ``device``; linkers of one model share them.
     device : of the chain.
-    resize : where pictures are resized and normalised; the values are the same.
     capture : whether programs become CUDA graphs.
 
     Raises
     ------
     InvalidInputError
         If the featurizer has a cache: what it remembers is on the host.
-    BackendError
-        If the device's resize is not this machine's.
     """
 
     def __init__(
@@ -106,22 +100,17 @@ class DeviceLinker(Linker):
         verify: bool = True,
         graphs: SharedGraphs,
         device: TorchDevice,
-        resize: PicturePlace = "host",
         capture: bool = True,
     ) -> None:
         super().__init__(featurizer, index, scan, nil, verify=verify)
         if isinstance(featurizer, CachingFeaturizer):
             raise InvalidInputError("cache_bytes: a chain on the device remembers nothing; give 0")
         self._ranker, self._shared, self._device = scan, graphs, device
-        self._resize: PicturePlace = resize
         self._capture = capture
-        self._pictures = open_pictures(resize, featurizer.images, device.device)
         self._chain: RequestChain | None = None  # made by the thread that links
 
     @classmethod
-    def of(
-        cls, linker: Linker, graphs: SharedGraphs, device: TorchDevice, resize: PicturePlace = "host"
-    ) -> Self:
+    def of(cls, linker: Linker, graphs: SharedGraphs, device: TorchDevice) -> Self:
         """A chain over the parts of a linker whose scan is on the GPU; it takes the linker's place.
 
         Raises
@@ -140,7 +129,6 @@ class DeviceLinker(Linker):
             verify=linker._verify,
             graphs=graphs,
             device=device,
-            resize=resize,
         )
 
     @property
@@ -156,16 +144,8 @@ class DeviceLinker(Linker):
         scan = self._ranker.opened
         search = ScanSearch(scan, allowed_rows(scan, self.index.alive), self._rerank)
         missing = self.featurizer.missing
-        recipe = RequestRecipe(self._shared.graphs, search, missing, self._pictures, self._device.device)
+        recipe = RequestRecipe(self._shared.graphs, search, missing, self._device.device)
         return RequestChain(self._device, recipe, self._capture, (self._shared.generation, scan))
-
-    def prepare(self, mention: Mention, *, explain: bool = False) -> PreparedMention:
-        """Tokenise and decode one mention, and resize its picture where the device does not."""
-        text = self.featurizer.prepare(replace(mention, image=None), spans=explain)
-        if mention.image is None:
-            return text
-        image = decode_image(mention.image, self.featurizer.images.limits)
-        return replace(text, pixels=self._pictures.prepare(image))
 
     def link_prepared(
         self, prepared: Sequence[PreparedMention], options: Sequence[LinkOptions]
@@ -194,8 +174,7 @@ class DeviceLinker(Linker):
         results: dict[int, LinkResult] = {}
         if others:
             with self._device.current():
-                normal = [self._normalised(prepared[b]) for b in others]
-                found = super().link_prepared(normal, [options[b] for b in others])
+                found = super().link_prepared([prepared[b] for b in others], [options[b] for b in others])
             results.update(zip(others, found, strict=True))
         for part, top in zip(parts, self._run(prepared, parts), strict=True):
             results.update(zip(part.members, self._results(prepared, options, part, top), strict=True))
@@ -210,7 +189,7 @@ class DeviceLinker(Linker):
         start = time.perf_counter()
         _, seen = self._examples(self.featurizer.max_text_tokens)
         encoder_runs = self.featurizer.warm_up()
-        folded = self.featurizer.fold_prepared([self._normalised(seen)])
+        folded = self.featurizer.fold_prepared([seen])
         with self._device.current():
             searches = self._scan.warm_up(folded, self.index.alive)
         for _ in self.warm_in_steps():
@@ -239,7 +218,7 @@ class DeviceLinker(Linker):
     def _examples(self, length: int) -> tuple[PreparedMention, PreparedMention]:
         """A mention of ``length`` tokens without a picture, and with one."""
         blank = PreparedMention(blank_texts(1, length, self.featurizer.max_text_tokens), None)
-        return blank, replace(blank, pixels=self._pictures.prepare(Image.new("RGB", (64, 48))))
+        return blank, replace(blank, pixels=self.featurizer.images.missing())
 
     def recover(self) -> None:
         """Take the device up anew after a DeviceError, and warm up; errors as of every linker."""
@@ -269,7 +248,6 @@ class DeviceLinker(Linker):
             verify=self._verify,
             graphs=self._shared,
             device=self._device,
-            resize=self._resize,
             capture=self._capture,
         )
         linker.warmed = self.warmed
@@ -319,7 +297,7 @@ class DeviceLinker(Linker):
         with device_faults("chain"):
             chain = self.chain
             bucket = chain.requests.bucket(len(own), pictures, mask, part.k, part.mode)
-            flight = chain.start(bucket, lambda host: fill(host, own, self._pictures))
+            flight = chain.start(bucket, lambda host: fill(host, own))
         return _Flying(part, chain, flight)
 
     def _finish(self, flying: _Flying) -> TopK:
@@ -336,11 +314,6 @@ class DeviceLinker(Linker):
         with device_faults("chain"):
             return flying.chain.finish(flying.flight, read)
 
-    def _normalised(self, mention: PreparedMention) -> PreparedMention:
-        """A mention as every other linker takes it."""
-        pixels = mention.pixels
-        return mention if pixels is None else replace(mention, pixels=self._pictures.normalised(pixels))
-
     def _results(
         self,
         prepared: Sequence[PreparedMention],
@@ -351,7 +324,7 @@ class DeviceLinker(Linker):
         return [self._result(prepared[b], found, i, options[b].top_k) for i, b in enumerate(part.members)]
 
 
-def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention], pictures: Pictures) -> None:
+def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention]) -> None:
     """Write B mentions to the inputs of a bucket; rows and pictures beyond them repeat the last."""
     rows, tokens = host["input_ids"].shape
     places = [min(row, len(mentions) - 1) for row in range(rows)]
@@ -360,5 +333,6 @@ def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention], 
             host[name][row] = getattr(mentions[place].tokens, name)[0, :tokens]
     has = np.array([m.pixels is not None for m in mentions])  # (B,)
     host["picture"][:] = np.where(has, np.cumsum(has) - 1, -1)[places]
-    if has.any():
-        pictures.fill(host, [m.pixels for m in mentions if m.pixels is not None])
+    pixels = [m.pixels for m in mentions if m.pixels is not None]
+    for row in range(len(host["pixels"])):
+        host["pixels"][row] = pixels[min(row, len(pixels) - 1)]

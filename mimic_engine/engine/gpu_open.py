@@ -12,7 +12,6 @@ from mimic_engine.errors import (
     MissingDependencyError,
 )
 from mimic_engine.gpu.graphs import BoundGraphs, DeviceGraphs, EngineGraphs, SharedGraphs
-from mimic_engine.gpu.pictures import PicturePlace
 from mimic_engine.gpu.stream import TorchDevice, cuda_available
 from mimic_engine.images import ImageLimits
 from mimic_engine.types import PlacementChoice
@@ -25,7 +24,6 @@ def open_device_linker(
     backend: str = "tensorrt",
     precision: str = "fp32",
     placement: PlacementChoice = "auto",
-    resize: PicturePlace = "host",
     verify: bool = True,
     image_limits: ImageLimits | None = None,
     engines: str | Path | None = None,
@@ -36,7 +34,6 @@ def open_device_linker(
     ----------
     model, index, precision, placement, verify, image_limits, engines : as in ``Linker.open``.
     backend : what runs the encoders in the chain, "cuda" or "tensorrt".
-    resize : where pictures are resized; the pixels are the same.
 
     Raises
     ------
@@ -63,7 +60,7 @@ def open_device_linker(
         image_limits=image_limits,
         engines=engines,
     )
-    return chain_over(linker, model, precision=precision, resize=resize, engines=engines, verify=verify)
+    return chain_over(linker, model, precision=precision, engines=engines, verify=verify)
 
 
 def chain_over(
@@ -71,7 +68,6 @@ def chain_over(
     model: str | Path,
     *,
     precision: str = "fp32",
-    resize: PicturePlace = "host",
     engines: str | Path | None = None,
     verify: bool = True,
 ) -> DeviceLinker:
@@ -81,7 +77,6 @@ def chain_over(
     ----------
     linker : without a cache; the chain takes its place.
     model, precision, engines, verify : that it was opened with.
-    resize : as of :func:`open_device_linker`.
 
     Raises
     ------
@@ -92,7 +87,7 @@ def chain_over(
     graphs = SharedGraphs(
         lambda: _open_graphs(Path(model), device.stream, backend, precision, engines, verify)
     )
-    return DeviceLinker.of(linker, graphs, device, resize)
+    return DeviceLinker.of(linker, graphs, device)
 
 
 def _open_graphs(

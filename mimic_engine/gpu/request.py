@@ -21,7 +21,6 @@ from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
 from mimic_engine.encoding.manifest import Shape
 from mimic_engine.gpu.graphs import DeviceGraphs
 from mimic_engine.gpu.layout import Layout, Placed, Spec
-from mimic_engine.gpu.pictures import Pictures
 from mimic_engine.gpu.pipeline import Layouts, Stage
 from mimic_engine.gpu.scan import SPARE, CudaScan, list_length
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
@@ -184,7 +183,6 @@ class RequestRecipe:
     graphs : encoders and fold.
     search : the last stage.
     missing : features of the missing picture, of one row.
-    pictures : how pictures come to the image encoder.
     device : where ``missing`` is kept.
     rows : numbers of mentions that programs are made for.
     places : numbers of results that programs are made for.
@@ -195,13 +193,12 @@ class RequestRecipe:
         graphs: DeviceGraphs,
         search: Search,
         missing: ImageFeatures,
-        pictures: Pictures,
         device: torch.device,
         *,
         rows: Sequence[int] = ROWS,
         places: Sequence[int] = PLACES,
     ) -> None:
-        self._graphs, self._search, self.pictures = graphs, search, pictures
+        self._graphs, self._search = graphs, search
         self.rows, self.places = tuple(rows), tuple(places)
         self._missing = [torch.from_numpy(np.array(a)).to(device) for a in (missing.cls, missing.tokens)]
         self._length = graphs.text_config.max_length
@@ -231,9 +228,9 @@ class RequestRecipe:
         rows, tokens = bucket.rows, bucket.tokens
         inputs: dict[str, Spec] = dict.fromkeys(IDS, ((rows, tokens), np.int64))
         inputs["picture"] = ((rows,), np.int64)  # number of a row's picture, -1 without one
-        pictures, work = self.pictures.arrays(bucket.pictures)
-        inputs |= pictures
-        entries = self._graphs.entries
+        entries, work = self._graphs.entries, dict[str, Spec]()
+        pixels = entries["image_encoder"].inputs["pixels"]
+        inputs["pixels"] = (_sized(pixels, bucket.pictures, tokens), np.float32)
         for kind, count in (("text", rows), ("image", bucket.pictures)):
             for name, shape in entries[f"{kind}_encoder"].outputs.items():
                 work[f"{kind}.{name}"] = (_sized(shape, count, tokens), np.float32)
@@ -252,7 +249,6 @@ class RequestRecipe:
         layouts = self.layouts(bucket)
         stages = [graphs.stage("text_encoder", {n: arrays[n] for n in IDS} | _part(arrays, "text."))]
         if bucket.pictures:
-            stages += self.pictures.stages(arrays)
             feeds = {"pixels": arrays["pixels"]} | _part(arrays, "image.")
             stages.append(graphs.stage("image_encoder", feeds))
         stages.append(Stage("assemble", _Assembly(_tensors(arrays), self._missing, bucket.pictures)))

@@ -13,7 +13,6 @@ pytestmark = [
 ]
 ENTITIES, BATCH = 5003, 5
 PRECISIONS = ("fp32", "fp16")
-PLACES = ("host", "device")
 MODES = ("exact", "certified", "coded")
 
 
@@ -35,18 +34,17 @@ def make(made):
 
     encoders, scan, given = made
 
-    def bench(precision, place):
+    def bench(precision):
         device = TorchDevice(torch.device("cuda"))
         graphs = encoders.open("torch", precision, device)
-        return Bench.make(encoders, graphs, scan, given, device, place)
+        return Bench.make(encoders, graphs, scan, given, device)
 
     return bench
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_mode_is_one_graph_and_right(make, precision, place):
-    bench = make(precision, place)
+def test_every_mode_is_one_graph_and_right(make, precision):
+    bench = make(precision)
     for mode in MODES:
         for batch in (1, BATCH):
             bench.check(batch, mode, precision)
@@ -56,7 +54,7 @@ def test_every_mode_is_one_graph_and_right(make, precision, place):
 def test_two_batches_under_way_give_what_each_gives_alone(make):
     from mimic_engine.gpu.pipeline import overlapped
 
-    bench = make("fp32", "host")
+    bench = make("fp32")
     parts = [bench.prepared[i % BATCH : i % BATCH + 1] for i in range(40)]
     parts += [bench.prepared[i % 2 : i % 2 + 3] for i in range(40)]
 
@@ -65,7 +63,7 @@ def test_two_batches_under_way_give_what_each_gives_alone(make):
 
     # Nothing is replaced here: what was folded tells one batch from another.
     bench = type(bench)(*(getattr(bench, n) for n in ("encoders", "scan", "honest", "honest", "given")),
-                        bench.pictures, bench.place, bench.prepared)  # fmt: skip
+                        bench.prepared)  # fmt: skip
     alone = [folded(bench.start(part, "exact")) for part in parts]
     together = list(overlapped(parts, lambda part: bench.start(part, "exact"), folded))
     near = 1e-4 * np.abs(alone[0]).max()  # a captured product may add up in another order
@@ -74,18 +72,7 @@ def test_two_batches_under_way_give_what_each_gives_alone(make):
         np.testing.assert_allclose(a, b, rtol=0, atol=near)
 
 
-def test_pictures_resized_on_either_side_are_the_same_bits(make):
-    def pixels(bench):
-        bucket = bench.bucket(bench.prepared, "exact")
-        bench.answer(bench.prepared, "exact")
-        return bench.chain.arrays(bucket)["pixels"].native[:BATCH].cpu().numpy()
-
-    here, there = (pixels(make("fp32", place)) for place in PLACES)
-    np.testing.assert_array_equal(there, here)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoint, tiny_picture, place):
+def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoint, tiny_picture):
     from mimic_engine.backends.encoders import open_featurizer
     from mimic_engine.engine.gpu_linker import DeviceLinker
     from mimic_engine.engine.linker import Linker
@@ -100,7 +87,7 @@ def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoin
     device = TorchDevice(torch.device("cuda"))
     graphs = SharedGraphs(lambda: torch_graphs(load_checkpoint(tiny_checkpoint).model.to("cuda")))
     ranker = CudaRanker(index.segments, featurizer.constants, tie_key=index.ids)
-    ours = DeviceLinker(featurizer, index, ranker, graphs=graphs, device=device, resize=place)
+    ours = DeviceLinker(featurizer, index, ranker, graphs=graphs, device=device)
     reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="numpy")
     ours.warm_up()
     assert ours.info()["chain"]["launched"] == []  # every program is a graph

@@ -16,7 +16,6 @@ from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.engine.gpu_linker import fill
 from mimic_engine.gpu.graphs import EngineGraphs, torch_graphs
-from mimic_engine.gpu.pictures import DevicePictures, HostPictures
 from mimic_engine.gpu.pipeline import Chain, Stage
 from mimic_engine.gpu.request import PREFIX, Bucket, RequestRecipe
 from mimic_engine.gpu.stream import TorchDevice
@@ -69,7 +68,7 @@ def folded_by(chain, recipe, prepared, k=3, mode="exact"):
     mask = np.concatenate([p.tokens.attention_mask for p in prepared])
     pictures = sum(p.pixels is not None for p in prepared)
     bucket = recipe.bucket(len(prepared), pictures, mask, k, mode)
-    flight = chain.start(bucket, lambda host: fill(host, prepared, recipe.pictures))
+    flight = chain.start(bucket, lambda host: fill(host, prepared))
 
     def read(results, fetch):
         arrays = {n.removeprefix(PREFIX): a[: len(prepared)].copy() for n, a in fetch().items()}
@@ -80,8 +79,7 @@ def folded_by(chain, recipe, prepared, k=3, mode="exact"):
 
 def compare(graphs, reference, picture, patterns, device=None):
     kind = RequestRecipe if device is None else device.late(RequestRecipe)
-    pictures = HostPictures(reference.images)
-    recipe = kind(graphs, Sums(), reference.missing, pictures, CPU, rows=(1, 4, 8), places=(3, 9))
+    recipe = kind(graphs, Sums(), reference.missing, CPU, rows=(1, 4, 8), places=(3, 9))
     chain = Chain(device or TorchDevice(CPU), recipe)
     buckets = set()
     for pattern in patterns:
@@ -186,8 +184,7 @@ class OnFake(TorchDevice):
 
 def test_largest_holds_every_bucket(tiny_model):
     reference = featurizer(OnnxSession.open(tiny_model, threads=1))
-    pictures = DevicePictures(reference.images, CPU)
-    recipe = RequestRecipe(cpu_graphs(tiny_model), Sums(), reference.missing, pictures, CPU)
+    recipe = RequestRecipe(cpu_graphs(tiny_model), Sums(), reference.missing, CPU)
     most = recipe.layouts(recipe.largest)
     for rows in recipe.rows:
         for pictures in (0, *(p for p in recipe.rows if p <= rows)):

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mimic_engine.backends.encoders import open_featurizer
 from mimic_engine.engine.gpu_linker import DeviceLinker
@@ -108,36 +107,6 @@ def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
         service.close()
     same(answers, reference.link(mentions, 2))
     assert order == ["start", "start", "finish", "start", "finish", "finish", "start", "finish"]
-
-
-def test_pictures_resized_on_the_device_give_the_same_bits(linkers, tmp_path, monkeypatch):
-    monkeypatch.setattr("mimic_engine.gpu.pictures.MAX_SIDE", 40)
-    monkeypatch.setattr("mimic_engine.gpu.pictures.MAX_BYTES", 40 * 40 * 3)
-    ours, _ = linkers
-    other = DeviceLinker(
-        ours.featurizer,
-        ours.index,
-        ours._ranker,
-        graphs=ours._shared,
-        device=ours._device,
-        resize="device",
-    )
-    rng = np.random.default_rng(0)
-    mentions = [Mention("a", "a b c")]
-    for number, (height, width) in enumerate([(37, 23), (9, 40), (50, 60)]):  # the last is too large
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-        mentions.append(Mention("b", "b c d", path))
-    options = [LinkOptions(3, mode="exact")] * len(mentions)
-    raw = prepared(other, mentions)
-    assert [None if p.pixels is None else p.pixels.shape for p in raw] == [
-        None, (37, 23, 3), (9, 40, 3), (32, 32, 3)
-    ]  # fmt: skip
-    assert other.link_prepared(raw, options) == ours.link_prepared(prepared(ours, mentions), options)
-    few = [LinkOptions(2, candidates=("E03", "E99"), mode="exact")] * len(mentions)
-    assert other.link_prepared(raw, few) == ours.link_prepared(prepared(ours, mentions), few)
-    [program] = other.chain.programs.values()
-    assert program.graphs == 3  # the resize, and what is around the sessions
 
 
 def test_what_has_no_program_goes_the_other_way(linkers):
