@@ -18,10 +18,10 @@ from torch import Tensor
 
 from benchmarks.gpu.data import Book, World, cluster, fold_entities, fold_mentions
 from mimic_engine.errors import EngineError
-from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.coded_tglu import coded_table, coded_tglu, table_shape
-from mimic_engine.kernels.cone_bound import cone_norm_bound, cone_of
-from mimic_engine.kernels.cone_bound_gpu import Cones, cone_axes, cone_bound
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, tables_ref
+from mimic_engine.kernels.cone_bound import Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound_ref import cone_norm_bound, cone_of
 from mimic_engine.kernels.gated_units import gated_units, global_entities, pack_globals
 from mimic_engine.kernels.reference import g2l_ref, normed_ref, scores_ref
 from mimic_engine.kernels.stream_topk import NOTHING, check_k, key_room, top_keys, top_keys_ref, unpack_keys

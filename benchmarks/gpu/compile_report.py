@@ -30,12 +30,12 @@ from triton.compiler import ASTSource
 from mimic_engine.errors import EngineError
 from mimic_engine.kernels import (
     coded_tglu,
-    cone_bound_gpu,
+    cone_bound,
     gated_units,
     stream_topk,
     tglu_attention,
 )
-from mimic_engine.kernels.cone_bound_gpu import Cones
+from mimic_engine.kernels.cone_bound import Cones
 from mimic_engine.kernels.gated_units import GlobalEntities, GlobalMentions
 from mimic_engine.kernels.tglu_attention import TextMentions
 from mimic_engine.kernels.tiles import Tile, cover
@@ -165,7 +165,7 @@ def coded_variants(
     )
 
 
-def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound_gpu.ENTITIES) -> Iterator[Variant]:
+def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound.ENTITIES) -> Iterator[Variant]:
     """The axes kernel and the bound kernel for global vectors of ``dtype``."""
     batch, mentions = 8, text_mentions(8, dtype)
     side = coded_tglu.table_shape(mentions, 1)[2]
@@ -173,13 +173,13 @@ def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound_gpu.ENTITIES) -
         _meta(gated_units.TERMS[dtype], batch, side, mentions.value.shape[2], dtype=dtype),
         _meta(2, batch, side, side, dtype=torch.float16), _meta(batch, side), _meta(batch, 2),
     )  # fmt: skip
-    runtime, constants = cone_bound_gpu.axes_arguments(mentions, cones)
-    yield Variant("cone_axes", _name(dtype), cone_bound_gpu.cone_axes_kernel, runtime, constants)
-    runtime, constants = cone_bound_gpu.arguments(
+    runtime, constants = cone_bound.axes_arguments(mentions, cones)
+    yield Variant("cone_axes", _name(dtype), cone_bound.cone_axes_kernel, runtime, constants)
+    runtime, constants = cone_bound.arguments(
         cones, _meta(ENTITIES, WIDTH, dtype=dtype), _meta(ENTITIES), _meta(batch, ENTITIES),
-        base=_meta(batch, ENTITIES), factor=1.0, steps=cone_bound_gpu.STEPS, tile=tile,
+        base=_meta(batch, ENTITIES), factor=1.0, steps=cone_bound.STEPS, tile=tile,
     )  # fmt: skip
-    yield Variant("cone_bound", _name(dtype), cone_bound_gpu.cone_bound_kernel, runtime, constants)
+    yield Variant("cone_bound", _name(dtype), cone_bound.cone_bound_kernel, runtime, constants)
 
 
 def top_variants(k: int) -> Iterator[Variant]:

@@ -36,7 +36,7 @@ struct Segment {
     const float* vdlu_key_scalars = nullptr;    // (N, 7)
 };
 
-// The cone bound of one mention; see prepare.cpp for the proof of its slack.
+// The cone bound of one mention; see cone.cpp for the proof of its slack.
 struct Cone {
     bool pointed = false;
     int blocks = 0;                 // of token_block attended tokens, padded with zeros

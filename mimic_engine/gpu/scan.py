@@ -26,7 +26,6 @@ from mimic_engine.errors import DeviceError, InvalidInputError, MissingDependenc
 from mimic_engine.gpu.index import DeviceIndex, Placement
 from mimic_engine.gpu.passes import DeviceMentions, DevicePasses, Fetched, Found
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
-from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scan.passes import MENTIONS_PER_PASS, CodeBook, Segments
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
 from mimic_engine.scan.topk import TieKey, check_finite, contenders, order, pessimistic_ranks
@@ -53,7 +52,6 @@ class CudaScan:
     codes : for the mode "coded".
     placement : "device", "host" (token queries in pinned host memory), or "auto".
     chunk_rows : entities scored at a time: bounds the (B, rows) float32 scores on the device.
-    tiles : launch options that tuning has chosen.
 
     Raises
     ------
@@ -73,7 +71,6 @@ class CudaScan:
         codes: CodeBook | None = None,
         placement: Placement = "auto",
         chunk_rows: int = CHUNK_ROWS,
-        tiles: Tiles | None = None,
     ) -> None:
         where = torch.device(device)
         if where.type == "cuda" and not torch.cuda.is_available():
@@ -81,9 +78,7 @@ class CudaScan:
         coded = None if codes is None else codes.segments
         self.index = DeviceIndex(segments, where, codes=coded, placement=placement)
         stored = self.index.arrays.get("tglu_query", next(iter(self.index.arrays.values()))).dtype
-        self.passes = DevicePasses(
-            self.index, constants, MENTIONS_PER_PASS, chunk_rows, _ROUNDING[stored], tiles
-        )
+        self.passes = DevicePasses(self.index, constants, MENTIONS_PER_PASS, chunk_rows, _ROUNDING[stored])
         self._constants = constants
         self._tie_key = tie_key
         self._centroids = None

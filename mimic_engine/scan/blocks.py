@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
-from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
-from mimic_engine.kernels.cone_bound import Cone, bounds_ref, cones_of
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, tables_ref
+from mimic_engine.kernels.cone_bound_ref import Cone, bounds_ref, cones_of
 from mimic_engine.kernels.reference import normed_ref, scores_ref, scores_with_ref
 from mimic_engine.scan.base import Codes, Rows, Scorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays, Scores
