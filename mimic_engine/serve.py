@@ -93,9 +93,7 @@ def _serve(settings: Settings) -> int:
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
         try:
-            linker = choose_chain(
-                linker, model, settings.chain, precision=settings.precision, engines=settings.engines
-            )
+            linker = choose_chain(linker, settings.chain)
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
             writer = None
             if settings.admin_key_file is not None:

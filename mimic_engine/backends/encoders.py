@@ -29,6 +29,7 @@ from mimic_engine.text import TextPreprocessor
 from mimic_engine.types import Array, TokenBatch
 
 BACKENDS = ("auto", "onnx", "cuda", "tensorrt", "torch")
+GPU_BACKENDS = ("cuda", "tensorrt")
 # Largest error on the warm-up input, relative to the largest value of the output.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1, "fp8": 5e-1}
 _ROWS = 3  # of the warm-up input: neither one nor a whole bucket

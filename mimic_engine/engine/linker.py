@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.backends.encoders import open_featurizer
+from mimic_engine.backends.encoders import GPU_BACKENDS, open_featurizer
 from mimic_engine.backends.scan import ScanOptions, open_scan
 from mimic_engine.calibration.nil import NilThreshold
 from mimic_engine.calibration.recall import promised
@@ -43,7 +43,6 @@ from mimic_engine.types import (
     ScorerChoice,
 )
 
-GPU_BACKENDS = ("cuda", "tensorrt")  # of the encoders
 logger = logging.getLogger(__name__)
 
 

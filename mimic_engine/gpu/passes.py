@@ -224,11 +224,11 @@ class DevicePasses:
         found = self._found(best, self._full(mentions.batch, 0), self._full(mentions.batch, 0))
         return Found(found.rows, found.scores, found.counts, found.counts.long(), found.overflow)
 
-    def certified(self, mentions: DeviceMentions, place: int, k: int, allowed: Tensor | None) -> Found:
-        """The k (a power of two) best, of which the first ``place`` are proved, by bounds and exact totals.
+    def certified(self, mentions: DeviceMentions, rank: int, k: int, allowed: Tensor | None) -> Found:
+        """The k (a power of two) best, of which the first ``rank`` are proved, by bounds and exact totals.
 
         Chunk by chunk: score those with the highest bounds, then every other whose
-        bound reaches the exact score in ``place`` of all chunks so far.
+        bound reaches the exact score in ``rank`` of all chunks so far.
         """
         batch = mentions.batch
         best = self._no_keys(batch, k)
@@ -243,7 +243,7 @@ class DevicePasses:
             scored += counts
             more = self._new((batch, self._room_for_survivors), torch.int32)
             survivors(
-                bounds, best, place, first, more, counts, offset=chunk.start, rounding=self.rounding,
+                bounds, best, rank, first, more, counts, offset=chunk.start, rounding=self.rounding,
                 allowed=_part(allowed, chunk),
             )  # fmt: skip
             overflow += (counts - more.shape[1]).clamp_(min=0)

@@ -18,7 +18,9 @@ from mimic_engine.backends.encoders import (
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession, cpu_options, open_session
 from mimic_engine.errors import BackendError, InvalidInputError, MissingDependencyError, ModelError
-from mimic_engine.gpu.onnx_cuda import CUDA, BoundGraph
+from mimic_engine.gpu.onnx_cuda import CUDA
+from tests.gpu.bound import CpuGraph
+from tests.gpu.fakes import FakeDevice
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 
@@ -144,11 +146,11 @@ def test_both_distributions_of_onnx_runtime_are_an_error():
 
 @pytest.mark.parametrize("name", ["text_encoder", "image_encoder", "mention_fold", "entity_fold"])
 def test_bound_inputs_and_outputs_give_the_same(tiny_model, name):
-    """The binding of the CUDA session, on the CPU's memory: batches of every bucket, each more than once."""
+    """The binding of the CUDA session, on a fake device: batches of every bucket, each more than once."""
     manifest = ModelManifest.read(tiny_model)
     entry = manifest.entry(name, "fp32")
     plain = OnnxGraph.open(tiny_model, manifest, name, "fp32", threads=1, verify=True)
-    bound = BoundGraph(tiny_model / entry.onnx.file, entry, device="cpu")
+    bound = CpuGraph(tiny_model, manifest, name, FakeDevice())
     rng = np.random.default_rng(0)
     for rows in (1, 3, 2, 5, 9, 17, 32, 3):
         feeds = {}
@@ -160,7 +162,7 @@ def test_bound_inputs_and_outputs_give_the_same(tiny_model, name):
         for key, value in expected.items():
             assert found[key].flags.owndata
             np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()))
-    assert len(bound._bound) == 5
+    assert bound._launchers == 5
 
 
 def test_linker_and_command_line_take_a_backend(tiny_model, tiny_index, tiny_checkpoint, capsys):
