@@ -86,6 +86,7 @@ def _serve(settings: Settings) -> int:
             precision=settings.precision,
             engines=settings.engines,
             checkpoint=settings.checkpoint,
+            device_layer=settings.device_layer,
             threads=settings.threads,
             scorer="cuda" if settings.chain == "on" else settings.scorer,
             placement=settings.placement,

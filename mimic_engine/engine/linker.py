@@ -34,6 +34,7 @@ from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
 from mimic_engine.types import (
     Candidate,
+    DeviceLayer,
     LinkOptions,
     LinkResult,
     Mention,
@@ -93,6 +94,7 @@ class Linker:
         image_limits: ImageLimits | None = None,
         engines: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        device_layer: DeviceLayer = "auto",
         cache_bytes: int = 0,
     ) -> Self:
         """Open an exported model and an index built with it.
@@ -113,6 +115,8 @@ class Linker:
         image_limits : byte, pixel and format limits of mention images.
         engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
         checkpoint : folder that ``model`` was exported from, which the torch backend reads.
+        device_layer : what encoders on a GPU have memory from: "pycuda", "cuda-core", or "auto", PyCUDA
+            where it is installed.
         cache_bytes : memory for mentions and pictures that come again; 0 remembers none.
 
         Raises
@@ -120,7 +124,7 @@ class Linker:
         ModelError
             If the model folder is missing, damaged or lacks the precision.
         BackendError, MissingDependencyError
-            If the backend that was asked for does not work here.
+            If the backend or the device layer that was asked for does not work here.
         IndexFormatError, IndexMismatchError
             If the index is missing, damaged, empty, or was built with another model.
         MissingDependencyError
@@ -138,6 +142,7 @@ class Linker:
             image_limits=image_limits,
             engines=engines,
             checkpoint=checkpoint,
+            device_layer=device_layer,
             cache_bytes=cache_bytes,
         )
         opened.check_model(featurizer.model_hash)
