@@ -32,7 +32,7 @@ OPTIONAL = {  # by extra; in functions
     "resvg_py": "demo",
 }
 KERNELS = ("mimic_engine.kernels",)
-ON_GPU = ("mimic_engine.engine.gpu_linker", "mimic_engine.engine.gpu_open")  # opened by name, over gpu/
+ON_GPU = ("mimic_engine.engine.gpu_linker",)  # imported where it is chosen, over gpu/
 
 # A layer and what it may not import, not even inside a function: the layers point one way.
 ABOVE_ENGINE = ("mimic_engine.serve", "mimic_engine.server", "mimic_engine.cli", "mimic_engine.demo")
@@ -46,7 +46,7 @@ FORBIDDEN = {
     "mimic_engine.index": (*ABOVE_SCAN, "mimic_engine.scan", "mimic_engine.data"),
     "mimic_engine.encoding": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.scan"),
     "mimic_engine.data": ABOVE_SCAN,
-    "mimic_engine.gpu": ABOVE_SCAN,
+    "mimic_engine.gpu": (*ABOVE_SCAN, *TRAINING),
     "mimic_engine.backends": ABOVE_SCAN,
     "mimic_engine.model": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),
     "mimic_engine.calibration": (*ABOVE_ENGINE, "mimic_engine.engine", "mimic_engine.batching"),
