@@ -115,7 +115,6 @@ class Batcher(Generic[I, R]):
         warm_up: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
         recovery: Recovery | None = None,
-        name: str = "mimic-device",
     ) -> None:
         self.queue: RequestQueue[I, R] = RequestQueue(limits or BatchLimits(), cost)
         self.recoveries = 0
@@ -127,7 +126,7 @@ class Batcher(Generic[I, R]):
         self._tasks: deque[DeviceTask[Any]] = deque()  # at most one is run before a batch
         self._task: DeviceTask[Any] | None = None  # that is being run
         self._fault: DeviceError | None = None  # to recover from when no batch is under way
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._main, name="mimic-device", daemon=True)
         self._thread.start()
 
     # -- what the outside may ask -------------------------------------------------------------------

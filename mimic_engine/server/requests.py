@@ -21,7 +21,7 @@ from starlette.requests import Request
 from mimic_engine import wire
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import Entity, LinkOptions, Mention
+from mimic_engine.types import DEFAULT_OPTIONS, Entity, LinkOptions, Mention
 from mimic_engine.wire import EntityBody, LinkBody, MentionBody, ScoreBody
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 JSON = ("application/json",)
 NDJSON = ("application/x-ndjson", "application/jsonl")
-DEFAULTS = LinkOptions()
 MAX_ID_CHARS = 512
 MAX_IMAGES = 8
 
@@ -72,14 +71,14 @@ def link_request(body: MentionBody, settings: Settings, linker: Linker) -> LinkR
         ids = _names("filter.ids", body.filter.ids, settings)
         types = _names("filter.types", body.filter.types, settings)
     most = min(settings.max_top_k, len(linker.index))
-    top_k = min(DEFAULTS.top_k, most) if body.top_k is None else body.top_k
+    top_k = min(DEFAULT_OPTIONS.top_k, most) if body.top_k is None else body.top_k
     if not 1 <= top_k <= most:
         raise InvalidInputError(
             f"top_k: must be 1 to {most} (max_top_k={settings.max_top_k}, "
             f"{len(linker.index)} entities in the index), got {top_k}",
             field="top_k",
         )
-    options = LinkOptions(top_k, ids, types, body.mode or DEFAULTS.mode, explain=bool(body.explain))
+    options = LinkOptions(top_k, ids, types, body.mode or DEFAULT_OPTIONS.mode, explain=bool(body.explain))
     parts = body.return_parts is not False
     return LinkRequest(mention, options, body.image_url, return_parts=parts, nil_threshold=threshold)
 
