@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimic_engine.encoding import buckets
-from mimic_engine.encoding.manifest import GRAPHS, QUANTISED, GraphEntry, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS, TEXT_ENCODER
+from mimic_engine.encoding.manifest import QUANTISED, GraphEntry, ModelManifest
 from mimic_engine.errors import (
     BackendError,
     InvalidInputError,
@@ -72,7 +73,7 @@ def plan(
     if unknown:
         raise InvalidInputError(f"graphs: {unknown} are not among {', '.join(GRAPHS)}")
     try:
-        manifest.entry("text_encoder", precision)
+        manifest.entry(TEXT_ENCODER, precision)
     except ModelError as error:
         if precision not in QUANTISED:
             raise
@@ -125,6 +126,7 @@ def build(
             hashlib.sha256(engine).hexdigest(),
             stripped=options.strip,
             version_compatible=options.version_compatible,
+            verified=None,
         )
         record.write(out)
         yield record

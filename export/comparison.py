@@ -22,11 +22,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mimic_engine.encoding.manifest import CPU_PRECISIONS, GRAPHS, GraphEntry, ModelManifest
+from mimic_engine.encoding.graph_names import (
+    CLS,
+    ENTITY_FOLD,
+    FEATURES,
+    GRAPHS,
+    IMAGE_ENCODER,
+    MASK,
+    MENTION_FOLD,
+    PIXELS,
+    SCORER,
+    TEXT_ENCODER,
+    TOKENS,
+    TOTAL,
+)
+from mimic_engine.encoding.manifest import CPU_PRECISIONS, GraphEntry, ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.encoding.session import RunnableGraph
 from mimic_engine.export.emulated import EmulatedGraph
-from mimic_engine.export.graphs import ENTITY, FEATURES, MENTION, Graph, model_graphs
+from mimic_engine.export.graphs import Graph, model_graphs
 from mimic_engine.export.profiles import USUAL
 from mimic_engine.export.samples import Arrays, Sample, Side
 from mimic_engine.model.units import Mimic
@@ -90,7 +104,7 @@ class Comparison:
         self._folder = folder
         self._manifest = manifest
         self._sample = sample
-        self._k = min(k, len(sample.entities.image["pixels"]))
+        self._k = min(k, len(sample.entities.image[PIXELS]))
         self._threads = threads
         self._graphs = model_graphs(model)
         self._exact = model_graphs(copy.deepcopy(model).double())
@@ -172,14 +186,14 @@ class Comparison:
 
     def _scores(self, run: Run) -> NDArray[np.floating]:
         """Total scores (B, N) of the sample, through ``run`` for every graph."""
-        mention = self._folded(run, f"{MENTION}fold", self._sample.mentions)
-        entity = self._folded(run, f"{ENTITY}fold", self._sample.entities)
-        return np.asarray(run("scorer", mention | entity)["total"], np.float64)
+        mention = self._folded(run, MENTION_FOLD, self._sample.mentions)
+        entity = self._folded(run, ENTITY_FOLD, self._sample.entities)
+        return np.asarray(run(SCORER, mention | entity)[TOTAL], np.float64)
 
     def _folded(self, run: Run, fold: str, side: Side) -> Arrays:
-        text, image = run("text_encoder", side.text), run("image_encoder", side.image)
-        mask = side.text["attention_mask"].astype(np.float32)
-        values = (text["cls"], text["tokens"], mask, image["cls"], image["tokens"])
+        text, image = run(TEXT_ENCODER, side.text), run(IMAGE_ENCODER, side.image)
+        mask = side.text[MASK].astype(np.float32)
+        values = (text[CLS], text[TOKENS], mask, image[CLS], image[TOKENS])
         return run(fold, dict(zip(FEATURES, values, strict=True)))
 
     def _reference(self, name: str, inputs: Arrays) -> Arrays:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mimic_engine.encoding.buckets import ROWS_PER_RUN
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.session import Arrays, RunnableGraph
 from mimic_engine.export.comparison import WHOLE, Comparison, Opened, Row
 from mimic_engine.export.graphs import BATCH, ROWS

@@ -1,10 +1,8 @@
 """The five graphs of a model as PyTorch modules with named inputs and outputs, and their fp32 ONNX export.
 
-Two encoders, two folds and the scorer. Names of inputs and outputs are the
-field names of :mod:`mimic_engine.types`, folded arrays with the prefix
-``mention_`` or ``entity_``: what a fold gives, the scorer takes. The first
-axis of every array is of any length. Precision is
-:mod:`mimic_engine.export.precision`'s matter.
+Two encoders, two folds and the scorer, under the names of
+:mod:`mimic_engine.encoding.graph_names`. The first axis of every array is of
+any length. Precision is :mod:`mimic_engine.export.precision`'s matter.
 """
 
 from __future__ import annotations
@@ -21,6 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from mimic_engine.encoding.buckets import LENGTH
+from mimic_engine.encoding.graph_names import (
+    CLS,
+    ENTITY,
+    ENTITY_FOLD,
+    FEATURES,
+    IMAGE_ENCODER,
+    MASK,
+    MENTION,
+    MENTION_FOLD,
+    PIXELS,
+    SCORER,
+    TEXT_ENCODER,
+    TEXT_INPUTS,
+    TOKENS,
+    TOTAL,
+)
 from mimic_engine.model.encoders import Encoder
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
 from mimic_engine.model.folded_scorer import FoldedScorer
@@ -29,8 +43,6 @@ from mimic_engine.types import FoldConstants
 
 OPSET = 20  # from 23 on attention becomes one operator, which TensorRT refuses in fp32
 BATCH, ROWS = "batch", "rows"  # names of the free first axes: mentions, entities
-MENTION, ENTITY = "mention_", "entity_"
-FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
 
 
 @dataclass(frozen=True)
@@ -124,11 +136,13 @@ def model_graphs(model: Mimic) -> dict[str, Graph]:
     text = _text_graph(model, rows=3)
     image = _image_graph(model, rows=3)
     folds = {
-        "mention_fold": _fold_graph(MENTION, FoldMention(model.matcher), BATCH, text, image),
-        "entity_fold": _fold_graph(ENTITY, FoldEntity(model.matcher), ROWS, text, image),
+        MENTION_FOLD: _fold_graph(MENTION_FOLD, MENTION, FoldMention(model.matcher), BATCH, text, image),
+        ENTITY_FOLD: _fold_graph(ENTITY_FOLD, ENTITY, FoldEntity(model.matcher), ROWS, text, image),
     }
     return (
-        {"text_encoder": text, "image_encoder": image} | folds | {"scorer": _scorer_graph(constants, **folds)}
+        {TEXT_ENCODER: text, IMAGE_ENCODER: image}
+        | folds
+        | {SCORER: _scorer_graph(constants, *folds.values())}
     )
 
 
@@ -139,10 +153,10 @@ def _text_graph(model: Mimic, rows: int) -> Graph:
         ids
     )  # a tensor of its own: the exporter takes one tensor given twice for one input
     mask[:, length // 2 :] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    inputs = dict(zip(TEXT_INPUTS, (ids, mask, torch.zeros_like(ids)), strict=True))
     module = TextGraph(model.encoder).eval()
     longest = length if ignores_padding(model) else None
-    return Graph("text_encoder", module, inputs, ("cls", "tokens"), dict.fromkeys(inputs, BATCH), longest)
+    return Graph(TEXT_ENCODER, module, inputs, (CLS, TOKENS), dict.fromkeys(inputs, BATCH), longest)
 
 
 def ignores_padding(model: Mimic) -> bool:
@@ -157,24 +171,26 @@ def ignores_padding(model: Mimic) -> bool:
 
 def _image_graph(model: Mimic, rows: int) -> Graph:
     size = model.config.image.size
-    inputs = {"pixels": torch.zeros(rows, 3, size, size, dtype=_dtype(model))}
+    inputs = {PIXELS: torch.zeros(rows, 3, size, size, dtype=_dtype(model))}
     module = ImageGraph(model.encoder).eval()
-    return Graph("image_encoder", module, inputs, ("cls", "tokens"), {"pixels": BATCH})
+    return Graph(IMAGE_ENCODER, module, inputs, (CLS, TOKENS), {PIXELS: BATCH})
 
 
 def _dtype(model: Mimic) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-def _fold_graph(prefix: str, fold: FoldMention | FoldEntity, axis: str, text: Graph, image: Graph) -> Graph:
+def _fold_graph(
+    name: str, prefix: str, fold: FoldMention | FoldEntity, axis: str, text: Graph, image: Graph
+) -> Graph:
     text_out, image_out = text.run(text.inputs), image.run(image.inputs)
-    mask = text.inputs["attention_mask"].to(text_out["cls"].dtype)
-    shared = (text_out["cls"], text_out["tokens"], mask, image_out["cls"], image_out["tokens"])
+    mask = text.inputs[MASK].to(text_out[CLS].dtype)
+    shared = (text_out[CLS], text_out[TOKENS], mask, image_out[CLS], image_out[TOKENS])
     values = tuple(t.clone() for t in shared)  # the exporter takes views of one memory for one input
     inputs = dict(zip(FEATURES, values, strict=True))
     with torch.no_grad():
-        outputs = tuple(prefix + name for name in fold(*values))
-    return Graph(f"{prefix}fold", FoldGraph(fold).eval(), inputs, outputs, dict.fromkeys(inputs, axis))
+        outputs = tuple(prefix + array for array in fold(*values))
+    return Graph(name, FoldGraph(fold).eval(), inputs, outputs, dict.fromkeys(inputs, axis))
 
 
 def _scorer_graph(constants: FoldConstants, mention_fold: Graph, entity_fold: Graph) -> Graph:
@@ -184,7 +200,7 @@ def _scorer_graph(constants: FoldConstants, mention_fold: Graph, entity_fold: Gr
     axes = {name: BATCH if name.startswith(MENTION) else ROWS for name in inputs}
     names = (tuple(k.removeprefix(MENTION) for k in mention), tuple(k.removeprefix(ENTITY) for k in entity))
     module = ScorerGraph(constants, *names).eval()
-    return Graph("scorer", module, inputs, ("total", *constants.units), axes)
+    return Graph(SCORER, module, inputs, (TOTAL, *constants.units), axes)
 
 
 def export_fp32(graph: Graph) -> onnx.ModelProto:
@@ -194,7 +210,7 @@ def export_fp32(graph: Graph) -> onnx.ModelProto:
     if graph.longest is not None:
         length = torch.export.Dim(LENGTH, min=2, max=graph.longest)
         shapes = tuple(shape | {1: length} for shape in shapes)
-    if graph.name == "scorer":
+    if graph.name == SCORER:
         shapes = (shapes,)  # its inputs arrive as *arrays
     # The exporter logs every operator of torchvision, which none of the graphs uses, as skipped.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

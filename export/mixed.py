@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from mimic_engine.encoding.manifest import ModelManifest, StoredFile
+from mimic_engine.encoding.graph_names import ENCODERS, TEXT_ENCODER
+from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.emulated import EmulatedGraph
 from mimic_engine.export.samples import Arrays, own_records, prepare, read_records
-from mimic_engine.export.typed import ENCODERS, TYPES, Keep, kept_in_float32, to_typed
+from mimic_engine.export.typed import TYPES, Keep, kept_in_float32, to_typed
 from mimic_engine.files import write_atomic
 from mimic_engine.provenance import write_result
 
@@ -137,7 +138,8 @@ def write(folder: Path, manifest: ModelManifest, name: str, precision: str, type
     onnx.checker.check_model(typed, full_check=True)
     file = f"graphs/{name}.{precision}.onnx"
     write_atomic(folder / file, typed.SerializeToString())
-    entry = replace(manifest.entry(name, "fp32"), onnx=StoredFile.of(folder, file), data=None)
+    fp32 = manifest.entry(name, "fp32")
+    entry = GraphEntry.of(StoredFile.of(folder, file), fp32.inputs, fp32.outputs)
     graphs = {g: {**by, precision: entry} if g == name else by for g, by in manifest.graphs.items()}
     replace(manifest, graphs=graphs).write(folder)
 
@@ -184,7 +186,7 @@ def _run(args: argparse.Namespace) -> int:
     sample = prepare(args.model, manifest, mentions, entities).mentions
     reports = []
     for name in args.graph or ENCODERS:
-        feeds = sample.text if name == "text_encoder" else sample.image
+        feeds = sample.text if name == TEXT_ENCODER else sample.image
         graph = MixedGraph(args.model, manifest, name, args.precision, feeds)
         found = search(graph.error, graph.groups, allowed)
         reports.append(report(name, args.precision, allowed, found))

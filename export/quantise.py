@@ -24,10 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.data.source import Dataset, open_dataset
-from mimic_engine.encoding.featurizer import mean_pictures
+from mimic_engine.encoding.featurizer import mean_images
+from mimic_engine.encoding.graph_names import (
+    ENCODERS,
+    FOLDS,
+    IMAGE_ENCODER,
+    PIXELS,
+    SCORER,
+    TEXT_ENCODER,
+    TEXT_INPUTS,
+    TOTAL,
+)
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
 from mimic_engine.encoding.onnx import OnnxGraph, available_threads
-from mimic_engine.encoding.session import ENCODERS, GraphSession, RunnableGraph
+from mimic_engine.encoding.session import GraphSession, RunnableGraph
 from mimic_engine.errors import DataError, InvalidInputError, MimicError
 from mimic_engine.export.precision import to_calibrated_int8, to_fp8, to_int8
 from mimic_engine.files import replace_file
@@ -117,7 +127,7 @@ class Judge:
         self, folder: Path, manifest: ModelManifest, data: Dataset, limit: int, threads: int
     ) -> None:
         self._folder, self._manifest, self._threads = folder, manifest, threads
-        self._fp32 = {name: self.open(name) for name in (*ENCODERS, "mention_fold", "entity_fold", "scorer")}
+        self._fp32 = {name: self.open(name) for name in (*ENCODERS, *FOLDS, SCORER)}
         mentions = _mentions(data, "test")[: limit or None]
         self._inputs = _mention_inputs(folder, manifest, mentions)
         row = {entity.id: i for i, entity in enumerate(data.entities)}
@@ -128,7 +138,7 @@ class Judge:
         inputs = Inputs(folder, manifest, [entity_pair(e) for e in entities], pictures)
         session = self.session({})
         text, image = session.encode_text(inputs.tokens), inputs.image_features(session.encode_image)
-        image = mean_pictures(image, [len(album) for album in albums])
+        image = mean_images(image, [len(album) for album in albums])
         self._entities = dict(session.fold_entities(text, image).items())
         self._text: dict[str | None, TextFeatures] = {}
         self._image: dict[str | None, ImageFeatures] = {}
@@ -150,16 +160,14 @@ class Judge:
         text, image = ways
         if text not in self._text:
             other = (
-                {}
-                if text is None
-                else {"text_encoder": self.open("text_encoder", graphs["text_encoder", text])}
+                {} if text is None else {TEXT_ENCODER: self.open(TEXT_ENCODER, graphs[TEXT_ENCODER, text])}
             )
             self._text[text] = self.session(other).encode_text(self._inputs.tokens)
         if image not in self._image:
             other = (
                 {}
                 if image is None
-                else {"image_encoder": self.open("image_encoder", graphs["image_encoder", image])}
+                else {IMAGE_ENCODER: self.open(IMAGE_ENCODER, graphs[IMAGE_ENCODER, image])}
             )
             self._image[image] = self._inputs.image_features(self.session(other).encode_image)
         return float((self._ranks(self._text[text], self._image[image]) == 1).mean())
@@ -171,7 +179,7 @@ class Judge:
         ranks = []
         for i in range(0, len(self._gold), _ROWS):
             block = {name: array[i : i + _ROWS] for name, array in mentions.items()}
-            total = self._fp32["scorer"].run(block | entities)["total"]  # (b, N)
+            total = self._fp32[SCORER].run(block | entities)[TOTAL]  # (b, N)
             gold = total[np.arange(len(total)), self._gold[i : i + _ROWS]]
             ranks.append((total >= gold[:, None]).sum(1))
         return np.concatenate(ranks)
@@ -202,10 +210,8 @@ def quantise_all(
     chosen = [mentions[i] for i in np.linspace(0, len(mentions) - 1, min(count, len(mentions))).astype(int)]
     inputs = _mention_inputs(folder, manifest, chosen)
     feeds: dict[str, Feeds] = {
-        "text_encoder": [_token_feed(inputs.tokens, i) for i in range(0, len(chosen), _ROWS)],
-        "image_encoder": [
-            {"pixels": inputs.pixels(i, i + _ROWS)} for i in range(0, len(inputs.sources), _ROWS)
-        ],
+        TEXT_ENCODER: [_token_feed(inputs.tokens, i) for i in range(0, len(chosen), _ROWS)],
+        IMAGE_ENCODER: [{PIXELS: inputs.pixels(i, i + _ROWS)} for i in range(0, len(inputs.sources), _ROWS)],
     }
     found = {}
     for place, name in enumerate(ENCODERS):
@@ -217,8 +223,7 @@ def quantise_all(
 
 
 def _token_feed(tokens: TokenBatch, start: int) -> dict[str, NDArray[np.int64]]:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: getattr(tokens, name)[start : start + _ROWS] for name in names}
+    return {name: getattr(tokens, name)[start : start + _ROWS] for name in TEXT_INPUTS}
 
 
 def decide(
@@ -259,7 +264,7 @@ def ship(
             file = f"graphs/{name}.{precision}.onnx"
             with replace_file(folder / file) as temporary:
                 shutil.copyfile(graphs[name, way], temporary)
-            entry = replace(entry, onnx=StoredFile.of(folder, file), data=None)
+            entry = GraphEntry.of(StoredFile.of(folder, file), entry.inputs, entry.outputs)
         entries[name][precision] = entry
     new = replace(manifest, graphs=entries)
     new.write(folder)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mimic_engine.data.records import read_entities, read_mentions
+from mimic_engine.encoding.graph_names import PIXELS, TEXT_INPUTS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImagePreprocessor
@@ -120,9 +121,8 @@ def _side(
     pictures: Sequence[ImageSource | None],
 ) -> Side:
     tokens = text(pairs)
-    names = ("input_ids", "attention_mask", "token_type_ids")
     pixels = [images.missing() if picture is None else images(picture) for picture in pictures]
-    return Side({name: getattr(tokens, name) for name in names}, {"pixels": np.stack(pixels)})
+    return Side({name: getattr(tokens, name) for name in TEXT_INPUTS}, {PIXELS: np.stack(pixels)})
 
 
 def _drawing(colours: str, seed: int) -> bytes:

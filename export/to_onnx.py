@@ -17,11 +17,12 @@ from pathlib import Path
 
 import onnx
 
+from mimic_engine.encoding.graph_names import CLS, ENCODERS, TOKENS
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape, StoredFile
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.graphs import Graph, export_fp32, model_graphs
 from mimic_engine.export.precision import to_int8
-from mimic_engine.export.typed import ENCODERS, TYPES, to_typed
+from mimic_engine.export.typed import TYPES, to_typed
 from mimic_engine.files import publish_folder
 from mimic_engine.model.checkpoint import load_checkpoint, model_hash
 from mimic_engine.model.fold import fold_constants
@@ -112,7 +113,7 @@ def _save(proto: onnx.ModelProto, folder: Path, file: str, options: ExportOption
     onnx.save_model(proto, path, save_as_external_data=external, location=Path(data).name)
     onnx.checker.check_model(path, full_check=True)
     stored = StoredFile.of(folder, data) if (folder / data).exists() else None
-    return GraphEntry(StoredFile.of(folder, file), inputs, outputs, stored)
+    return GraphEntry.of(StoredFile.of(folder, file), inputs, outputs, stored)
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:
@@ -123,11 +124,11 @@ def _widths(graphs: dict[str, dict[str, GraphEntry]], length: int) -> dict[str, 
     """Widths T, token width, D, and the length P, read off the graphs; and the text length L."""
     text, image = (graphs[name]["fp32"].outputs for name in ENCODERS)
     values = {
-        "text": text["cls"][1],
-        "text_tokens": text["tokens"][2],
+        "text": text[CLS][1],
+        "text_tokens": text[TOKENS][2],
         "length": length,
-        "hidden": image["cls"][1],
-        "patches": image["tokens"][1],
+        "hidden": image[CLS][1],
+        "patches": image[TOKENS][1],
     }
     return {name: int(value) for name, value in values.items()}
 

@@ -19,6 +19,7 @@ import onnx
 import onnx.version_converter
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from mimic_engine.encoding.graph_names import ENCODERS
 from mimic_engine.errors import ModelError
 
 FLOAT = int(TensorProto.FLOAT)
@@ -37,7 +38,6 @@ PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
 # Their output type is an attribute, or a shape: left as they are, consumers cast.
 _OWN_TYPE = frozenset(("Cast", "Constant", "ConstantOfShape", "Range", "EyeLike", "Shape", "Size"))
 _BEFORE_SOFTMAX = frozenset(("Add", "Mul", "Where"))
-ENCODERS = ("text_encoder", "image_encoder")
 _OPSET = {"bf16": 22}  # the first whose convolutions take bf16
 
 Keep = Callable[[NodeProto], bool]

@@ -19,6 +19,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
+from mimic_engine.encoding.graph_names import TEXT_ENCODER
 from mimic_engine.encoding.manifest import PRECISIONS, ModelManifest
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.comparison import AGREEMENT, ATOL, Comparison, Row
@@ -110,10 +111,10 @@ def _run(args: argparse.Namespace) -> int:
             raise InvalidInputError(f"--{name.replace('_', '-')}: {getattr(args, name)} is below 1")
     torch.set_num_threads(args.threads)
     manifest = ModelManifest.read(args.out)
-    there = [p for p in PRECISIONS if p in manifest.graphs["text_encoder"]]
+    there = [p for p in PRECISIONS if p in manifest.graphs[TEXT_ENCODER]]
     precisions = args.precisions.split(",") if args.precisions else there
     for precision in precisions:
-        manifest.entry("text_encoder", precision)
+        manifest.entry(TEXT_ENCODER, precision)
     checkpoint = load_checkpoint(args.model, text_source=args.text_source, image_source=args.image_source)
     records = read_records(args.mentions, args.entities, args.limit) if args.mentions else own_records()
     sample = prepare(args.out, manifest, *records)

@@ -165,7 +165,7 @@ def scores_ref(mention: MentionArrays, entity: EntityArrays, constants: FoldCons
 def scores_with_ref(
     g2l: Floats | None, mention: MentionArrays, entity: EntityArrays, constants: FoldConstants
 ) -> Scores:
-    """Scores as :func:`scores_ref` gives them, with other global-local scores (B, N) in the place of TGLU's.
+    """Scores as :func:`scores_ref` gives them, with other global-local scores (B, N) instead of TGLU's.
 
     The total grows with ``g2l``: an upper bound of it gives one of the total, an estimate an estimate.
     ``g2l`` is None where TGLU is off.

@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels, the same for training, index building and the service.
+"""Encoded images to pixels, the same for training, index building and the service.
 
 The header is checked (format, sides, pixels) before any pixel is decoded. Then,
 as the published code does: RGB, resized to a square with LANCZOS whatever the
@@ -9,6 +9,9 @@ aspect ratio, normalised as the encoder's processor does. Decided here:
 - Of an animation, the first frame is used.
 - 16-bit grey is cut to its high byte, as Pillow does for 16-bit colour.
 - ``Image.draft`` (scaled JPEG decoding) is never used: it changes pixels.
+- JPEG is decoded by ``simplejpeg`` where that is installed and gives exactly Pillow's pixels. Both are
+  libjpeg-turbo inside, each with a version of its own; whether two versions agree is tried on a few
+  images when the decoder is opened, and not assumed.
 """
 
 from __future__ import annotations
@@ -28,8 +31,12 @@ from mimic_engine.config import ImageConfig
 from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, TooLargeError
 from mimic_engine.types import ImageSource
 
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+JpegDecoder = Callable[[bytes], Pixels]
+
 logger = logging.getLogger(__name__)
 WHITE = (255, 255, 255)
+JPEG_MODES = ("RGB", "L")  # Pillow's, of images that the faster decoder may be given
 # First bytes of a file -> format; tells a damaged file of an allowed format from another format.
 _SIGNATURES = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -47,7 +54,7 @@ _SIGNATURES = (
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a picture may be before it is decoded."""
+    """Limits of an image, checked before it is decoded."""
 
     max_bytes: int = 10_000_000
     max_pixels: int = 50_000_000
@@ -61,7 +68,7 @@ DEFAULT_LIMITS = ImageLimits()
 def read_encoded(
     source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, field: str = "image"
 ) -> tuple[bytes, str]:
-    """Encoded bytes of a picture and their media type; the header is checked, no pixel is decoded.
+    """Encoded bytes of an image and their media type; the header is checked, no pixel is decoded.
 
     Parameters and errors as in :func:`decode_image`, but for damage behind the header, which is not seen.
     """
@@ -74,13 +81,13 @@ def read_encoded(
 def decode_image(
     source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, field: str = "image"
 ) -> Image.Image:
-    """Decode a picture to RGB.
+    """Decode an image to RGB.
 
     Parameters
     ----------
     source : encoded bytes, or the path of a file.
     limits : checked before decoding.
-    field : how error messages name the picture.
+    field : how error messages name the image.
 
     Raises
     ------
@@ -105,21 +112,8 @@ def decode_image(
         raise ImageError(f"{field}: damaged {image.format} image ({error})", field=field) from error
 
 
-def _decode_fast(data: bytes) -> Image.Image | None:
-    """The picture by the faster decoder; None where there is none, or it cannot: then Pillow says why."""
-    decode = fast_decoder()
-    if decode is None:
-        return None
-    try:
-        return Image.fromarray(decode(data))
-    except MemoryError:
-        raise
-    except Exception:
-        return None
-
-
 class ImagePreprocessor:
-    """Pictures to normalised pixels.
+    """Preprocessing of images: encoded bytes to normalised pixels.
 
     Every byte value is mapped by one table a channel, bit-equal to rescaling
     and normalising in float32 as Hugging Face's image processors do.
@@ -136,7 +130,7 @@ class ImagePreprocessor:
         self.table = _normalisation_table(config)  # (3, 256)
 
     def __call__(self, source: ImageSource, *, field: str = "image") -> NDArray[np.float32]:
-        """Pixels (3, S, S) float32 of a picture; errors as in :func:`decode_image`."""
+        """Pixels (3, S, S) float32 of an image; errors as in :func:`decode_image`."""
         return self.pixels(decode_image(source, self.limits, field=field))
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
@@ -145,11 +139,11 @@ class ImagePreprocessor:
         return np.stack([self.table[c][values[:, :, c]] for c in range(3)])  # (3, S, S)
 
     def resized(self, image: Image.Image) -> Image.Image:
-        """The picture at the model's size, whatever its aspect ratio."""
+        """The image at the model's size, whatever its aspect ratio."""
         return image.resize((self.config.size, self.config.size), Image.Resampling.LANCZOS)
 
     def missing(self) -> NDArray[np.float32]:
-        """The all-zero pixels (3, S, S) that stand for a missing picture."""
+        """The all-zero pixels (3, S, S) that stand for a missing image."""
         return np.zeros((3, self.config.size, self.config.size), dtype=np.float32)
 
 
@@ -246,21 +240,24 @@ def _to_rgb(image: Image.Image, field: str) -> Image.Image:
     return on_white
 
 
-# The faster JPEG decoder, ``simplejpeg``: used where it is installed and gives exactly Pillow's pixels.
-# Both are libjpeg-turbo inside, each with a version of its own; whether two versions agree is tried on
-# a few pictures when the decoder is opened, and not assumed.
-
-Pixels = NDArray[np.uint8]  # (H, W, 3)
-JpegDecoder = Callable[[bytes], Pixels]
-
-JPEG_MODES = ("RGB", "L")  # Pillow's, of pictures that the decoder may be given
+def _decode_fast(data: bytes) -> Image.Image | None:
+    """The image by the faster decoder; None where there is none, or it cannot: then Pillow says why."""
+    decode = fast_decoder()
+    if decode is None:
+        return None
+    try:
+        return Image.fromarray(decode(data))
+    except MemoryError:
+        raise
+    except Exception:
+        return None
 
 
 @functools.cache
 def fast_decoder() -> JpegDecoder | None:
     """Open the faster decoder; None where it is not installed or its pixels differ.
 
-    It raises ``ValueError`` and its kin for pictures that it cannot read; Pillow has the last word on those.
+    It raises ``ValueError`` and its kin for images that it cannot read; Pillow has the last word on those.
     """
     try:
         import simplejpeg
@@ -282,7 +279,7 @@ def _same(decode: JpegDecoder, data: bytes) -> bool:
 
 
 def _samples() -> Iterator[bytes]:
-    """Small pictures, in every way of subsampling, with odd sides."""
+    """Small images, in every way of subsampling, with odd sides."""
     rng = np.random.default_rng(0)
     for mode, channels in (("RGB", 3), ("L", 1)):
         for subsampling in (0, 1, 2):

@@ -43,7 +43,7 @@ class IndexChanges:
         """
         index = Index.open(self._index, verify=False)
         source = KnowledgeBaseFeaturizer(self._featurizer(index), BrokenImages("error"))
-        with IndexWriter(index, source, keep_pictures=True) as writer:
+        with IndexWriter(index, source, keep_images=True) as writer:
             return writer.upsert(entities)
 
     def delete(self, ids: Sequence[str]) -> Change:

@@ -117,12 +117,12 @@ class TextPreprocessor:
         _check([(first, second)])
         if self._literal:
             encoding = self._tokenizer.encode(first + LITERAL_SEPARATOR + second)
-            place = _literal_place
+            span = _literal_span
         else:
             encoding = self._tokenizer.encode(first, second)
-            place = _pair_place
+            span = _pair_span
         return tuple(
-            place(first, second, encoding.sequence_ids[i], encoding.offsets[i])
+            span(first, second, encoding.sequence_ids[i], encoding.offsets[i])
             for i, real in enumerate(encoding.attention_mask)
             if real
         )
@@ -137,16 +137,16 @@ class TextPreprocessor:
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.config.max_length)  # (B, L)
 
 
-def _pair_place(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:
-    """Where a token of a tokenizer's own pair encoding lies."""
+def _pair_span(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:
+    """The span of a token of a tokenizer's own pair encoding."""
     if sequence is None:
         return TokenSpan("", "special", 0, 0)
     text, part = ((first, "mention"), (second, "sentence"))[sequence]
     return TokenSpan(text[slice(*offsets)], part, *offsets)
 
 
-def _literal_place(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:
-    """Where a token of the two texts with the literal separator between them lies."""
+def _literal_span(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:
+    """The span of a token of the two texts with the literal separator between them."""
     start, stop = offsets
     shift = len(first) + len(LITERAL_SEPARATOR)
     if sequence is None or stop <= start:

@@ -235,16 +235,6 @@ class FoldConstants:
     gate_bias: tuple[float, float] = (0.0, 0.0)
     bias_norm: tuple[float, float] = (0.0, 0.0)
 
-    def to_json(self) -> dict[str, object]:
-        """A JSON object from which :meth:`from_json` gives the same constants back."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> FoldConstants:
-        """Read the object that :meth:`to_json` wrote."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:

@@ -85,7 +85,7 @@ def test_size_follows_the_config():
 
 
 def test_bytes_path_and_string_are_the_same(tmp_path):
-    file = tmp_path / "ünïcode picture.jpg"
+    file = tmp_path / "ünïcode image.jpg"
     file.write_bytes(JPEG)
     images = ImagePreprocessor(ImageConfig())
     np.testing.assert_array_equal(images(file), images(JPEG))
@@ -94,10 +94,10 @@ def test_bytes_path_and_string_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 def test_opaque_modes_convert_plainly(mode):
-    picture = Image.fromarray(noise(20, 30)).convert(mode)
-    decoded = decode_image(encode(picture))
+    image = Image.fromarray(noise(20, 30)).convert(mode)
+    decoded = decode_image(encode(image))
     assert decoded.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))
 
 
 def test_cmyk_jpeg_converts_plainly():
@@ -115,9 +115,9 @@ def test_sixteen_bit_grey_keeps_its_high_byte():
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_lie_on_white(mode):
-    picture = Image.new(mode, (2, 1), 0)
-    picture.putpixel((1, 0), (10, 20, 30, 255) if mode == "RGBA" else (40, 255))
-    decoded = np.asarray(decode_image(encode(picture)))
+    image = Image.new(mode, (2, 1), 0)
+    image.putpixel((1, 0), (10, 20, 30, 255) if mode == "RGBA" else (40, 255))
+    decoded = np.asarray(decode_image(encode(image)))
     np.testing.assert_array_equal(decoded[0, 0], [255, 255, 255])
     np.testing.assert_array_equal(decoded[0, 1], [10, 20, 30] if mode == "RGBA" else [40, 40, 40])
 
@@ -136,17 +136,17 @@ def test_opaque_alpha_changes_nothing():
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
 def test_palette_with_transparency_lies_on_white(transparency):
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putpixel((1, 0), 1)
-    decoded = np.asarray(decode_image(encode(picture, transparency=transparency)))
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    decoded = np.asarray(decode_image(encode(image, transparency=transparency)))
     assert decoded[0].tolist() == [[10, 20, 30], [255, 255, 255]]
 
 
 def test_rgb_with_a_transparent_colour_lies_on_white():
-    picture = Image.new("RGB", (2, 1), (1, 2, 3))
-    picture.putpixel((1, 0), (9, 9, 9))
-    decoded = np.asarray(decode_image(encode(picture, transparency=(9, 9, 9))))
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    decoded = np.asarray(decode_image(encode(image, transparency=(9, 9, 9))))
     assert decoded[0].tolist() == [[1, 2, 3], [255, 255, 255]]
 
 
@@ -160,17 +160,17 @@ def test_first_frame_of_an_animation(kind):
 
 
 def test_exif_orientation_is_ignored():
-    picture = Image.fromarray(noise(20, 10))
+    image = Image.fromarray(noise(20, 10))
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    assert decode_image(encode(picture, "JPEG", exif=exif)).size == (20, 10)
+    assert decode_image(encode(image, "JPEG", exif=exif)).size == (20, 10)
 
 
 def test_other_formats_are_refused_by_name():
-    picture = Image.fromarray(noise(8, 8))
+    image = Image.fromarray(noise(8, 8))
     for kind in ("GIF", "BMP", "TIFF"):
         with pytest.raises(ImageTypeError, match=rf"^photo: format {kind} is not allowed.*JPEG, PNG, WEBP"):
-            decode_image(encode(picture, kind), field="photo")
+            decode_image(encode(image, kind), field="photo")
     for garbage in (b"<svg xmlns='x'/>", b"%PDF-1.7", b"\0" * 100, b"x"):
         with pytest.raises(ImageTypeError, match="is not allowed") as caught:
             decode_image(garbage)
@@ -226,10 +226,10 @@ def test_a_damaged_header_names_the_format():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_flipped_bytes_decode_or_are_named(data):
-    picture = data.draw(st.sampled_from([JPEG, encode(Image.fromarray(noise(12, 9, 4)))]))
-    changed = bytearray(picture)
-    for place in data.draw(st.lists(st.integers(0, len(picture) - 1), min_size=1, max_size=4)):
-        changed[place] = data.draw(st.integers(0, 255))
+    image = data.draw(st.sampled_from([JPEG, encode(Image.fromarray(noise(12, 9, 4)))]))
+    changed = bytearray(image)
+    for position in data.draw(st.lists(st.integers(0, len(image) - 1), min_size=1, max_size=4)):
+        changed[position] = data.draw(st.integers(0, 255))
     try:
         assert decode_image(bytes(changed), ImageLimits(max_pixels=10_000)).mode == "RGB"
     except InvalidInputError as error:

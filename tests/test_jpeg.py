@@ -84,8 +84,8 @@ def test_orientation_and_colour_profiles_are_ignored_alike(monkeypatch):
 )
 def test_damaged_files_end_alike(seed, cut, changes):
     data = bytearray(jpeg_bytes(seed=seed, quality=90))
-    for place, value in changes:
-        data[place % len(data)] = value
+    for position, value in changes:
+        data[position % len(data)] = value
     with pytest.MonkeyPatch.context() as patch:
         assert_same(bytes(data[: cut and cut % len(data)]), patch)
 

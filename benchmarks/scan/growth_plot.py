@@ -1,4 +1,4 @@
-"""``scan_growth.json`` as a picture: time a mention and memory against the number of entities.
+"""Plot of ``scan_growth.json``: time a mention and memory against the number of entities.
 
 python -m benchmarks.scan.growth_plot docs/scale.png
 """
@@ -13,7 +13,7 @@ from benchmarks import RESULTS
 
 
 def draw(result: Path, out: Path) -> None:
-    """Read the result file and write the picture (PNG), one panel for time and one for bytes."""
+    """Read the result file and write the plot (PNG), one panel for time and one for bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -29,7 +29,7 @@ from mimic_engine.types import Entity, EntityArrays, FoldConstants, ImageFeature
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<unk>"
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,[]"
-PICTURE_SIZE = (320, 240)
+IMAGE_SIZE = (320, 240)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +107,19 @@ class _FoldedRows:
 
 
 def random_mentions(count: int, seed: int = 0) -> list[Mention]:
-    """Mentions of random words, each with a noisy JPEG picture."""
+    """Mentions of random words, each with a noisy JPEG image."""
     rng = np.random.default_rng(seed)
 
     def words(many: int) -> str:
         return " ".join("".join(rng.choice(list(LETTERS[:26]), 3)) for _ in range(many))
 
-    return [Mention(words(1), words(10), _picture(rng)) for _ in range(count)]
+    return [Mention(words(1), words(10), _image(rng)) for _ in range(count)]
 
 
-def _picture(rng: np.random.Generator) -> bytes:
+def _image(rng: np.random.Generator) -> bytes:
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     out = io.BytesIO()
-    coarse.resize(PICTURE_SIZE, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    coarse.resize(IMAGE_SIZE, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
     return out.getvalue()
 
 

@@ -1,6 +1,6 @@
 """A real index made larger: its folded rows repeated with noise, for timing at any number of entities.
 
-Row n takes its text part from row n of the index and its picture part from
+Row n takes its text part from row n of the index and its image part from
 another row, so that no two rows are equal; vectors get noise of a twentieth of
 their own deviation. Scores of such rows are as good as real ones for timing and
 for comparing scans with one another; they say nothing about linking.
@@ -18,8 +18,8 @@ from mimic_engine.types import Array, EntityArrays
 
 NOISE = 0.05  # of an array's standard deviation
 _NOISY = ("text_cls", "tglu_query", "tglu_cls", "cmfu", "concat")  # VDLU's arrays belong together: kept as is
-_PICTURE = ("vdlu_query", "vdlu_query_scalars", "vdlu_key", "vdlu_key_scalars")
-_STEP = 7919  # rows between a text and its picture in each further repetition
+_IMAGE = ("vdlu_query", "vdlu_query_scalars", "vdlu_key", "vdlu_key_scalars")
+_STEP = 7919  # rows between a text and its image in each further repetition
 _BLOCK_ROWS = 4096
 
 
@@ -65,10 +65,10 @@ def noisy_rows(entities: EntityArrays, start: int, stop: int, seed: int = 0) -> 
     rng = np.random.default_rng((seed, start))
     numbers = np.arange(start, stop)
     turn, row = np.divmod(numbers, entities.rows)
-    picture = (row + turn * _STEP) % entities.rows
+    image = (row + turn * _STEP) % entities.rows
     out: dict[str, Array] = {}
     for name, array in entities.items():
-        values = array[picture if name in _PICTURE else row]
+        values = array[image if name in _IMAGE else row]
         if name in _NOISY and turn[-1]:
             scale = NOISE * float(array[:1024].std(dtype=np.float64))
             noise = rng.standard_normal(values.shape, dtype=np.float32) * scale

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from benchmarks.scan.published_inputs import Features, Widths
 from mimic_engine.config import MatcherConfig
+from mimic_engine.encoding.graph_names import ENTITY, MENTION, SCORER, TOTAL
 from mimic_engine.encoding.manifest import GraphEntry, StoredFile
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import EngineError, InvalidInputError
-from mimic_engine.export.graphs import BATCH, ENTITY, MENTION, ROWS, Graph, ScorerGraph, export_fp32
+from mimic_engine.export.graphs import BATCH, ROWS, Graph, ScorerGraph, export_fp32
 from mimic_engine.index.schema import stored_dtype
 from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.fold import FoldEntity, FoldMention
@@ -125,14 +126,14 @@ def _export_scorer(
     axes = {name: BATCH if name.startswith(MENTION) else ROWS for name in examples}
     names = (tuple(k for k, _ in mentions.items()), tuple(k for k, _ in entities.items()))
     module = ScorerGraph(constants, *names).eval()
-    proto = export_fp32(Graph("scorer", module, examples, ("total", *constants.units), axes))
+    proto = export_fp32(Graph(SCORER, module, examples, (TOTAL, *constants.units), axes))
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save_model(proto, folder / "scorer.onnx")
     inputs, outputs = (
         {v.name: tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
         for values in (proto.graph.input, proto.graph.output)
     )
-    entry = GraphEntry(StoredFile.of(folder, "scorer.onnx"), inputs, outputs)
+    entry = GraphEntry.of(StoredFile.of(folder, "scorer.onnx"), inputs, outputs)
     return OnnxScorer(OnnxGraph(folder / "scorer.onnx", entry, threads=1))
 
 

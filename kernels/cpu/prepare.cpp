@@ -102,7 +102,7 @@ void Prepared::pack_attention(const MentionInputs& in, int b, Mention& m) {
     batch.max_blocks = std::max(batch.max_blocks, m.cone.blocks);
 }
 
-// Keys centred over the tokens and in units of log2, transposed; see `columns` for their places.
+// Keys centred over the tokens and in units of log2, transposed; see `columns` for their order.
 void Prepared::pack_keys(const std::vector<const float*>& keys, Mention& m) {
     const int width = batch.constants.width;
     const Columns layout = columns(m.tokens, kernels.lanes);

@@ -163,7 +163,7 @@ def _index_build(args: argparse.Namespace) -> int:
         options={"precision": args.precision},
         centroids=args.centroids,
         threads=args.threads,
-        agreement=None if args.no_calibrate else measures(args, featurizer, progress=not args.quiet),
+        measure=None if args.no_calibrate else measures(args, featurizer, progress=not args.quiet),
     )
     counts = stream.counts
     print(

@@ -115,7 +115,7 @@ def _index(paths: DemoPaths, progress: bool) -> None:
         paths.index,
         progress=progress,
         centroids=CENTROIDS,
-        agreement=Calibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
+        measure=Calibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
     )
 
 

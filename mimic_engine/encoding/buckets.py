@@ -1,4 +1,4 @@
-"""The shapes that encoders and folds run at: buckets over (rows, tokens), and their padding.
+"""Shapes that encoders and folds run at: buckets over (rows, tokens), and their padding.
 
 The same buckets give a TensorRT engine its optimisation profiles, a CUDA graph
 its shapes, and the device buffers their sizes. Rows beyond the largest bucket
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mimic_engine.types import Array
 
 ROWS = (1, 4, 8, 16, 32)
-ROWS_PER_RUN = ROWS[-1]  # bounds the encoders' working memory, about 10 MB a picture, whatever the batch
+ROWS_PER_RUN = ROWS[-1]  # bounds the encoders' working memory, about 10 MB an image, whatever the batch
 LENGTH = "length"  # name of a graph's free axis of text tokens
 _STEP = 8  # tokens; lengths of matrix products that tensor cores like
 

@@ -1,6 +1,7 @@
-"""A bounded memory of mentions and pictures that were encoded before; the least recently used go first.
+"""Bounded cache of encoded mentions and images, and the featurizer that asks it before it encodes.
 
-Keys are digests of everything that the value depends on: a hit is the same mention or the same picture.
+Keys are digests of everything that the value depends on: a hit is the same
+mention or the same image. The least recently used go first.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class FoldedMention:
 
 
 def mention_key(mention: Mention) -> Key | None:
-    """Key of a mention; None where its picture is a path, behind which anything may come to lie."""
+    """Key of a mention; None where its image is a path, behind which anything may come to lie."""
     if mention.image is not None and not isinstance(mention.image, bytes):
         return None
     digest = hashlib.blake2b(digest_size=32)
@@ -50,7 +51,7 @@ def mention_key(mention: Mention) -> Key | None:
 
 
 def image_key(image: bytes) -> Key:
-    """Key of an encoded picture."""
+    """Key of an image, by its encoded bytes."""
     return IMAGE, hashlib.blake2b(image, digest_size=32).digest()
 
 
@@ -59,7 +60,7 @@ def _text(text: str) -> bytes:
 
 
 class EncodingCache:
-    """Folded mentions and encoded pictures, ``max_bytes`` of them at most. Safe to use from any thread."""
+    """Folded mentions and features of images, ``max_bytes`` of them at most. Safe to use from any thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -81,30 +82,30 @@ class EncodingCache:
 
     def mention(self, key: Key | None) -> FoldedMention | None:
         """Give the mention of this key, if it is here."""
-        found = None if key is None else self._get(key)
-        return found if isinstance(found, FoldedMention) else None
+        value = None if key is None else self._get(key)
+        return value if isinstance(value, FoldedMention) else None
 
     def image(self, key: Key) -> ImageFeatures | None:
-        """Give the features of one picture, if they are here."""
-        found = self._get(key)
-        return found if isinstance(found, ImageFeatures) else None
+        """Give the features of one image, if they are here."""
+        value = self._get(key)
+        return value if isinstance(value, ImageFeatures) else None
 
     def put_mention(self, key: Key, folded: FoldedMention) -> None:
         """Keep a mention."""
         self._put(key, folded, folded.nbytes)
 
     def put_image(self, key: Key, cls: Array, tokens: Array) -> None:
-        """Keep the features of one picture, (1, D) and (1, P, D)."""
+        """Keep the features of one image, (1, D) and (1, P, D)."""
         self._put(key, ImageFeatures(cls, tokens), cls.nbytes + tokens.nbytes)
 
     def _get(self, key: Key) -> FoldedMention | ImageFeatures | None:
         with self._lock:
-            found = self._entries.get(key)
-            self._asked[key[0], "miss" if found is None else "hit"] += 1
-            if found is None:
+            entry = self._entries.get(key)
+            self._asked[key[0], "miss" if entry is None else "hit"] += 1
+            if entry is None:
                 return None
             self._entries.move_to_end(key)
-            return found[0]
+            return entry[0]
 
     def _put(self, key: Key, value: FoldedMention | ImageFeatures, size: int) -> None:
         if size > self.max_bytes:
@@ -119,22 +120,19 @@ class EncodingCache:
                 self._bytes -= dropped
 
 
-# A featurizer that remembers: what was seen before is neither decoded nor encoded again.
-
-
 @dataclass(frozen=True, slots=True)
-class _Remembered(PreparedMention):
-    """A prepared mention with what is known of it: all, its picture, or under which keys it is to be kept."""
+class _CachedMention(PreparedMention):
+    """A prepared mention, its keys, and what the cache holds of it: all, or the features of its image."""
 
     key: Key | None = None
-    picture_key: Key | None = None
+    image_key: Key | None = None
     folded: FoldedMention | None = None
-    picture: ImageFeatures | None = field(default=None)
+    image: ImageFeatures | None = None
 
     @property
     def has_image(self) -> bool:
-        """Whether the mention has a picture."""
-        return self.picture_key is not None or self.pixels is not None
+        """Whether the mention has an image."""
+        return self.image_key is not None or self.pixels is not None
 
 
 class CachingFeaturizer(Featurizer):
@@ -150,48 +148,46 @@ class CachingFeaturizer(Featurizer):
         self.cache = cache
 
     def prepare(self, mention: Mention, *, spans: bool = False) -> PreparedMention:
-        """Tokenise and decode what is not remembered; errors as in :meth:`Featurizer.prepare`."""
+        """Tokenise and decode what is not in the cache; errors as in :meth:`Featurizer.prepare`."""
         key = mention_key(mention)
         if key is None:
             return super().prepare(mention, spans=spans)
         where = self._text.spans(mention) if spans else None
-        picture_key = image_key(mention.image) if isinstance(mention.image, bytes) else None
+        of_image = image_key(mention.image) if isinstance(mention.image, bytes) else None
         if folded := self.cache.mention(key):
-            return _Remembered(folded.tokens, None, where, key, picture_key, folded)
+            return _CachedMention(folded.tokens, None, where, key, of_image, folded)
         tokens = self._text([mention_pair(mention)])
-        picture = None if picture_key is None else self.cache.image(picture_key)
+        image = None if of_image is None else self.cache.image(of_image)
         pixels = None
-        if picture is None and mention.image is not None:
+        if image is None and mention.image is not None:
             pixels = self.images(mention.image)
-        return _Remembered(tokens, pixels, where, key, picture_key, None, picture)
+        return _CachedMention(tokens, pixels, where, key, of_image, None, image)
 
     def fold_prepared(self, mentions: Sequence[PreparedMention]) -> MentionArrays:
-        """Folded arrays of B prepared mentions: those remembered, and the others encoded together."""
-        known = {i: m.folded for i, m in enumerate(mentions) if isinstance(m, _Remembered) and m.folded}
-        fresh = [i for i in range(len(mentions)) if i not in known]
-        rows: dict[int, MentionArrays] = {i: folded.arrays for i, folded in known.items()}
+        """Folded arrays of B prepared mentions: those in the cache, and the others encoded together."""
+        known = {i: m.folded for i, m in enumerate(mentions) if isinstance(m, _CachedMention)}
+        rows = {i: folded.arrays for i, folded in known.items() if folded}
+        fresh = [i for i in range(len(mentions)) if i not in rows]
         if fresh:
             arrays = super().fold_prepared([mentions[i] for i in fresh])
             for n, i in enumerate(fresh):
-                rows[i] = MentionArrays(**{name: a[n : n + 1].copy() for name, a in arrays.items()})
+                rows[i] = arrays.take([n])
                 self._keep(mentions[i], rows[i])
         ordered = [dict(rows[i].items()) for i in range(len(mentions))]
         return MentionArrays(**{n: np.concatenate([one[n] for one in ordered]) for n in ordered[0]})
 
     def _keep(self, mention: PreparedMention, arrays: MentionArrays) -> None:
-        if isinstance(mention, _Remembered) and mention.key is not None:
+        if isinstance(mention, _CachedMention) and mention.key is not None:
             self.cache.put_mention(mention.key, FoldedMention(mention.tokens, arrays))
 
     def _image_features(self, mentions: Sequence[PreparedMention]) -> ImageFeatures:
         features = super()._image_features(mentions)
         for i, mention in enumerate(mentions):
-            if not isinstance(mention, _Remembered) or mention.picture_key is None:
+            if not isinstance(mention, _CachedMention) or mention.image_key is None:
                 continue
-            if mention.picture is not None:
-                features.cls[i], features.tokens[i] = mention.picture.cls[0], mention.picture.tokens[0]
+            if mention.image is not None:
+                features.cls[i], features.tokens[i] = mention.image.cls[0], mention.image.tokens[0]
             else:
-                row = slice(i, i + 1)
-                self.cache.put_image(
-                    mention.picture_key, features.cls[row].copy(), features.tokens[row].copy()
-                )
+                cls, tokens = features.cls[i : i + 1].copy(), features.tokens[i : i + 1].copy()
+                self.cache.put_image(mention.image_key, cls, tokens)
         return features

@@ -1,4 +1,4 @@
-"""From mentions and entities to folded arrays: the session protocol and the featurizer around it.
+"""Featurizer: from mentions and entities to folded arrays, and the contract of the session that it runs.
 
 A session runs the graphs (encoders and folds) on one backend. The featurizer
 adds preprocessing, and computes the features of a missing image only once.
@@ -80,7 +80,7 @@ class PreparedMention:
 
     @property
     def has_image(self) -> bool:
-        """Whether the mention has a picture."""
+        """Whether the mention has an image."""
         return self.pixels is not None
 
 
@@ -132,7 +132,7 @@ class Featurizer:
 
     @property
     def missing(self) -> ImageFeatures:
-        """Features of the missing picture, of one row."""
+        """Features of the missing image, of one row."""
         return self._missing
 
     @property
@@ -187,13 +187,13 @@ class Featurizer:
 
         Parameters
         ----------
-        entities : names, descriptions and :meth:`pictures` of each.
-        pixels : (3, S, S) of each picture of each entity, none for a missing one, where the caller
+        entities : names, descriptions and :meth:`images_of` each.
+        pixels : (3, S, S) of each image of each entity, none for a missing one, where the caller
             has decoded the images itself (and decided about broken ones).
         """
         if pixels is None:
             pixels = [
-                [self.images(image, field=f"image of entity {e.id!r}") for image in self.pictures(e)]
+                [self.images(image, field=f"image of entity {e.id!r}") for image in self.images_of(e)]
                 for e in entities
             ]
         text = self._session.encode_text(self._text([entity_pair(e) for e in entities]))
@@ -201,10 +201,10 @@ class Featurizer:
         for album in pixels:
             flat += album or [None]
         counts = [max(1, len(album)) for album in pixels]
-        return self._session.fold_entities(text, mean_pictures(self._encode_images(flat), counts))
+        return self._session.fold_entities(text, mean_images(self._encode_images(flat), counts))
 
-    def pictures(self, entity: Entity) -> tuple[ImageSource, ...]:
-        """The pictures of an entity that the model takes."""
+    def images_of(self, entity: Entity) -> tuple[ImageSource, ...]:
+        """The images of an entity that the model takes."""
         return entity.images[: self._session.image_config.entity_pictures]
 
     def _encode_images(self, pixels: Sequence[Array | None]) -> ImageFeatures:
@@ -218,8 +218,8 @@ class Featurizer:
         return ImageFeatures(cls, tokens)
 
 
-def mean_pictures(image: ImageFeatures, counts: Sequence[int]) -> ImageFeatures:
-    """Features of N entities from those of their pictures, ``counts[n]`` of each in turn: the means.
+def mean_images(image: ImageFeatures, counts: Sequence[int]) -> ImageFeatures:
+    """Features of N entities from those of their images, ``counts[n]`` of each in turn: the means.
 
     The projections to width D are affine, so this is the projection of the mean of the raw features.
     """

@@ -1,4 +1,4 @@
-"""Folds knowledge-base entities for an index: decodes their pictures by policy."""
+"""Featurizer of a knowledge base: folds entities for an index, and decodes their images by policy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mimic_engine.types import Array, Entity, EntityArrays, FoldConstants
 
 @dataclass(frozen=True)
 class KnowledgeBaseFeaturizer:
-    """What ``build_index`` asks for its arrays.
+    """The source of an index's arrays.
 
     Parameters
     ----------
     featurizer : model and preprocessing.
-    broken : stops at a broken picture, or takes it for missing and lists it.
+    broken : stops at a broken image, or takes it for missing and lists it.
     """
 
     featurizer: Featurizer
@@ -34,16 +34,16 @@ class KnowledgeBaseFeaturizer:
         return self.featurizer.model_hash
 
     def entities(self, entities: Sequence[Entity], /) -> EntityArrays:
-        """Folded arrays of a batch; of each entity the pictures that the model takes and can use.
+        """Folded arrays of a batch; of each entity the images that the model takes and can use.
 
         Raises
         ------
         DataError
-            If a picture is broken and the policy is to stop; names file and entity.
+            If an image is broken and the policy is to stop; names file and entity.
         """
         return self.featurizer.entities(entities, [self._pixels(e) for e in entities])
 
     def _pixels(self, entity: Entity) -> list[Array]:
-        sources = self.featurizer.pictures(entity)
+        sources = self.featurizer.images_of(entity)
         loaded = [self.broken.load(self.featurizer.images, s, f"entity {entity.id!r}") for s in sources]
         return [pixels for pixels in loaded if pixels is not None]

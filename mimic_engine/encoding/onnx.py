@@ -1,4 +1,8 @@
-"""The ONNX Runtime session: encoders and folds of an exported model on the CPU. No torch here."""
+"""The ONNX Runtime session: encoders and folds of an exported model on the CPU, and one graph of any.
+
+What an :class:`OnnxGraph` computes is the manifest's matter: it is checked, opened and run here. The
+options of a session serve the CUDA provider too (:mod:`mimic_engine.gpu.onnx_cuda`). No torch here.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,16 @@ from typing import Self
 
 import onnxruntime
 
+from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import CPU_PRECISIONS, QUANTISED, GraphEntry, ModelManifest
-from mimic_engine.encoding.session import ENCODERS, FOLDS, Arrays, GraphSession, RunnableGraph
+from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
 from mimic_engine.errors import BackendError, InvalidInputError, ModelError
 from mimic_engine.types import Array
+
+CPU = "CPUExecutionProvider"
+ERRORS_ONLY = 3  # ONNX Runtime's log severity
+# Rewrites that are left out: this one refuses to load a graph that clips and then quantises to 8-bit floats.
+LEFT_OUT = ("ClipQuantRewrite",)
 
 
 class OnnxSession(GraphSession):
@@ -74,15 +84,6 @@ def precisions(precision: str) -> dict[str, str]:
     """Precision of each graph: int8 and fp8 are for encoders, their folds stay fp32."""
     folds = "fp32" if precision in QUANTISED else precision
     return dict.fromkeys(ENCODERS, precision) | dict.fromkeys(FOLDS, folds)
-
-
-# One exported graph on ONNX Runtime: checked, opened, and run on its CPU provider. No model knowledge
-# here: names and shapes come from the manifest.
-
-CPU = "CPUExecutionProvider"
-ERRORS_ONLY = 3  # ONNX Runtime's log severity
-# Rewrites that are left out: this one refuses to load a graph that clips and then quantises to 8-bit floats.
-LEFT_OUT = ("ClipQuantRewrite",)
 
 
 class OnnxGraph(RunnableGraph):
@@ -175,8 +176,8 @@ def open_session(
         )
     except Exception as error:
         raise ModelError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-    found = session.get_providers()
-    missing = [name for name in wanted if name not in found]
+    there = session.get_providers()
+    missing = [name for name in wanted if name not in there]
     if missing:
-        raise BackendError(f"{path}: ONNX Runtime runs it on {found}, without {missing}, asked for {wanted}")
+        raise BackendError(f"{path}: ONNX Runtime runs it on {there}, without {missing}, asked for {wanted}")
     return session

@@ -1,8 +1,8 @@
-"""A model as a set of runnable graphs: what the ONNX Runtime and TensorRT sessions share.
+"""The session over a set of runnable graphs, shared by ONNX Runtime and TensorRT.
 
 A backend gives one :class:`RunnableGraph` for each encoder and fold; cutting
-batches into runs, cutting and padding of texts, and the names of inputs and
-outputs are here. No torch, and nothing of any backend.
+batches into runs, and cutting and padding of texts, are here. No torch, and
+nothing of any backend.
 """
 
 from __future__ import annotations
@@ -18,12 +18,25 @@ from numpy.typing import NDArray
 
 from mimic_engine.device_errors import device_faults
 from mimic_engine.encoding.buckets import LENGTH, ROWS, RunShapes, cut, length_buckets, pad_length
+from mimic_engine.encoding.graph_names import (
+    CLS,
+    ENTITY,
+    ENTITY_FOLD,
+    FEATURES,
+    IDS,
+    IMAGE_ENCODER,
+    MASK,
+    MENTION,
+    MENTION_FOLD,
+    PIXELS,
+    TEXT_ENCODER,
+    TEXT_INPUTS,
+    TOKENS,
+)
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, Shape
 from mimic_engine.errors import DeviceError, InvalidInputError
 from mimic_engine.types import Array, EntityArrays, ImageFeatures, MentionArrays, TextFeatures, TokenBatch
 
-ENCODERS = ("text_encoder", "image_encoder")
-FOLDS = ("mention_fold", "entity_fold")
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
@@ -80,8 +93,8 @@ class RunnableGraph(ABC):
             raise InvalidInputError(f"{self.title}: input {name!r} is missing", field=name)
         array = feeds[name]
         if not _fits(array.shape, self.inputs[name]):
-            found = f"{self.title}: input {name!r} has shape {array.shape}"
-            raise InvalidInputError(f"{found}, the graph takes {self.inputs[name]}", field=name)
+            message = f"{self.title}: input {name!r} has shape {array.shape}"
+            raise InvalidInputError(f"{message}, the graph takes {self.inputs[name]}", field=name)
         return array
 
 
@@ -115,8 +128,8 @@ class ShortenedTexts(RunnableGraph):
 
     def execute(self, feeds: Arrays) -> dict[str, Array]:
         """Token ids (B, L) -> cls (B, T), tokens (B, L, W)."""
-        out = self._graph.run(cut(feeds, feeds["attention_mask"], self._length))
-        return out | {"tokens": pad_length(out["tokens"], self._length)}
+        out = self._graph.run(cut(feeds, feeds[MASK], self._length))
+        return out | {TOKENS: pad_length(out[TOKENS], self._length)}
 
 
 def _fixed(shapes: Mapping[str, Shape], length: int) -> dict[str, Shape]:
@@ -130,7 +143,7 @@ class GraphSession:
     Parameters
     ----------
     manifest : of the exported model.
-    graphs : one for each of :data:`ENCODERS` and :data:`FOLDS`.
+    graphs : one for each encoder and fold of :mod:`mimic_engine.encoding.graph_names`.
     tokenizer_json : the checked tokenizer file.
     backend : short name for logs and reports.
     reopen : opens the graphs anew, after a device has failed.
@@ -156,10 +169,10 @@ class GraphSession:
         self._graphs = self._with_free_length(graphs)
 
     def _with_free_length(self, graphs: Mapping[str, RunnableGraph]) -> dict[str, RunnableGraph]:
-        text = graphs["text_encoder"]
-        if LENGTH in text.inputs["input_ids"]:
+        text = graphs[TEXT_ENCODER]
+        if LENGTH in text.inputs[IDS]:
             text = ShortenedTexts(text, self._length)
-        return {**graphs, "text_encoder": text}
+        return {**graphs, TEXT_ENCODER: text}
 
     def rebuild(self) -> None:
         """Drop every graph with what it holds on the device, and open all of them anew.
@@ -180,7 +193,7 @@ class GraphSession:
         """What the graphs run at."""
         graphs = self._graphs.values()
         rows = tuple(sorted({n for graph in graphs for n in graph.row_buckets}))
-        shortened = isinstance(self._graphs["text_encoder"], ShortenedTexts)
+        shortened = isinstance(self._graphs[TEXT_ENCODER], ShortenedTexts)
         lengths = length_buckets(self._length) if shortened else (self._length,)
         return RunShapes(rows, lengths, max(graph.runs_until_steady for graph in graphs))
 
@@ -189,38 +202,25 @@ class GraphSession:
 
         Where the model masks padding, the states of padding tokens may be zeros.
         """
-        out = self._run(
-            "text_encoder",
-            {
-                "input_ids": tokens.input_ids,
-                "attention_mask": tokens.attention_mask,
-                "token_type_ids": tokens.token_type_ids,
-            },
-        )
-        return TextFeatures(out["cls"], out["tokens"], tokens.attention_mask.astype(np.float32))
+        out = self._run(TEXT_ENCODER, {name: getattr(tokens, name) for name in TEXT_INPUTS})
+        return TextFeatures(out[CLS], out[TOKENS], tokens.attention_mask.astype(np.float32))
 
     def encode_image(self, pixels: Array) -> ImageFeatures:
         """Pixels (B, 3, S, S) float32 to global (B, D) and local (B, P, D) image features."""
-        out = self._run("image_encoder", {"pixels": pixels})
-        return ImageFeatures(out["cls"], out["tokens"])
+        out = self._run(IMAGE_ENCODER, {PIXELS: pixels})
+        return ImageFeatures(out[CLS], out[TOKENS])
 
     def fold_mentions(self, text: TextFeatures, image: ImageFeatures) -> MentionArrays:
         """Features of B mentions to folded arrays."""
-        return MentionArrays(**self._fold("mention_", text, image))
+        return MentionArrays(**self._fold(MENTION_FOLD, MENTION, text, image))
 
     def fold_entities(self, text: TextFeatures, image: ImageFeatures) -> EntityArrays:
         """Features of N entities to folded arrays."""
-        return EntityArrays(**self._fold("entity_", text, image))
+        return EntityArrays(**self._fold(ENTITY_FOLD, ENTITY, text, image))
 
-    def _fold(self, prefix: str, text: TextFeatures, image: ImageFeatures) -> dict[str, Array]:
-        feeds = {
-            "text_cls": text.cls,
-            "text_tokens": text.tokens,
-            "text_mask": text.mask,
-            "image_cls": image.cls,
-            "image_tokens": image.tokens,
-        }
-        out = self._run(f"{prefix}fold", feeds)
+    def _fold(self, fold: str, prefix: str, text: TextFeatures, image: ImageFeatures) -> dict[str, Array]:
+        values = (text.cls, text.tokens, text.mask, image.cls, image.tokens)
+        out = self._run(fold, dict(zip(FEATURES, values, strict=True)))
         return {name.removeprefix(prefix): array for name, array in out.items()}
 
     def _run(self, name: str, feeds: Arrays) -> dict[str, Array]:

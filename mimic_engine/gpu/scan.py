@@ -29,7 +29,7 @@ from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scan.passes import MENTIONS_PER_PASS, CodeBook, Segments
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
-from mimic_engine.scan.topk import TieKey, check_finite, contenders, order, pessimistic_ranks
+from mimic_engine.scan.topk import TieKey, check_finite, order, pessimistic_ranks, topk_with_ties
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode
 
 CHUNK_ROWS = 1 << 20  # with 64 mentions, 256 MB of scores
@@ -287,7 +287,7 @@ class CudaScan:
         if allowed is not None:
             totals[~allowed] = -np.inf
         considered = totals if rows is None else totals[rows]
-        near = contenders(considered, k, self._margin(considered))
+        near = topk_with_ties(considered, k, self._margin(considered))
         near = near[np.isfinite(considered[near])]
         scored = int(np.isfinite(considered).sum())
         return self._rank(mention, near if rows is None else rows[near], k, scored)

@@ -7,14 +7,17 @@ are present follows from the units that are on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_engine.errors import InvalidInputError
 from mimic_engine.types import EntityArrays, FoldConstants
 
-DTYPES = ("float16", "float32", "int8")  # int8: the token queries alone, all other vectors float16
+Trailing = dict[str, tuple[int, ...]]  # array name -> shape without the first axis
+DType = Literal["float16", "float32", "int8"]  # int8: the token queries alone, all other vectors float16
+DTYPES: tuple[DType, ...] = get_args(DType)
 QUERY, SCALE = "tglu_query", "tglu_query_scale"
 ALWAYS_FLOAT32 = frozenset(
     {SCALE, "tglu_bias", "tglu_token_weight", "vdlu_query_scalars", "vdlu_key_scalars"}
@@ -27,7 +30,14 @@ _REQUIRED = {
 }
 _OPTIONAL = {"tglu": ("tglu_token_weight",)}
 _VDLU_VECTORS, _VDLU_SCALARS = 3, 7
-Trailing = dict[str, tuple[int, ...]]  # array name -> shape without the first axis
+
+
+def checked_dtype(dtype: str) -> DType:
+    """The dtype of an index by its name; :class:`InvalidInputError` if there is none of this name."""
+    for known in DTYPES:
+        if dtype == known:
+            return known
+    raise InvalidInputError(f"dtype: {dtype!r} is not one of {DTYPES}")
 
 
 def stored_dtype(name: str, dtype: str) -> np.dtype[Any]:

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from mimic_engine.config import ModelConfig
 from mimic_engine.errors import ModelError
-from mimic_engine.files import publish_folder, write_atomic
+from mimic_engine.files import publish_folder, read_versioned, write_versioned
 from mimic_engine.model.units import Mimic
 
 FORMAT = "mimic-checkpoint"
 VERSION = 1
+CONFIG = "config.json"
 PROJECTIONS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")
 
 
@@ -37,6 +38,17 @@ class Checkpoint:
 
     model: Mimic
     tokenizer_json: Path
+    model_hash: str
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """The fields of ``config.json``."""
+
+    model: ModelConfig
+    include_backbone: bool
+    backbone_sha256: str
     model_hash: str
     extra: Mapping[str, Any]
 
@@ -93,7 +105,7 @@ def save_checkpoint(
         If ``folder`` exists and is no checkpoint.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: exists and is no checkpoint; give another name")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -102,19 +114,13 @@ def save_checkpoint(
     backbone = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
     kept = state if include_backbone else {k: v for k, v in state.items() if k.startswith(PROJECTIONS)}
     save_file(_unshared(kept), partial / "model.safetensors")
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model.config.to_json(),
-        "include_backbone": include_backbone,
-        "backbone_sha256": state_hash(backbone),
-        "model_hash": model_hash(model),
-        "extra": dict(extra or {}),
-    }
+    config = _Config(
+        model.config, include_backbone, state_hash(backbone), model_hash(model), dict(extra or {})
+    )
     if include_backbone:
         (partial / "tokenizer.json").write_text(tokenizer_json, "utf-8")
         _save_backbone_configs(model, partial)
-    write_atomic(partial / "config.json", json.dumps(config, indent=2) + "\n")
+    write_versioned(partial / CONFIG, config, format=FORMAT, version=VERSION)
     publish_folder(partial, folder)
 
 
@@ -136,42 +142,34 @@ def load_checkpoint(
         backbone is not the one that the checkpoint was trained with.
     """
     folder = Path(folder)
-    meta = _read_config(folder)
-    config = ModelConfig.from_json(meta["model"])
-    if meta["include_backbone"]:
+    stored = _read_config(folder)
+    config = stored.model
+    if stored.include_backbone:
         sources = {"text_source": str(folder / "text"), "image_source": str(folder / "image")}
     else:
         given = {"text_source": text_source, "image_source": image_source}
         sources = {name: value for name, value in given.items() if value is not None}
     config = replace(config, encoder=replace(config.encoder, **sources))  # type: ignore[arg-type]
-    model = Mimic.build(config, pretrained=not meta["include_backbone"])
+    model = Mimic.build(config, pretrained=not stored.include_backbone)
     if model.config.matcher != config.matcher:
         raise ModelError(f"{folder}: encoder widths {model.config.matcher} differ from {config.matcher}")
     try:
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / 'model.safetensors'}: cannot be read: {error}") from error
-    _fill(model, state, folder, partial=not meta["include_backbone"])
+    _fill(model, state, folder, partial=not stored.include_backbone)
     model.eval()
-    _check_hashes(model, meta, folder)
-    tokenizer_from = str(folder) if meta["include_backbone"] else config.encoder.text_source
-    return Checkpoint(model, tokenizer_json_path(tokenizer_from), meta["model_hash"], meta["extra"])
+    _check_hashes(model, stored, folder)
+    tokenizer_from = str(folder) if stored.include_backbone else config.encoder.text_source
+    return Checkpoint(model, tokenizer_json_path(tokenizer_from), stored.model_hash, stored.extra)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def _read_config(folder: Path) -> _Config:
+    path = folder / CONFIG
     try:
-        meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: no checkpoint here: {error}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        raise ModelError(f"{path}: not a {FORMAT} of version {VERSION}")
-    missing = {"model", "include_backbone", "backbone_sha256", "model_hash", "extra"} - meta.keys()
-    if missing:
-        raise ModelError(f"{path}: lacks {sorted(missing)}")
-    return meta
+        return read_versioned(path, _Config, format=FORMAT, version=VERSION, error=ModelError)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no checkpoint here") from None
 
 
 def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: bool) -> None:
@@ -185,20 +183,18 @@ def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: b
     model.load_state_dict(dict(state), strict=False)
 
 
-def _check_hashes(model: Mimic, meta: Mapping[str, Any], folder: Path) -> None:
-    if not meta["include_backbone"]:
+def _check_hashes(model: Mimic, stored: _Config, folder: Path) -> None:
+    if not stored.include_backbone:
         backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(PROJECTIONS)}
-        found = state_hash(backbone)
-        if found != meta["backbone_sha256"]:
+        own = state_hash(backbone)
+        if own != stored.backbone_sha256:
             raise ModelError(
-                f"{folder}: encoders have hash {found[:12]}, trained with {meta['backbone_sha256'][:12]}: "
+                f"{folder}: encoders have hash {own[:12]}, trained with {stored.backbone_sha256[:12]}: "
                 "give text_source and image_source of the same weights"
             )
-    found = model_hash(model)
-    if found != meta["model_hash"]:
-        raise ModelError(
-            f"{folder}: weights have hash {found[:12]}, config.json says {meta['model_hash'][:12]}"
-        )
+    own = model_hash(model)
+    if own != stored.model_hash:
+        raise ModelError(f"{folder}: weights have hash {own[:12]}, config.json says {stored.model_hash[:12]}")
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,9 @@
-"""What a scorer is: scores of mentions against entities, block by block; and the passes a scan is made of."""
+"""Contracts of the scan: a scorer of blocks, and the kernels of the passes that a search is made of.
+
+Arrays and shapes alone: kernels that meet them are in :mod:`mimic_engine.scan.cpu` and
+:mod:`mimic_engine.scan.blocks`, what a search does with them in :mod:`mimic_engine.scan.scan`.
+Axes: B mentions, N entities of a segment, n rows of them, L tokens, D width, C centroids.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +55,7 @@ class BoundPass(Protocol):
 
 
 class ScanKernels(Protocol):
-    """The passes that the scan is made of, over B prepared mentions and rows of one stored segment.
+    """The passes that a search is made of, over B prepared mentions and rows of one stored segment.
 
     Every pass reads the segment as it is stored (float32, float16, int8 token
     queries), uses one core, releases the interpreter lock, and may be called
@@ -86,6 +91,10 @@ class ScanKernels(Protocol):
         """Write the exact total scores, (B, n) float32, of the rows to ``out``."""
         ...
 
+    def scores(self, prepared: Any, entities: EntityArrays, rows: Rows) -> Scores:
+        """Total and unit scores, (B, n) float32 each; the totals are those of ``totals``."""
+        ...
+
     @property
     def bounds(self) -> BoundPass | None:
         """The bound pass; None where a bound would cost more than the scores that it spares."""
@@ -93,8 +102,4 @@ class ScanKernels(Protocol):
 
     def estimates(self, prepared: Any, entities: EntityArrays, codes: Codes, rows: slice, out: Array) -> None:
         """Write to ``out``, (B, n) float32, the totals as the codes (all rows of the segment) give them."""
-        ...
-
-    def scores(self, prepared: Any, entities: EntityArrays, rows: Rows) -> Scores:
-        """Total and unit scores, (B, n) float32 each; the totals are those of ``totals``."""
         ...

@@ -1,8 +1,8 @@
-"""The passes of a scan over any :class:`~mimic_engine.scan.base.Scorer`, with bounds and codes in NumPy.
+"""The passes over any :class:`~mimic_engine.scan.base.Scorer` of blocks, and the exported graph as one.
 
-Works wherever NumPy does, with the exported scorer graph for the exact part;
-the compiled kernels (:mod:`mimic_engine.scan.cpu`) do the same several times
-faster. Stored rows are widened to float32 into buffers that each thread reuses.
+For installations without the compiled kernels (:mod:`mimic_engine.scan.cpu`) and for models in training:
+several times slower, without a bound pass. Stored rows are widened to float32 into buffers that each
+thread reuses; estimates are those of ``kernels/coded_ref.py``. No torch here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_engine.encoding.graph_names import ENTITY, MENTION, SCORER, TOTAL
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
@@ -26,9 +27,14 @@ from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays
 
 _ROWS = 64  # a whole number of the tiles of every matrix product
 
+# Float16 to float32 by their bits.
+_MANTISSA_SHIFT = 23 - 10  # float32 has 23 bits of mantissa, float16 has 10
+_SIGN_AND_REST = np.int32(np.uint32(0x8FFFE000).astype(np.int32))  # sign, 5 exponent and 10 mantissa bits
+_REBIAS = np.float32(2.0 ** (127 - 15))  # exponent biases
+
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedMentions:
     """B mentions, and what the passes need beyond them: made when first asked for."""
 
     mentions: MentionArrays
@@ -66,19 +72,19 @@ class BlockKernels:
         self.name = scorer.name
         self.pairs_per_block = scorer.pairs_per_block
 
-    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Prepared:
+    def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> PreparedMentions:
         """Keep the mentions; the rest is made when a pass needs it."""
-        return Prepared(mentions, centroids)
+        return PreparedMentions(mentions, centroids)
 
-    def take(self, prepared: Prepared, rows: Sequence[int]) -> Prepared:
+    def take(self, prepared: PreparedMentions, rows: Sequence[int]) -> PreparedMentions:
         """Some of the mentions as a batch of their own."""
-        return Prepared(prepared.mentions.take(rows), prepared.centroids)
+        return PreparedMentions(prepared.mentions.take(rows), prepared.centroids)
 
-    def totals(self, prepared: Prepared, entities: EntityArrays, rows: Rows, out: Array) -> None:
+    def totals(self, prepared: PreparedMentions, entities: EntityArrays, rows: Rows, out: Array) -> None:
         """Write exact total scores, (B, n)."""
         out[:] = self.scores(prepared, entities, rows).total
 
-    def scores(self, prepared: Prepared, entities: EntityArrays, rows: Rows) -> Scores:
+    def scores(self, prepared: PreparedMentions, entities: EntityArrays, rows: Rows) -> Scores:
         """Total and unit scores, (B, n) each.
 
         Rows given by number are scored in blocks of one size, so that the sums of
@@ -95,7 +101,7 @@ class BlockKernels:
         return _joined(parts, len(rows))
 
     def estimates(
-        self, prepared: Prepared, entities: EntityArrays, codes: Codes, rows: slice, out: Array
+        self, prepared: PreparedMentions, entities: EntityArrays, codes: Codes, rows: slice, out: Array
     ) -> None:
         """Write the totals as the codes give them, (B, n)."""
         block = self._float32(entities, rows, without_tokens=True)
@@ -135,30 +141,6 @@ def _joined(parts: list[Scores], count: int) -> Scores:
     return Scores(total, units)
 
 
-# Half precision to float32, five times faster than NumPy's own conversion, which is scalar.
-
-_MANTISSA_SHIFT = 23 - 10  # float32 has 23 bits of mantissa, float16 has 10
-_SIGN_AND_REST = np.int32(np.uint32(0x8FFFE000).astype(np.int32))  # sign, 5 exponent and 10 mantissa bits
-_REBIAS = np.float32(2.0 ** (127 - 15))  # exponent biases
-
-
-def widen_into(half: NDArray[np.float16], out: Array) -> None:
-    """Write finite float16 values to ``out``, float32 and contiguous, of the same shape; exact.
-
-    The bits are put where float32 has them: the value is then 2**-112 of what it
-    should be, and one multiplication mends exponents and subnormals alike. An
-    infinity would become 65,536; an index holds none.
-    """
-    bits = out.view(np.int32)
-    np.copyto(bits, half.view(np.int16))  # the sign is copied into the upper half
-    np.left_shift(bits, _MANTISSA_SHIFT, out=bits)
-    np.bitwise_and(bits, _SIGN_AND_REST, out=bits)
-    np.multiply(out, _REBIAS, out=out)
-
-
-# The ONNX Runtime scorer: the exported scorer graph on one block of entities. No torch here.
-
-
 class OnnxScorer:
     """Scores a block with the exported graph, one core a call.
 
@@ -183,7 +165,7 @@ class OnnxScorer:
         """
         folder = Path(folder)
         manifest = ModelManifest.read(folder)
-        return cls(OnnxGraph.open(folder, manifest, "scorer", precision, threads=1, verify=verify))
+        return cls(OnnxGraph.open(folder, manifest, SCORER, precision, threads=1, verify=verify))
 
     def score(self, mentions: MentionArrays, entities: EntityArrays) -> Scores:
         """Total and unit scores of B mentions against N entities, (B, N) float32.
@@ -191,11 +173,26 @@ class OnnxScorer:
         Half-precision entity arrays are widened first; a caller that scores many
         blocks widens them into buffers of its own.
         """
-        feeds = {f"mention_{name}": array for name, array in mentions.items()}
-        feeds |= {f"entity_{name}": array.astype(np.float32, copy=False) for name, array in entities.items()}
+        feeds = {MENTION + name: array for name, array in mentions.items()}
+        feeds |= {ENTITY + name: array.astype(np.float32, copy=False) for name, array in entities.items()}
         if 0 in (mentions.rows, entities.rows):
             empty = np.empty((mentions.rows, entities.rows), np.float32)
-            return Scores(empty, {name: empty for name in self._graph.outputs if name != "total"})
+            return Scores(empty, {name: empty for name in self._graph.outputs if name != TOTAL})
         out = self._graph.run(feeds)
-        total = out.pop("total")
+        total = out.pop(TOTAL)
         return Scores(total, out)
+
+
+def widen_into(half: NDArray[np.float16], out: Array) -> None:
+    """Write finite float16 values to ``out``, float32 and contiguous, of the same shape; exact.
+
+    Five times faster than NumPy's own conversion, which is scalar. The bits are
+    put where float32 has them: the value is then 2**-112 of what it should be,
+    and one multiplication mends exponents and subnormals alike. An infinity
+    would become 65,536; an index holds none.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, half.view(np.int16))  # the sign is copied into the upper half
+    np.left_shift(bits, _MANTISSA_SHIFT, out=bits)
+    np.bitwise_and(bits, _SIGN_AND_REST, out=bits)
+    np.multiply(out, _REBIAS, out=out)

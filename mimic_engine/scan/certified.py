@@ -1,4 +1,4 @@
-"""One mention's certified search: which rows still have to be scored before the k best are proved.
+"""Bounded search: which rows still have to be scored before the k best of one mention are proved.
 
 Holds the upper bounds of all rows and the exact scores of some; knows nothing
 of kernels. A row whose bound lies below the k-th best exact score cannot be
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.scan.topk import contenders, kth_largest
+from mimic_engine.scan.topk import kth_largest, topk_with_ties
 from mimic_engine.types import Array
 
 MAX_SHARE = 0.25  # of the candidates: above it scoring them all in dense blocks is no slower
@@ -18,8 +18,8 @@ _FIRST_ROWS = 32
 _ROUND_ROWS = 128
 
 
-class Refinement:
-    """The search for the k best rows of one mention.
+class BoundedSearch:
+    """The search for the k best rows of one mention, round by round.
 
     Parameters
     ----------
@@ -71,12 +71,13 @@ class Refinement:
 
     def _first(self) -> NDArray[np.int64]:
         count = min(self._candidates, max(_FIRST_ROWS, 2 * self._k))
-        rows = contenders(self._bounds, count)
+        rows = topk_with_ties(self._bounds, count)
         if len(rows) > 2 * count:  # equal bounds in masses: any of them will do
             rows = rows[np.argsort(-self._bounds[rows], kind="stable")[:count]]
         return rows
 
     def _threshold(self) -> float:
+        """The k-th best exact score so far."""
         return kth_largest(np.concatenate(self._totals), self._k)
 
     def _survivors(self, threshold: float) -> NDArray[np.int64] | None:

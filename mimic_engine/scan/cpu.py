@@ -58,7 +58,7 @@ class CpuKernels:
             raise InvalidInputError(f"sweeps: must be at least 1, got {sweeps}", field="sweeps")
         self._sweeps = sweeps
         self._constants = constants
-        self._native = _refused(
+        self._native = _call(
             self._library.constants,
             constants.width,
             list(constants.units),
@@ -95,11 +95,11 @@ class CpuKernels:
             If an array is missing, or its dtype or shape does not fit.
         """
         arrays = dict(mentions.items())
-        return _refused(self._library.prepare, self._isa, self._native, arrays, self._sweeps, centroids)
+        return _call(self._library.prepare, self._isa, self._native, arrays, self._sweeps, centroids)
 
     def take(self, prepared: Any, rows: Sequence[int]) -> Any:
         """Some of the packed mentions as a batch of their own; raises ``InvalidInputError``."""
-        return _refused(self._library.choose, prepared, [int(b) for b in rows])
+        return _call(self._library.choose, prepared, [int(b) for b in rows])
 
     def totals(self, prepared: Any, entities: EntityArrays, rows: Rows, out: Array) -> None:
         """Write the exact totals, (B, n) float32, of the rows to ``out``; raises ``InvalidInputError``."""
@@ -117,12 +117,12 @@ class CpuKernels:
     def bounds(self, prepared: Any, entities: EntityArrays, rows: slice, out: Array) -> None:
         """Write upper bounds of the totals, (B, n) float32, to ``out``; raises ``InvalidInputError``."""
         start, stop = _range(rows, entities.rows)
-        _refused(self._library.bounds, prepared, dict(entities.items()), start, stop, out)
+        _call(self._library.bounds, prepared, dict(entities.items()), start, stop, out)
 
     def estimates(self, prepared: Any, entities: EntityArrays, codes: Codes, rows: slice, out: Array) -> None:
         """Write totals by the codes, (B, n) float32, to ``out``; raises ``InvalidInputError``."""
         start, stop = _range(rows, entities.rows)
-        _refused(self._library.estimates, prepared, dict(entities.items()), codes, start, stop, out)
+        _call(self._library.estimates, prepared, dict(entities.items()), codes, start, stop, out)
 
     def _score(
         self, prepared: Any, entities: EntityArrays, rows: Rows, out: Array, units: dict[str, Array]
@@ -133,7 +133,7 @@ class CpuKernels:
         else:
             numbers = np.ascontiguousarray(rows, np.int64)
         arrays = dict(entities.items())
-        _refused(self._library.totals, prepared, arrays, start, stop, numbers, out, units)
+        _call(self._library.totals, prepared, arrays, start, stop, numbers, out, units)
 
 
 def _library() -> Any:
@@ -155,10 +155,10 @@ def _range(rows: slice, count: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
-def _refused(call: Any, *arguments: Any) -> Any:
-    """Call the library; what it refuses is an ``InvalidInputError`` that names the argument."""
+def _call(function: Any, *arguments: Any) -> Any:
+    """Call into the library; what it refuses is an ``InvalidInputError`` that names the argument."""
     try:
-        return call(*arguments)
+        return function(*arguments)
     except ValueError as error:
         message = str(error)
         raise InvalidInputError(message, field=message.partition(":")[0]) from error

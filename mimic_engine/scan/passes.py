@@ -1,8 +1,9 @@
-"""The passes of a scan: one number a pair, over every row or over some, spread over threads.
+"""The passes of a scan: one number a pair, over every row of an index or over some, spread over threads.
 
-Knows which arrays, kernels and codes there are and how many threads; what the
-numbers are for is in :mod:`mimic_engine.scan.scan`. Passes run in cache-sized
-blocks, so nothing but the (B, N) float32 that they give grows with N.
+An index is a run of rows over several segments (:class:`Segments`); a pass over
+all of them runs in cache-sized blocks, so nothing but the (B, N) float32 that
+it gives grows with N (:class:`Passes`). What the numbers are for is in
+:mod:`mimic_engine.scan.scan`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from mimic_engine.scan.base import Codes, Prepared, ScanKernels
 from mimic_engine.scan.topk import check_finite
 from mimic_engine.types import Array, EntityArrays, MentionArrays, Scores
 
-# The segments of an index as one run of rows: blocks for a pass, and rows by number. No scores here.
+MENTIONS_PER_PASS = 64
+PAIRS_PER_PASS = 1 << 26  # bounds the (B, N) scores of a pass to 256 MB, but for one mention
+_LEAST_ROWS = 1024  # of a pass that does little for each: bounds and estimates
+_ROWS_PER_TASK = 64  # of exact scoring by row number: 64 entities are about 0.2 ms
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,18 @@ class Block:
     local: slice
     start: int
     stop: int
+
+
+class SharedBlocks(Iterator[Block]):
+    """Hands each block to one of several threads, in order: a thread that is held up takes fewer."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Block:
+        with self._lock:
+            return next(self._blocks)
 
 
 class Segments:
@@ -49,26 +69,34 @@ class Segments:
         """Cut every segment into equal blocks of at most ``limit`` rows, as many for each thread."""
         for number, arrays in enumerate(self.arrays):
             offset = int(self._starts[number])
-            for start, stop in cuts(arrays.rows, limit, threads):
+            for start, stop in _cuts(arrays.rows, limit, threads):
                 yield Block(number, slice(start, stop), offset + start, offset + stop)
 
-    def split(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """Rows by segment: its number, the rows within it, and their places in ``rows``."""
+    def split(self, rows: _Rows) -> Iterator[tuple[int, _Rows, _Rows]]:
+        """Rows by segment: its number, the rows within it, and their positions in ``rows``."""
         segment = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(segment).tolist():
-            where = np.flatnonzero(segment == number)
-            yield number, rows[where] - self._starts[number], where
+            positions = np.flatnonzero(segment == number)
+            yield number, rows[positions] - self._starts[number], positions
 
-    def token_queries(self, rows: NDArray[np.int64]) -> EntityArrays:
+    def token_queries(self, rows: _Rows) -> EntityArrays:
         """Token queries of n rows as float32 (n, L, D), and the tokens' weights where there are any."""
-        found: dict[str, Array] = {}
-        for number, local, where in self.split(rows):
+        out: dict[str, Array] = {}
+        for number, local, positions in self.split(rows):
             for name, part in _token_queries(self.arrays[number], local).items():
-                found.setdefault(name, np.empty((len(rows), *part.shape[1:]), np.float32))[where] = part
-        return EntityArrays(**found)
+                out.setdefault(name, np.empty((len(rows), *part.shape[1:]), np.float32))[positions] = part
+        return EntityArrays(**out)
 
 
-def _token_queries(stored: EntityArrays, rows: NDArray[np.int64]) -> EntityArrays:
+def _cuts(rows: int, limit: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Ends of equal parts of at most ``limit`` rows, as many for each thread."""
+    rounds = -(-rows // (limit * threads))
+    size = max(1, -(-rows // max(1, rounds * threads)))
+    for start in range(0, rows, size):
+        yield start, min(start + size, rows)
+
+
+def _token_queries(stored: EntityArrays, rows: _Rows) -> EntityArrays:
     query, scale, weight = stored.tglu_query, stored.tglu_query_scale, stored.tglu_token_weight
     if query is None:
         return EntityArrays()
@@ -76,37 +104,6 @@ def _token_queries(stored: EntityArrays, rows: NDArray[np.int64]) -> EntityArray
     if scale is not None:
         wide *= scale[rows][..., None]
     return EntityArrays(tglu_query=wide, tglu_token_weight=None if weight is None else weight[rows])
-
-
-def cuts(rows: int, limit: int, threads: int) -> Iterator[tuple[int, int]]:
-    """Cut ``rows`` into equal parts of at most ``limit``, as many for each thread."""
-    rounds = -(-rows // (limit * threads))
-    size = max(1, -(-rows // max(1, rounds * threads)))
-    for start in range(0, rows, size):
-        yield start, min(start + size, rows)
-
-
-class Shared(Iterator[Block]):
-    """Hands each block to one of several threads, in order: a thread that is held up takes fewer."""
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self._blocks = blocks
-        self._lock = threading.Lock()
-
-    def __next__(self) -> Block:
-        with self._lock:
-            return next(self._blocks)
-
-
-MENTIONS_PER_PASS = 64
-PAIRS_PER_PASS = 1 << 26  # bounds the (B, N) scores of a pass to 256 MB, but for one mention
-_LEAST_ROWS = 1024  # of a pass that does little for each: bounds and estimates
-_ROWS_PER_TASK = 64  # of exact scoring by row number: 64 entities are about 0.2 ms
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-_Rows = NDArray[np.int64]
-_Pass = Callable[[Prepared, Block, Array], None]  # prepared mentions, block, (B, n) to write
 
 
 class CodeBook(Protocol):
@@ -177,28 +174,37 @@ class Passes:
         EngineError
             If a score is not finite: NaN has no rank.
         """
-        return self._all_rows(prepared, self._totals_pass)
+
+        def write(block: Block, entities: EntityArrays, out: Array) -> None:
+            self.kernels.totals(prepared, entities, block.local, out)
+
+        return self._all_rows(prepared.count, write)
 
     def bounds(self, prepared: Prepared) -> Array:
         """Upper bounds of the totals, (B, N), of kernels with a bound pass; errors as in :meth:`totals`."""
         bound = self.kernels.bounds
         assert bound is not None
 
-        def run(prepared: Prepared, block: Block, out: Array) -> None:
-            bound(prepared, self.segments.arrays[block.segment], block.local, out)
+        def write(block: Block, entities: EntityArrays, out: Array) -> None:
+            bound(prepared, entities, block.local, out)
 
-        return self._all_rows(prepared, run, _LEAST_ROWS)
+        return self._all_rows(prepared.count, write, _LEAST_ROWS)
 
     def estimates(self, prepared: Prepared) -> Array:
         """The totals as the codes give them, (B, N), of mentions from :meth:`prepare_coded`; errors alike."""
-        return self._all_rows(prepared, self._estimates_pass, _LEAST_ROWS)
+        codes = self._code_book().segments
 
-    def totals_of(self, wanted: Sequence[tuple[Prepared, _Rows]]) -> list[Array]:
-        """Exact totals (n,) of the wanted rows of each single prepared mention."""
-        outs = [np.empty((1, len(rows)), np.float32) for _, rows in wanted]
+        def write(block: Block, entities: EntityArrays, out: Array) -> None:
+            self.kernels.estimates(prepared, entities, codes[block.segment], block.local, out)
+
+        return self._all_rows(prepared.count, write, _LEAST_ROWS)
+
+    def totals_of(self, mentions: Sequence[tuple[Prepared, _Rows]]) -> list[Array]:
+        """Exact totals (n,) of some rows for each single mention, which comes with its rows (n,)."""
+        outs = [np.empty((1, len(rows)), np.float32) for _, rows in mentions]
         tasks = [
             (prepared, rows[start : start + _ROWS_PER_TASK], out[:, start : start + _ROWS_PER_TASK])
-            for (prepared, rows), out in zip(wanted, outs, strict=True)
+            for (prepared, rows), out in zip(mentions, outs, strict=True)
             for start in range(0, len(rows), _ROWS_PER_TASK)
         ]
         for _ in self._pool.map(lambda task: self._totals_task(*task), tasks):
@@ -209,11 +215,11 @@ class Passes:
         """Total and unit scores, (1, n) each, of one prepared mention and rows of any segment."""
         total = np.empty((1, len(rows)), np.float32)
         units: dict[str, Array] = {}
-        for segment, local, where in self.segments.split(rows):
+        for segment, local, positions in self.segments.split(rows):
             part = self.kernels.scores(prepared, self.segments.arrays[segment], local)
-            total[:, where] = part.total
+            total[:, positions] = part.total
             for name, score in part.units.items():
-                units.setdefault(name, np.empty_like(total))[:, where] = score
+                units.setdefault(name, np.empty_like(total))[:, positions] = score
         return Scores(total, units)
 
     def parts(self, mentions: MentionArrays) -> Iterator[MentionArrays]:
@@ -230,22 +236,21 @@ class Passes:
         """Stop the threads."""
         self._pool.shutdown()
 
-    def _totals_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
-        self.kernels.totals(prepared, self.segments.arrays[block.segment], block.local, out)
+    def _all_rows(
+        self, count: int, write: Callable[[Block, EntityArrays, Array], None], least: int = 1
+    ) -> Array:
+        """Run a pass over every row for B = ``count`` mentions, spread over the threads; (B, N).
 
-    def _estimates_pass(self, prepared: Prepared, block: Block, out: Array) -> None:
-        codes = self._code_book().segments[block.segment]
-        self.kernels.estimates(prepared, self.segments.arrays[block.segment], codes, block.local, out)
-
-    def _all_rows(self, prepared: Prepared, run: _Pass, least: int = 1) -> Array:
-        """Run a pass over every row, in blocks of at least ``least`` spread over the threads; (B, N)."""
-        out = np.empty((prepared.count, len(self)), np.float32)  # (B, N)
-        limit = max(least, self.kernels.pairs_per_block // max(1, prepared.count))
-        blocks = Shared(self.segments.blocks(limit, self.threads))
+        ``write`` gets a block, the segment that it is of, and the columns (B, n) to write. A block may
+        hold ``least`` rows however many mentions there are.
+        """
+        out = np.empty((count, len(self)), np.float32)  # (B, N)
+        limit = max(least, self.kernels.pairs_per_block // max(1, count))
+        blocks = SharedBlocks(self.segments.blocks(limit, self.threads))
 
         def work() -> None:
             for block in blocks:
-                run(prepared, block, out[:, block.start : block.stop])
+                write(block, self.segments.arrays[block.segment], out[:, block.start : block.stop])
 
         for worker in [self._pool.submit(work) for _ in range(self.threads)]:
             worker.result()
@@ -253,10 +258,10 @@ class Passes:
         return out
 
     def _totals_task(self, prepared: Prepared, rows: _Rows, out: Array) -> None:
-        for segment, local, where in self.segments.split(rows):
+        for segment, local, positions in self.segments.split(rows):
             part = np.empty((1, len(local)), np.float32)
             self.kernels.totals(prepared, self.segments.arrays[segment], local, part)
-            out[:, where] = part
+            out[:, positions] = part
 
     def _code_book(self) -> CodeBook:
         if self.codes is None:

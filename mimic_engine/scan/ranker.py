@@ -1,4 +1,4 @@
-"""What the engine needs of a scan, on whatever device: the k best entities of each mention, and ranks."""
+"""Contract of a scan with the engine, on whatever device: the k best entities of each mention, and ranks."""
 
 from __future__ import annotations
 

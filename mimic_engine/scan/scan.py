@@ -1,4 +1,4 @@
-"""The scan: the k best of all entities of an index, exactly, certified or by codes.
+"""The scan: search of all entities of an index for the k best, exactly, certified or by codes.
 
 exact
     Every entity is scored by every unit.
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.scan.base import Prepared, ScanKernels
-from mimic_engine.scan.certified import MAX_SHARE, Refinement
+from mimic_engine.scan.certified import MAX_SHARE, BoundedSearch
 from mimic_engine.scan.passes import CodeBook, Passes
-from mimic_engine.scan.topk import TieKey, check_finite, contenders, kth_largest, order, pessimistic_ranks
+from mimic_engine.scan.topk import TieKey, check_finite, kth_largest, order, pessimistic_ranks, topk_with_ties
 from mimic_engine.types import MODES, Array, EntityArrays, MentionArrays, Mode
 
 DEFAULT_RERANK = 128
@@ -158,16 +158,16 @@ class Scan:
             self._passes.totals_of([(one, gold[[b]]) for b, one in enumerate(singles)])
         )  # (B,)
         check_finite(own)
-        rivals = [np.flatnonzero(row >= score) for row, score in zip(bounds, own, strict=True)]
+        ahead = [np.flatnonzero(row >= score) for row, score in zip(bounds, own, strict=True)]
         most = MAX_SHARE * _count(len(self), None, allowed)
-        dense = np.array([len(rows) > most for rows in rivals])  # (B,)
+        dense = np.array([len(rows) > most for rows in ahead])  # (B,)
         ranks = np.empty(len(gold), np.int64)
         if dense.any():
             chosen = self._passes.kernels.take(mentions, np.flatnonzero(dense).tolist())
             ranks[dense] = self._dense_ranks(chosen, gold[dense], allowed)
         sparse = np.flatnonzero(~dense)
         for b, totals in zip(
-            sparse, self._passes.totals_of([(singles[b], rivals[b]) for b in sparse]), strict=True
+            sparse, self._passes.totals_of([(singles[b], ahead[b]) for b in sparse]), strict=True
         ):
             check_finite(totals)
             ranks[b] = np.count_nonzero(totals >= own[b])
@@ -215,88 +215,83 @@ class Scan:
             raise InvalidInputError("mentions: none to search for", field="mentions")
         if mode not in MODES:
             raise InvalidInputError(f"mode: {mode!r} is not one of {', '.join(MODES)}", field="mode")
-        found: list[_Best] = []
         prepare = self._passes.prepare_coded if mode == "coded" and rows is None else self._passes.prepare
+        answers: list[_Best] = []
         for part in self._passes.parts(mentions):
             prepared = prepare(part)
             if rows is not None:
-                found += self._among(prepared, k, rows)
-            elif mode == "exact" or (mode == "certified" and self._passes.kernels.bounds is None):
-                found += self._exact(prepared, k, allowed)
-            elif mode == "certified":
-                found += self._certified(prepared, k, allowed)
+                answers += self._among(prepared, k, rows)
+            elif mode == "coded":
+                answers += self._coded(prepared, k, allowed, max(k, rerank or DEFAULT_RERANK))
+            elif mode == "exact" or self._passes.kernels.bounds is None:
+                answers += self._exact(prepared, k, allowed)
             else:
-                found += self._coded(prepared, k, allowed, max(k, rerank or DEFAULT_RERANK))
-        return _stack(found)
+                answers += self._certified(prepared, k, allowed)
+        return _stack(answers)
 
     def _among(self, mentions: Prepared, k: int, rows: _Rows) -> list[_Best]:
-        return [self._rank(one, k, rows, "exact", len(rows)) for one in self._passes.singles(mentions)]
+        return [self._best(one, k, rows, "exact", len(rows)) for one in self._passes.singles(mentions)]
 
     def _exact(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
         totals = _restrict(self._passes.totals(mentions), allowed)  # (B, N)
         scored = _count(len(self), None, allowed)
-        chosen = self._passes.each(lambda row: self._contenders(row, k), totals)
+        chosen = self._passes.each(lambda row: self._topk(row, k), totals)
         singles = self._passes.singles(mentions)
-        return [self._rank(one, k, c, "exact", scored) for one, c in zip(singles, chosen, strict=True)]
+        return [self._best(one, k, rows, "exact", scored) for one, rows in zip(singles, chosen, strict=True)]
 
     def _certified(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
         bounds = _restrict(self._passes.bounds(mentions), allowed)  # (B, N)
-        searches = [Refinement(row, k) for row in bounds]
+        searches = [BoundedSearch(row, k) for row in bounds]
         singles = self._passes.singles(mentions)
-        waiting = list(range(mentions.count))
+        self._run(searches, singles)
+        answers = {
+            b: self._best(singles[b], k, search.best(), "certified", search.scored)
+            for b, search in enumerate(searches)
+            if not search.dense
+        }
+        dense = [b for b in range(mentions.count) if b not in answers]
+        if dense:
+            rest = self._passes.kernels.take(mentions, dense)
+            answers |= dict(zip(dense, self._exact(rest, k, allowed), strict=True))
+        return [answers[b] for b in range(mentions.count)]
+
+    def _run(self, searches: Sequence[BoundedSearch], singles: Sequence[Prepared]) -> None:
+        """Score rows, round by round for all mentions together, until no search asks for more."""
+        waiting = list(range(len(searches)))
         while waiting:
-            rows = dict(
-                zip(waiting, self._passes.each(lambda b: searches[b].next_rows(), waiting), strict=True)
-            )
-            waiting = [b for b in waiting if len(rows[b])]
-            for b, totals in zip(
-                waiting, self._passes.totals_of([(singles[b], rows[b]) for b in waiting]), strict=True
-            ):
+            asked = self._passes.each(lambda b: searches[b].next_rows(), waiting)
+            rows = {b: r for b, r in zip(waiting, asked, strict=True) if len(r)}
+            waiting = list(rows)
+            scores = self._passes.totals_of([(singles[b], rows[b]) for b in waiting])
+            for b, totals in zip(waiting, scores, strict=True):
                 check_finite(totals)
                 searches[b].add(rows[b], totals)
-        return self._finish(mentions, k, allowed, searches, singles)
-
-    def _finish(
-        self,
-        mentions: Prepared,
-        k: int,
-        allowed: Mask | None,
-        searches: Sequence[Refinement],
-        singles: Sequence[Prepared],
-    ) -> list[_Best]:
-        dense = [b for b, search in enumerate(searches) if search.dense]
-        finished: dict[int, _Best] = {}
-        if dense:
-            answers = self._exact(self._passes.kernels.take(mentions, dense), k, allowed)
-            finished = dict(zip(dense, answers, strict=True))
-        for b, search in enumerate(searches):
-            if b not in finished:
-                finished[b] = self._rank(singles[b], k, search.best(), "certified", search.scored)
-        return [finished[b] for b in range(len(searches))]
 
     def _coded(self, mentions: Prepared, k: int, allowed: Mask | None, rerank: int) -> list[_Best]:
         estimates = _restrict(self._passes.estimates(mentions), allowed)  # (B, N)
         rerank = min(rerank, _count(len(self), None, allowed))
-        chosen = self._passes.each(lambda row: contenders(row, rerank), estimates)
+        chosen = self._passes.each(lambda row: topk_with_ties(row, rerank), estimates)
         singles = self._passes.singles(mentions)
-        return [self._rank(one, k, c, "coded", len(c)) for one, c in zip(singles, chosen, strict=True)]
+        return [
+            self._best(one, k, rows, "coded", len(rows)) for one, rows in zip(singles, chosen, strict=True)
+        ]
 
-    def _rank(self, prepared: Prepared, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
+    def _best(self, mention: Prepared, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
         """The k best of a few rows of one mention, with their units' scores."""
-        [totals] = self._passes.totals_of([(prepared, rows)])
+        [totals] = self._passes.totals_of([(mention, rows)])
         check_finite(totals)
-        near = self._contenders(totals, k)
-        best = self._passes.scores_of(prepared, rows[near])
-        final = order(best.total[0], rows[near], self._tie_key)[:k]
-        units = {name: score[0, final] for name, score in best.units.items()}
-        return _Best(rows[near][final], best.total[0, final], units, mode, scored)
+        near = rows[self._topk(totals, k)]
+        scores = self._passes.scores_of(mention, near)
+        final = order(scores.total[0], near, self._tie_key)[:k]
+        units = {name: score[0, final] for name, score in scores.units.items()}
+        return _Best(near[final], scores.total[0, final], units, mode, scored)
 
-    def _contenders(self, scores: Array, k: int) -> _Rows:
-        """The k best, and all that rounding could put among them."""
+    def _topk(self, scores: Array, k: int) -> _Rows:
+        """Positions of the k best of ``scores`` (N,), and of all that rounding could put among them."""
         margin = 0.0
         if self._passes.kernels.rounding and k < len(scores):
             margin = 2 * self._passes.kernels.rounding * (1 + abs(kth_largest(scores, k)))
-        return contenders(scores, k, margin)
+        return topk_with_ties(scores, k, margin)
 
 
 def _restrict(scores: Array, allowed: Mask | None) -> Array:
@@ -312,11 +307,11 @@ def _count(rows: int, chosen: _Rows | None, allowed: Mask | None) -> int:
     return rows if allowed is None else int(np.count_nonzero(allowed))
 
 
-def _stack(found: Sequence[_Best]) -> TopK:
+def _stack(answers: Sequence[_Best]) -> TopK:
     return TopK(
-        np.stack([b.rows for b in found]),
-        np.stack([b.scores for b in found]),
-        {name: np.stack([b.units[name] for b in found]) for name in found[0].units},
-        tuple(b.mode for b in found),
-        np.array([b.scored for b in found], np.int64),
+        np.stack([a.rows for a in answers]),
+        np.stack([a.scores for a in answers]),
+        {name: np.stack([a.units[name] for a in answers]) for name in answers[0].units},
+        tuple(a.mode for a in answers),
+        np.array([a.scored for a in answers], np.int64),
     )

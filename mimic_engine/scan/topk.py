@@ -1,4 +1,7 @@
-"""Top-k of score rows, ties broken by a key, and ranks with ties counted against the gold entity."""
+"""The best of a row of scores: top-k with ties by a key, ranks with ties against the gold entity.
+
+NaN has no rank: :func:`check_finite` refuses it before anything is ordered.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,14 @@ TieKey = Callable[[NDArray[np.int64]], Sequence[str]]  # row numbers to sortable
 _STRIP = 128  # scores whose largest stands for all of them in a first look
 
 
-def order(scores: Array, rows: NDArray[np.int64], tie_key: TieKey | None) -> NDArray[np.int64]:
-    """Positions that sort ``scores`` (M,) from high to low; ties by ``tie_key`` of their rows, or by row."""
-    if tie_key is not None and len(np.unique(scores)) < len(scores):
-        keys = np.asarray(tie_key(rows), dtype=np.str_)
-        return np.lexsort((keys, -scores))
-    return np.lexsort((rows, -scores))
+def check_finite(scores: Array) -> None:
+    """Raise :class:`EngineError` unless all of the scores, of any shape, are finite."""
+    # Two reductions instead of a mask of the whole: NaN comes out of both.
+    if scores.size and not (np.isfinite(scores.max()) and np.isfinite(scores.min())):
+        raise EngineError(
+            "scores: not all of them are finite: the weights or the index are damaged, "
+            "or the encoders' precision has too small a range"
+        )
 
 
 def kth_largest(scores: Array, k: int) -> float:
@@ -36,7 +41,7 @@ def kth_largest(scores: Array, k: int) -> float:
     return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
-def contenders(scores: Array, k: int, margin: float = 0.0) -> NDArray[np.int64]:
+def topk_with_ties(scores: Array, k: int, margin: float = 0.0) -> NDArray[np.int64]:
     """Positions of all scores (N,) that reach the k-th largest less ``margin``, in ascending order.
 
     With a margin of 0 these are the k best and whatever ties with the last of them.
@@ -46,20 +51,15 @@ def contenders(scores: Array, k: int, margin: float = 0.0) -> NDArray[np.int64]:
     return np.flatnonzero(scores >= np.float32(kth_largest(scores, k) - margin))
 
 
+def order(scores: Array, rows: NDArray[np.int64], tie_key: TieKey | None) -> NDArray[np.int64]:
+    """Positions that sort ``scores`` (M,) from high to low; ties by ``tie_key`` of their rows, or by row."""
+    if tie_key is not None and len(np.unique(scores)) < len(scores):
+        keys = np.asarray(tie_key(rows), dtype=np.str_)
+        return np.lexsort((keys, -scores))
+    return np.lexsort((rows, -scores))
+
+
 def pessimistic_ranks(scores: Array, gold: NDArray[np.int64]) -> NDArray[np.int64]:
     """1-based rank of column ``gold[b]`` in each row of ``scores`` (B, N); every tie counts against it."""
     own = scores[np.arange(len(gold)), gold]  # (B,)
     return (~(scores < own[:, None])).sum(1).astype(np.int64)
-
-
-# Scores that are not finite are an error: NaN has no rank.
-
-
-def check_finite(scores: Array) -> None:
-    """Raise :class:`EngineError` unless all of the scores, of any shape, are finite."""
-    # Two reductions instead of a mask of the whole: NaN comes out of both.
-    if scores.size and not (np.isfinite(scores.max()) and np.isfinite(scores.min())):
-        raise EngineError(
-            "scores: not all of them are finite: the weights or the index are damaged, "
-            "or the encoders' precision has too small a range"
-        )

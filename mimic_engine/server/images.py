@@ -42,7 +42,7 @@ class ImageRoutes:
         entity_id = request.path_params["entity_id"]
         index = self._service.linker.index
         try:
-            source = index.picture(int(index.rows([entity_id])[0]))
+            source = index.image(int(index.rows([entity_id])[0]))
         except UnknownEntityError as error:
             return json_response(describe(error)[1], 404)
         return await self._image(request, f"entity {entity_id!r}", source)

@@ -29,7 +29,7 @@ def plain(tiny_model, tiny_index):
 
 
 @pytest.fixture
-def picture(tiny_picture):
+def image(tiny_picture):
     return tiny_picture.read_bytes()
 
 
@@ -37,13 +37,13 @@ def summary(results):
     return [([c.id for c in r.candidates], r.text_truncated, r.has_image) for r in results]
 
 
-def test_answers_are_those_without_a_cache(linker, plain, picture):
+def test_answers_are_those_without_a_cache(linker, plain, image):
     long = "a b c d e f g h i j a b"
     mentions = [
         Mention("a", "a b"),
-        Mention("a", "a b", picture),
+        Mention("a", "a b", image),
         Mention("c", long),
-        Mention("c", long, picture),
+        Mention("c", long, image),
     ]
     expected = plain.link(mentions, 13)
     for batch in (mentions, mentions[:1], mentions[1:], mentions[::-1], [*mentions, *mentions]):
@@ -56,22 +56,22 @@ def test_answers_are_those_without_a_cache(linker, plain, picture):
     )
 
 
-def test_a_mention_that_comes_again_is_not_encoded_again(linker, picture, monkeypatch):
-    mention = Mention("a b", "c d", picture)
+def test_a_mention_that_comes_again_is_not_encoded_again(linker, image, monkeypatch):
+    mention = Mention("a b", "c d", image)
     [first] = linker.link([mention], 13)
     for name in ("encode_text", "encode_image", "fold_mentions"):
         monkeypatch.setattr(linker.featurizer._session, name, None)  # calling it would raise
     monkeypatch.setattr(linker.featurizer, "images", None)
-    [second] = linker.link([Mention("a b", "c d", bytes(picture))], 13)
+    [second] = linker.link([Mention("a b", "c d", bytes(image))], 13)
     assert second == first
     assert linker.cache.asked == {("mention", "miss"): 1, ("mention", "hit"): 1, ("image", "miss"): 1}
 
 
-def test_a_picture_that_comes_with_another_text_is_not_decoded_again(linker, plain, picture, monkeypatch):
-    linker.link([Mention("a b", "c d", picture)])
+def test_an_image_that_comes_with_another_text_is_not_decoded_again(linker, plain, image, monkeypatch):
+    linker.link([Mention("a b", "c d", image)])
     monkeypatch.setattr(linker.featurizer, "images", None)
     monkeypatch.setattr(linker.featurizer._session, "encode_image", None)
-    other = Mention("e", "f g", picture)
+    other = Mention("e", "f g", image)
     assert summary(linker.link([other], 13)) == summary(plain.link([other], 13))
     assert linker.cache.asked["image", "hit"] == 1
 
@@ -85,10 +85,10 @@ def test_explanations_know_their_tokens_also_from_the_cache(linker, plain):
         assert one.explanation.attention == pytest.approx(other.explanation.attention, abs=1e-5)
 
 
-def test_errors_are_not_remembered(linker, picture):
+def test_errors_are_not_remembered(linker, image):
     for _ in range(2):
         with pytest.raises(ImageError):
-            linker.link([Mention("a", "b", picture[:60])])
+            linker.link([Mention("a", "b", image[:60])])
         with pytest.raises(InvalidInputError, match="surrogate"):
             linker.link([Mention("a", "\ud800")])
     assert ("mention", "hit") not in linker.cache.asked
@@ -96,7 +96,7 @@ def test_errors_are_not_remembered(linker, picture):
 
 
 def test_paths_are_read_every_time(linker, plain, tmp_path, tiny_picture, tiny_kb):
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     for source in (tiny_picture, tiny_kb.parent / "1.png"):
         file.write_bytes(source.read_bytes())
         mention = Mention("a", "b", file)

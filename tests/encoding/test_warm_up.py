@@ -1,4 +1,4 @@
-"""After a warm-up nothing new happens for any batch, length or picture; and sessions are opened anew after a fault."""
+"""After a warm-up nothing new happens for any batch, length or image; and sessions are opened anew after a fault."""
 
 import numpy as np
 import onnxruntime
@@ -7,9 +7,10 @@ import pytest
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
 from mimic_engine.encoding.buckets import ROWS, bucket, length_buckets
 from mimic_engine.encoding.featurizer import warm_up
+from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession
-from mimic_engine.encoding.session import ENCODERS, FOLDS, GraphSession
+from mimic_engine.encoding.session import GraphSession
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import DeviceError, DeviceLostError, ModelError
 from mimic_engine.export.profiles import profiles
@@ -37,7 +38,7 @@ def masked_model(tiny_checkpoint, tmp_path_factory):
 
 
 def requests(length):
-    """Every number of mentions up to over a bucket, every number of tokens, with and without pictures."""
+    """Every number of mentions up to over a bucket, every number of tokens, with and without images."""
     for rows in (1, 2, 3, 5, 8, 9, 17, 31, 32, 33, 70):
         for used in {2, length // 4, length // 2 + 1, length}:
             mask = np.repeat((np.arange(length) < used)[None], rows, axis=0).astype(np.int64)
@@ -47,8 +48,8 @@ def requests(length):
 def answer(session, length):
     """Fold the mentions of every request."""
     for tokens, rows in requests(length):
-        pictures = session.encode_image(np.ones((rows, 3, 32, 32), np.float32))
-        session.fold_mentions(session.encode_text(tokens), pictures)
+        images = session.encode_image(np.ones((rows, 3, 32, 32), np.float32))
+        session.fold_mentions(session.encode_text(tokens), images)
 
 
 def bound_session(folder, make):
@@ -157,8 +158,8 @@ def test_the_torch_session_is_warmed_up_too(tiny_checkpoint):
 
 def folded(session):
     tokens, _ = next(iter(requests(9)))
-    pictures = session.encode_image(np.ones((1, 3, 32, 32), np.float32))
-    return session.fold_mentions(session.encode_text(tokens), pictures)
+    images = session.encode_image(np.ones((1, 3, 32, 32), np.float32))
+    return session.fold_mentions(session.encode_text(tokens), images)
 
 
 def test_a_rebuilt_session_is_open_anew_and_gives_the_same(tiny_model):

@@ -5,7 +5,8 @@ import onnx
 import pytest
 import torch
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.export.graphs import BATCH, model_graphs
 from mimic_engine.kernels.reference import scores_ref

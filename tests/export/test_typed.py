@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import ModelError
 from mimic_engine.export.emulated import EmulatedGraph
 from mimic_engine.export.graphs import BATCH, model_graphs

@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mimic_engine.encoding.manifest import GRAPHS, ModelManifest, StoredFile
+from mimic_engine.encoding.graph_names import GRAPHS
+from mimic_engine.encoding.manifest import ModelManifest, StoredFile
 from mimic_engine.export import verify
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from mimic_engine.encoding.buckets import ROWS
+from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession
-from mimic_engine.encoding.session import ENCODERS, FOLDS, GraphSession
+from mimic_engine.encoding.session import GraphSession
 from mimic_engine.errors import EngineError, InvalidInputError, ModelError
 from mimic_engine.export.profiles import profiles
 from mimic_engine.gpu.tensorrt import EngineGraph, TensorRtSession

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.kernels.reference import scores_ref
-from mimic_engine.scan.certified import Refinement
+from mimic_engine.scan.certified import BoundedSearch
 from mimic_engine.types import EntityArrays
 from tests.scan.compiled import compiled
 
@@ -16,7 +16,7 @@ WIDE = MatcherConfig(text_width=24, text_token_width=24, hidden=32)
 
 
 def refine(bounds, totals, k):
-    search = Refinement(np.asarray(bounds, np.float32), k)
+    search = BoundedSearch(np.asarray(bounds, np.float32), k)
     totals = np.asarray(totals, np.float32)
     while len(rows := search.next_rows()):
         search.add(rows, totals[rows])

@@ -26,7 +26,7 @@ SHAPES = {
     "large logits": Shape(2, 40, 39, 23, 96, 8, logits=9.0),
     "large logits, whole chunks": Shape(2, 40, 48, 24, 96, 8, logits=9.0),
     "text alone": Shape(2, 3, units=("tglu",)),
-    "pictures alone": Shape(2, 33, units=("vdlu",)),
+    "images alone": Shape(2, 33, units=("vdlu",)),
     "concatenation": Shape(2, 33, units=("tglu", "concat", "cmfu"), storage="float16"),
 }
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimic_engine.scan.topk import contenders, order, pessimistic_ranks
+from mimic_engine.scan.topk import order, pessimistic_ranks, topk_with_ties
 
 # Few distinct values, so that ties at the border of the k best are common.
 score_lists = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=40)
@@ -13,7 +13,7 @@ score_lists = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_s
 
 def top_k(scores, k, key=None):
     """The k best as a search finds them: those that reach the k-th, in order, cut."""
-    chosen = contenders(scores, k)
+    chosen = topk_with_ties(scores, k)
     return chosen[order(scores[chosen], chosen, key)][:k]
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, UnknownEntityError
-from mimic_engine.index.entities import picture_path
+from mimic_engine.index.entities import image_path
 from mimic_engine.types import Candidate, Entity, Explanation, LinkResult, TokenSpan
 
 ENTITIES = (
@@ -55,9 +55,9 @@ class WordIndex:
     def entity(self, row):
         return self.entities[row]
 
-    def picture(self, row):
+    def image(self, row):
         images = [image for image in self.entities[row].images if not isinstance(image, bytes)]
-        return picture_path(Path("/nowhere"), str(images[0])) if images else None
+        return image_path(Path("/nowhere"), str(images[0])) if images else None
 
 
 class WordRequest(NamedTuple):

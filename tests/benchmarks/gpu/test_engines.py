@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.gpu import engines
-from mimic_engine.encoding.manifest import GRAPHS
+from mimic_engine.encoding.graph_names import GRAPHS
 from mimic_engine.errors import MissingDependencyError
 from mimic_engine.export.to_onnx import ExportOptions, export_model
 from mimic_engine.gpu.tensorrt_library import load_library

@@ -72,7 +72,7 @@ def test_a_wrong_scan_is_an_error_and_writes_nothing(tmp_path, monkeypatch, caps
 def mentions_file(tmp_path, tiny_kb):
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / "kb.jsonl").write_text(tiny_kb.read_text().replace('"images"', '"pictures_elsewhere"'), "utf-8")
+    (folder / "kb.jsonl").write_text(tiny_kb.read_text().replace('"images"', '"images_elsewhere"'), "utf-8")
     lines = [json.dumps({"mention": c, "sentence": f"{c} d e", "answer": "E01"}) + "\n" for c in "abc"]
     (folder / "test.jsonl").write_text("".join(lines), "utf-8")
     return folder

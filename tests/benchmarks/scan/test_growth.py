@@ -25,7 +25,7 @@ def coded_index(tiny_index, tmp_path):
 def data(tmp_path, tiny_kb):
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / "kb.jsonl").write_text(tiny_kb.read_text().replace('"images"', '"pictures_elsewhere"'), "utf-8")
+    (folder / "kb.jsonl").write_text(tiny_kb.read_text().replace('"images"', '"images_elsewhere"'), "utf-8")
     lines = [json.dumps({"mention": c, "sentence": f"{c} d e", "answer": "E01"}) + "\n" for c in "abc"]
     (folder / "test.jsonl").write_text("".join(lines), "utf-8")
     return folder

@@ -17,6 +17,7 @@ from mimic_engine.gpu.scan import CudaRanker, CudaScan
 from mimic_engine.index.store import Index
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import SCORERS
+from tests.index.changes import delete
 
 pytestmark = pytest.mark.usefixtures("sorted_topk")
 MENTIONS = (Mention("a b", "c a b d"), Mention("j", "j e f"), Mention("", ""))
@@ -72,7 +73,7 @@ def test_a_newer_index_is_taken_up(tiny_model, tiny_index, tmp_path):
         Linker.open(tiny_model, tmp_path / "index", scorer="cuda", placement="host", threads=1)
     ) as old:
         best = old.link(MENTIONS[:1], 1)[0].candidates[0].id
-        Index.open(tmp_path / "index").delete([best])
+        delete(Index.open(tmp_path / "index"), [best])
         with closing(old.reopened()) as new:
             assert isinstance(new._scan, CudaRanker) and new._scan is not old._scan
             assert new._scan._placement == "host"
