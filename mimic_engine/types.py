@@ -141,6 +141,9 @@ class LinkOptions:
     explain: bool = False
 
 
+DEFAULT_OPTIONS = LinkOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Token ids of B texts, padded to L. ``truncated[b]`` says that text b was cut."""

@@ -253,12 +253,12 @@ def _mentions(args: argparse.Namespace, counts: ReadCounts) -> Iterator[Mention]
 
 
 def _as_json(mention: Mention, result: LinkResult) -> dict[str, Any]:
-    found = asdict(result)
-    for optional in (found, *found["candidates"]):
+    fields = asdict(result)
+    for optional in (fields, *fields["candidates"]):
         for name in ("tokens", "explanation"):
             if optional.get(name, ...) is None:
                 del optional[name]
-    return {"mention": mention.mention, "sentence": mention.sentence, **found}
+    return {"mention": mention.mention, "sentence": mention.sentence, **fields}
 
 
 def _print_json(data: Any, indent: int | None = None) -> None:

@@ -34,6 +34,7 @@ from mimic_engine.index.store import Index
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
 from mimic_engine.types import (
+    DEFAULT_OPTIONS,
     Candidate,
     DeviceLayer,
     LinkOptions,
@@ -44,7 +45,6 @@ from mimic_engine.types import (
     ScorerChoice,
 )
 
-DEFAULTS = LinkOptions()
 KEPT_MASKS = 16  # of types that were asked for together
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ class Linker:
             raise _outside(top_k, search.count)
         return self.link_prepared([self._prepare(m, options, search) for m in mentions])
 
-    def prepare(self, mention: Mention, options: LinkOptions = DEFAULTS) -> PreparedRequest:
+    def prepare(self, mention: Mention, options: LinkOptions = DEFAULT_OPTIONS) -> PreparedRequest:
         """Tokenise and decode one mention, and resolve its options: all that needs no device.
 
         Errors as in :meth:`link`, but for a ``top_k`` above the number of candidates: it is lowered to that.
