@@ -128,7 +128,7 @@ def command() -> str:
 
 
 def header(command_line: str | None = None) -> dict[str, Any]:
-    """What every result file starts with: how, from which source, where, with what, when (UTC)."""
+    """Header of every result file: how, from which source, where, with what, when (UTC)."""
     revision, dirty = commit()
     return {
         "command": command_line or command(),

@@ -1,4 +1,4 @@
-"""When the best candidate is not good enough: the nil threshold of a model, and how it is chosen and kept.
+"""Nil threshold of a model, below which its best candidate is not good enough: chosen, kept, read.
 
 A mention whose best score lies below the threshold is answered "nil", none of these. The threshold belongs to
 a model and to a kind of knowledge base: :func:`choose` takes it from labelled mentions, ``mimic-engine

@@ -52,7 +52,7 @@ class RecallRow:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What was measured: by which mentions, over how many entities, and the shares at a ladder of R.
+    """One measurement: by which mentions, over how many entities, and the shares at a ladder of R.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Recall:
 
 
 def promised(manifest: IndexManifest) -> Recall | None:
-    """What the coded mode promises on an index; None where nothing was measured.
+    """The recall that an index promises of the coded mode; None where nothing was measured.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def promised(manifest: IndexManifest) -> Recall | None:
 
 
 def regressions(promise: Recall, places: NDArray[np.int64]) -> list[str]:
-    """What today's ``places`` (M, k) say against a promise; the rule is in the module's docstring."""
+    """Promised shares that ``places`` (M, k) of today break, in words; see the module's rule."""
     then, now = promise.row(promise.r_999), _row(places, promise.r_999)
     worse = []
     for name in ("top1_identical", "mentions_contained"):

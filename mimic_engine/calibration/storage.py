@@ -1,4 +1,4 @@
-"""Measures what storing an index in fewer bits changes, by its best entities folded again in float32.
+"""Recall of an index stored in fewer bits, measured by its best entities folded again in float32.
 
 For each mention the best 2 k entities of the index are folded again from what it
 keeps of them. Their float32 scores are compared with the stored ones, and the
@@ -40,7 +40,7 @@ _ENTITIES_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class StorageRecall:
-    """What was measured.
+    """One measurement.
 
     Attributes
     ----------
@@ -178,7 +178,7 @@ class StorageCalibration:
 
 
 def recorded(manifest: IndexManifest) -> StorageRecall | None:
-    """What the manifest says of the storage; None where it was not measured.
+    """The measurement that the manifest keeps; None where it was not measured.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def recorded(manifest: IndexManifest) -> StorageRecall | None:
 
 
 def regressions(then: StorageRecall, now: StorageRecall) -> list[str]:
-    """What a measurement says against a recorded one: that the mean error is over twice as large."""
+    """A mean error over twice the recorded one, in words; none where it is not."""
     limit = TOLERANCE * max(then.error_mean, _FLOOR)
     if now.error_mean <= limit:
         return []

@@ -1,4 +1,4 @@
-"""Opens a data set or a knowledge base, whatever its format.
+"""A data set or a knowledge base opened, whatever its format.
 
 A data set is a folder in MIMIC's published format, or one of own records:
 ``kb.jsonl`` or ``kb.parquet`` and a ``train`` / ``dev`` / ``test`` file of either kind.
@@ -22,7 +22,7 @@ KB = "kb"
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What was read and what was not there: counts of the entities and of each split."""
+    """Report of a reading, of what was not there too: counts of the entities and of each split."""
 
     entities: ReadCounts
     splits: Mapping[str, ReadCounts]

@@ -66,7 +66,7 @@ class MentionWithCandidates:
 
 @dataclass(slots=True)
 class CandidateCounts(ReadCounts):
-    """What a reader of candidates has passed so far."""
+    """Counts of what a reader of candidates has passed so far."""
 
     candidates: int = 0  # given out
     repeated_candidates: int = 0  # named more than once for a mention

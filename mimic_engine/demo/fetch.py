@@ -1,4 +1,4 @@
-"""Download the demo's packages, check their hashes, and unpack the few files that are needed.
+"""Download of the demo's packages, their hashes checked, the few files unpacked that are needed.
 
 Each archive becomes one folder of the cache, published by an atomic rename:
 a folder that exists is complete, so an interrupted fetch starts again at the

@@ -1,4 +1,4 @@
-"""Which articles become entities of the demo, and which drawings show them.
+"""Choice of the articles that become entities of the demo, and of the drawings that show them.
 
 Article titles meet emoji labels by an exact or singular match; ``tables.json``
 holds our own hand-checked facts: labels that mean something else than the

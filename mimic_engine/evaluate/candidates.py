@@ -74,7 +74,7 @@ class CandidateSetRanks:
                 self._ranks.append(rank_among(self._scan, arrays.take([b]), rows, gold))
 
     def result(self) -> CandidateSetEvaluation:
-        """What was collected.
+        """Metrics of the mentions added.
 
         Raises
         ------

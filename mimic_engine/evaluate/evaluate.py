@@ -47,7 +47,7 @@ TIES = "counted against the gold entity: its rank is the number of entities that
 
 
 class Ranker(Protocol):
-    """What ranks gold entities: :class:`~mimic_engine.scan.scan.Scan`."""
+    """A ranking of gold entities: :class:`~mimic_engine.scan.scan.Scan`, or one among the rows alive."""
 
     def __len__(self) -> int:
         """Entities N."""

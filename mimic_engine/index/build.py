@@ -1,4 +1,4 @@
-"""Build an index from a knowledge base: streaming, resumable, published by one rename.
+"""Build of an index from a knowledge base: streaming, resumable, published by one rename.
 
 Two passes over the entities: the first checks and counts them
 (:mod:`mimic_engine.index.validate`), the second encodes, folds and writes them into

@@ -128,7 +128,7 @@ class IdLookup:
 
 
 def image_name(image: ImageSource) -> str:
-    """What an entity calls an image: its path or URL, or ``sha256:HEX`` of its bytes."""
+    """Name of an image in the table: its path or URL, or ``sha256:HEX`` of its bytes."""
     return _PREFIX + hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else str(image)
 
 

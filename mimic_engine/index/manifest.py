@@ -59,7 +59,7 @@ _TOMBSTONES_NAME = re.compile(r"[0-9]{8,18}\.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class IndexManifest:
-    """What an index says about itself.
+    """Manifest of one snapshot of an index.
 
     Attributes
     ----------

@@ -21,7 +21,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class BuildIdentity:
-    """What must be the same for a build to be continued."""
+    """Identity of a build: all that must be the same for it to be continued."""
 
     model_hash: str
     dtype: DType

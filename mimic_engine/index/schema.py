@@ -121,7 +121,7 @@ def check_stored(arrays: Mapping[str, NDArray[Any]], rows: int, dtype: str, cons
 
 
 class EntityFeaturizer(Protocol):
-    """What an index needs of a model: entities in, folded float32 arrays out."""
+    """A model as an index needs it: entities in, folded float32 arrays out."""
 
     @property
     def constants(self) -> FoldConstants:

@@ -1,4 +1,4 @@
-"""Generations of an index: publish a new one, list and read those that are kept, forget old ones.
+"""Snapshots of an index by generation: a new one published, those kept listed and read, old ones forgotten.
 
 A snapshot is a manifest and the files it names, none of which ever changes.
 ``manifest.json`` is the newest. Before it is replaced it is copied to

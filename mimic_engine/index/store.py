@@ -196,7 +196,7 @@ class Index:
         return image_path(self.path, str(images[0])) if images else None
 
     def image_names(self) -> set[str]:
-        """What the entities call their images, dead rows included."""
+        """Names of all images of the entities, dead rows included."""
         return set(pc.list_flatten(self._columns["images"]).to_pylist())
 
     def ids(self, rows: Rows) -> list[str]:

@@ -1,4 +1,4 @@
-"""Check the files of an index against its manifest: present, of the right size, with the right sha256."""
+"""Verification of an index: each file of its manifest there, of the right size, with the right sha256."""
 
 from __future__ import annotations
 

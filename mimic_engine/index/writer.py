@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one change did: the generation that has it, entities added, replaced, deleted, and there now."""
+    """One change: the generation that has it, entities added, replaced, deleted, and there now."""
 
     generation: int
     added: int

@@ -116,7 +116,7 @@ class BatchLoss:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What is encoded of one side of a batch: R records, their text length, what is left out."""
+    """One side of a batch to be encoded: R records, their text length, what is left out."""
 
     records: Rows  # (R,)
     length: int

@@ -109,7 +109,7 @@ def picture_sources(picture: Picture) -> tuple[ImageSource, ...]:
 
 
 def picture_identity(source: Picture) -> str:
-    """What tells one picture from another: a hash of its bytes, or path, size and time of the file."""
+    """Identity of a picture: a hash of its bytes, or path, size and time of the file."""
     if isinstance(source, Album):
         return json.dumps([picture_identity(s) for s in source.sources])
     if isinstance(source, bytes):

@@ -83,7 +83,7 @@ class RecordEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def over(self, corpus: Corpus) -> RecordEncoder:

@@ -129,7 +129,7 @@ class WeightAverage:
             self._copy(own)
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`restore` reads: steps taken in, and the average."""
+        """State for :meth:`restore`: steps taken in, and the average."""
         return {"steps": self._steps, "mean": self._mean}
 
     def restore(self, state: Mapping[str, Any]) -> None:

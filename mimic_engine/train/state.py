@@ -24,7 +24,7 @@ FREE = frozenset(
 
 @dataclass
 class Progress:
-    """How far a run is: epochs and steps done, best dev MRR, validations since, seconds trained, log rows."""
+    """Progress of a run: epochs, steps, best dev MRR, validations since, seconds trained, log rows."""
 
     epoch: int = 0
     step: int = 0
