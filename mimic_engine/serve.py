@@ -66,7 +66,7 @@ def _demo_cache(settings: Settings) -> Path | None:
 
 
 def _serve(settings: Settings) -> int:
-    from mimic_engine.engine.gpu_choice import choose_chain
+    from mimic_engine.engine.gpu_choice import choose_pipeline
     from mimic_engine.engine.linker import Linker
     from mimic_engine.images import ImageLimits
     from mimic_engine.index_changes import IndexChanges
@@ -94,7 +94,7 @@ def _serve(settings: Settings) -> int:
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
         try:
-            linker = choose_chain(linker, settings.chain)
+            linker = choose_pipeline(linker, settings.chain)
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
             writer = None
             if settings.admin_key_file is not None:

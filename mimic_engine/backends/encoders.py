@@ -199,7 +199,7 @@ def _prove(session: EncoderSession, reference: EncoderSession, precision: str) -
 
 
 def warm_up_input(session: EncoderSession) -> tuple[TokenBatch, Array]:
-    """Three texts of different lengths of low token ids, and three pictures of noise."""
+    """Three texts of different lengths of low token ids, and three images of noise."""
     length, size = session.text_config.max_length, session.image_config.size
     rng = np.random.default_rng(0)
     mask = (np.arange(length) < np.array([[length], [max(2, length // 2)], [2]])).astype(np.int64)  # (3, L)
@@ -209,7 +209,7 @@ def warm_up_input(session: EncoderSession) -> tuple[TokenBatch, Array]:
 
 
 def outputs(session: EncoderSession, tokens: TokenBatch, pixels: Array) -> list[Array]:
-    """Everything that a session gives for texts and pictures: features and both sides folded."""
+    """Everything that a session gives for texts and images: features and both sides folded."""
     text, image = session.encode_text(tokens), session.encode_image(pixels)
     folded = (*session.fold_mentions(text, image).items(), *session.fold_entities(text, image).items())
     return [text.cls, text.tokens, image.cls, image.tokens, *(array for _, array in folded)]

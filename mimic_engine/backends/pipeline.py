@@ -50,8 +50,8 @@ def takes_pipeline(choice: ChainChoice, featurizer: Featurizer, scan: Ranker) ->
 
 def _check(featurizer: Featurizer, scan: Ranker) -> None:
     if featurizer.backend not in GPU_BACKENDS:
-        found = featurizer.backend
-        raise BackendError(f"chain: the encoders run on {found!r}, not on {' or '.join(GPU_BACKENDS)}")
+        name = featurizer.backend
+        raise BackendError(f"chain: the encoders run on {name!r}, not on {' or '.join(GPU_BACKENDS)}")
     if isinstance(featurizer, CachingFeaturizer):
         raise BackendError("chain: mentions are remembered on the host; mention_cache_bytes=0 keeps none")
     try:

@@ -7,7 +7,7 @@ from mimic_engine.engine.linker import Linker
 from mimic_engine.types import ChainChoice
 
 
-def choose_chain(linker: Linker, choice: ChainChoice) -> Linker:
+def choose_pipeline(linker: Linker, choice: ChainChoice) -> Linker:
     """A linker over the GPU pipeline and the linker's parts, or the linker itself.
 
     Parameters

@@ -42,7 +42,7 @@ class DeviceMentions:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DeviceShortList:
     """Candidates of B mentions on the device: rows (B, K), how many count (B,), and entities scored (B,).
 
     ``overflow`` (B,) counts survivors that had no room: such a mention must be scored densely.
@@ -56,14 +56,14 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """What a search found, on the host: K candidates of B mentions, and the parts of their scores.
+class ShortList:
+    """Candidates of B mentions on the host, K each, and the parts of their scores.
 
     The names are those of the result arrays that a captured search writes.
     """
 
     rows: NDArray[np.int32]  # (B, K)
-    first: Array  # (B, K) the scores that they were found by
+    first: Array  # (B, K) the scores that they are listed by
     counts: NDArray[np.int32]  # (B,) how many of the K there are
     scored: NDArray[np.int64]  # (B,) entities scored exactly
     overflow: NDArray[np.int64]  # (B,) survivors that had no room
@@ -209,22 +209,26 @@ class DevicePasses:
 
     # -- the best of all -------------------------------------------------------------------------------
 
-    def exact(self, mentions: DeviceMentions, k: int, allowed: Tensor | None, candidates: int) -> Found:
+    def exact(
+        self, mentions: DeviceMentions, k: int, allowed: Tensor | None, candidates: int
+    ) -> DeviceShortList:
         """The k (a power of two) best by exact totals."""
         best = self._no_keys(mentions.batch, k)
         for chunk in self.index.chunks(self.chunk_rows, queries=mentions.text is not None):
             self._keep(best, self.totals(mentions, chunk), chunk, allowed, finite=True)
-        return self._found(best, self._full(mentions.batch, candidates), self._full(mentions.batch, 0))
+        return self._shortlist(best, self._full(mentions.batch, candidates), self._full(mentions.batch, 0))
 
-    def coded(self, mentions: DeviceMentions, k: int, allowed: Tensor | None) -> Found:
+    def coded(self, mentions: DeviceMentions, k: int, allowed: Tensor | None) -> DeviceShortList:
         """The k (a power of two) best by the codes, scored exactly."""
         best = self._no_keys(mentions.batch, k)
         for chunk in self.index.chunks(self.chunk_rows, queries=False):
             self._keep(best, self.estimates(mentions, chunk), chunk, allowed, finite=True)
-        found = self._found(best, self._full(mentions.batch, 0), self._full(mentions.batch, 0))
-        return Found(found.rows, found.scores, found.counts, found.counts.long(), found.overflow)
+        rows, scores, counts = self._unpacked(best)
+        return DeviceShortList(rows, scores, counts, counts.long(), self._full(mentions.batch, 0))
 
-    def certified(self, mentions: DeviceMentions, rank: int, k: int, allowed: Tensor | None) -> Found:
+    def certified(
+        self, mentions: DeviceMentions, rank: int, k: int, allowed: Tensor | None
+    ) -> DeviceShortList:
         """The k (a power of two) best, of which the first ``rank`` are proved, by bounds and exact totals.
 
         Chunk by chunk: score those with the highest bounds, then every other whose
@@ -249,16 +253,16 @@ class DevicePasses:
             overflow += (counts - more.shape[1]).clamp_(min=0)
             self._score_and_keep(mentions, best, more, counts.clamp(max=more.shape[1]))
             scored += counts
-        return self._found(best, scored, overflow)
+        return self._shortlist(best, scored, overflow)
 
-    def among(self, mentions: DeviceMentions, rows: Tensor, k: int) -> Found:
+    def among(self, mentions: DeviceMentions, rows: Tensor, k: int) -> DeviceShortList:
         """The k (a power of two) best of ``rows`` (M,) int32, by exact totals."""
         best = self._no_keys(mentions.batch, k)
         for start in range(0, len(rows), self.chunk_rows):
             part = rows[start : start + self.chunk_rows].expand(mentions.batch, -1)  # (B, n)
             counts = self._full(mentions.batch, part.shape[1]).int()
             self._score_and_keep(mentions, best, part, counts)
-        return self._found(best, self._full(mentions.batch, len(rows)), self._full(mentions.batch, 0))
+        return self._shortlist(best, self._full(mentions.batch, len(rows)), self._full(mentions.batch, 0))
 
     # -- parts -----------------------------------------------------------------------------------------
 
@@ -311,8 +315,8 @@ class DevicePasses:
         unpack_keys(keys, rows, scores, counts)
         return rows, scores, counts
 
-    def _found(self, best: Tensor, scored: Tensor, overflow: Tensor) -> Found:
-        return Found(*self._unpacked(best), scored, overflow)
+    def _shortlist(self, best: Tensor, scored: Tensor, overflow: Tensor) -> DeviceShortList:
+        return DeviceShortList(*self._unpacked(best), scored, overflow)
 
     def _no_keys(self, batch: int, k: int) -> Tensor:
         return torch.full((batch, k), NOTHING, dtype=torch.int64, device=self.index.device)

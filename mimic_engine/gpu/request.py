@@ -1,4 +1,4 @@
-"""What the GPU pipeline does to a batch of requests: token ids and pixels -> encoders -> fold -> search.
+"""Plan of a batch of requests on the GPU: token ids and pixels -> encoders -> fold -> search.
 
 A batch takes the least bucket that holds it: (rows, images, tokens, k, mode).
 Images are fewer than rows where mentions have none: a row without one gets the
@@ -10,7 +10,7 @@ A search is all launches, in every mode: the chunks of an index are known
 beforehand, and a certified search counts the survivors that had no room instead
 of asking the host what to do. What is left to the host is the order of a short
 list, and another search for a mention that fell short
-(:meth:`~mimic_engine.gpu.scan.CudaScan.settled`), which the answer's mode then
+(:meth:`~mimic_engine.gpu.scan.CudaScan.settle`), which the answer's mode then
 says.
 """
 
@@ -29,7 +29,7 @@ from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
 from mimic_engine.encoding.featurizer import PreparedMention
 from mimic_engine.encoding.manifest import Shape
 from mimic_engine.gpu.layout import Layout, Placed, Spec
-from mimic_engine.gpu.passes import Fetched
+from mimic_engine.gpu.passes import ShortList
 from mimic_engine.gpu.scan import SPARE, CudaScan, Mask, list_length
 from mimic_engine.gpu.session import Launch, lengths
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
@@ -46,7 +46,7 @@ HostArrays = Mapping[str, NDArray[Any]]
 
 
 class LaunchableGraph(Protocol):
-    """What a plan needs of a graph; a :class:`~mimic_engine.gpu.session.DeviceGraph` is one."""
+    """A graph that a stage can launch; a :class:`~mimic_engine.gpu.session.DeviceGraph` is one."""
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
@@ -81,7 +81,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Layouts:
-    """The arrays of one bucket: what is uploaded, what stages pass on, what is folded, what comes back."""
+    """The arrays of one bucket: uploaded, passed on by stages, folded, and downloaded."""
 
     inputs: Layout
     work: Layout
@@ -215,8 +215,8 @@ class RequestPlan:
         take: Callable[[Sequence[int]], MentionArrays],
     ) -> TopK:
         """The k best of B mentions, from the results of their bucket; ``take`` folds some of them."""
-        fetched = Fetched.of(results, mentions)
-        return self.scan.settled(fetched, k, mode, take, allowed=self.allowed)
+        shortlist = ShortList.of(results, mentions)
+        return self.scan.settle(shortlist, k, mode, take, allowed=self.allowed)
 
     def _graph(self, name: str, arrays: Mapping[str, Placed]) -> Stage:
         graph = self.graphs[name]
@@ -228,7 +228,7 @@ class RequestPlan:
 
 
 class _Assembly:
-    """What the fold reads, of what the encoders gave: text of the model's length, an image a row."""
+    """The fold's inputs from the encoders' outputs: text of the model's length, an image a row."""
 
     def __init__(self, arrays: Mapping[str, Tensor], missing: Sequence[Tensor], images: int) -> None:
         self._arrays, self._missing, self._images = arrays, missing, images
@@ -275,14 +275,14 @@ class _Search:
     def __call__(self) -> None:
         scan, k, mode = self._scan, self._bucket.k, self._bucket.mode
         prepared = scan.prepare(self._mentions, mode)
-        found = scan.launch(prepared, k, mode, self._allowed, self._candidates, self._rerank)
-        parts, g2l = scan.passes.units(prepared, found.rows, found.counts)
+        shortlist = scan.launch(prepared, k, mode, self._allowed, self._candidates, self._rerank)
+        parts, g2l = scan.passes.units(prepared, shortlist.rows, shortlist.counts)
         given = {
-            "rows": found.rows,
-            "first": found.scores,
-            "counts": found.counts,
-            "scored": found.scored,
-            "overflow": found.overflow,
+            "rows": shortlist.rows,
+            "first": shortlist.scores,
+            "counts": shortlist.counts,
+            "scored": shortlist.scored,
+            "overflow": shortlist.overflow,
             "parts": parts,
             "g2l": g2l,
         }
@@ -292,7 +292,7 @@ class _Search:
 
 
 def _result_arrays(rows: int, room: int) -> dict[str, Spec]:
-    """The results of R mentions: fields of ``Fetched``, K = ``room``."""
+    """The results of R mentions: fields of ``ShortList``, K = ``room``."""
     kinds: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
         "rows": ((rows, room), np.int32),
         "first": ((rows, room), np.float32),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mimic_engine.device_errors import device_faults
 from mimic_engine.errors import DeviceError, InvalidInputError, MissingDependencyError
 from mimic_engine.gpu.index import DeviceIndex, Placement
-from mimic_engine.gpu.passes import DeviceMentions, DevicePasses, Fetched, Found
+from mimic_engine.gpu.passes import DeviceMentions, DevicePasses, DeviceShortList, ShortList
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.scan.passes import MENTIONS_PER_PASS, CodeBook, Segments
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
@@ -255,7 +255,7 @@ class CudaScan:
         allowed: torch.Tensor | None = None,
         candidates: int | None = None,
         rerank: int | None = None,
-    ) -> Found:
+    ) -> DeviceShortList:
         """Start a search of prepared mentions: kernel launches alone; see :meth:`capturable`."""
         room = check_k(list_length(k, mode, rerank))
         if mode == "exact":
@@ -287,22 +287,23 @@ class CudaScan:
         prepared = self.prepare(mentions, mode if rows is None else "exact")
         if rows is not None:
             listed = torch.from_numpy(rows.astype(np.int32)).to(self.device)
-            found = self.passes.among(prepared, listed, check_k(k + SPARE))
+            on_device = self.passes.among(prepared, listed, check_k(k + SPARE))
         else:
-            found = self.launch(prepared, k, mode, self.mask(allowed), candidates, rerank)
+            on_device = self.launch(prepared, k, mode, self.mask(allowed), candidates, rerank)
         answered: Mode = mode if rows is None else "exact"
-        fetched = self._fetch(prepared, found)
-        return self.settled(fetched, k, answered, mentions.take, rows=rows, allowed=allowed)
+        shortlist = self._fetch(prepared, on_device)
+        return self.settle(shortlist, k, answered, mentions.take, rows=rows, allowed=allowed)
 
-    def _fetch(self, prepared: DeviceMentions, found: Found) -> Fetched:
-        """Bring what was found to the host: the one wait of a search."""
-        parts, g2l = self.passes.units(prepared, found.rows, found.counts)
-        tensors = (found.rows, found.scores, found.counts, found.scored, found.overflow, parts, g2l)
-        return Fetched(*(t.cpu().numpy() for t in tensors))
+    def _fetch(self, prepared: DeviceMentions, on_device: DeviceShortList) -> ShortList:
+        """Bring a short list to the host: the one wait of a search."""
+        parts, g2l = self.passes.units(prepared, on_device.rows, on_device.counts)
+        rows, scores, counts = on_device.rows, on_device.scores, on_device.counts
+        tensors = (rows, scores, counts, on_device.scored, on_device.overflow, parts, g2l)
+        return ShortList(*(t.cpu().numpy() for t in tensors))
 
-    def settled(
+    def settle(
         self,
-        fetched: Fetched,
+        shortlist: ShortList,
         k: int,
         mode: Mode,
         take: Callable[[Sequence[int]], MentionArrays],
@@ -310,11 +311,11 @@ class CudaScan:
         rows: _Rows | None = None,
         allowed: Mask | None = None,
     ) -> TopK:
-        """The answers of a search: what was found in its final order, and another search where it fell short.
+        """The answers of a search: a short list in its final order, and another search where it fell short.
 
         Parameters
         ----------
-        fetched : of B mentions.
+        shortlist : of B mentions.
         k : entities to answer with.
         mode : that was searched in.
         take : gives the folded arrays of some of the B mentions, for those to be scored densely.
@@ -326,7 +327,7 @@ class CudaScan:
             If a score is not finite.
         """
         candidates = len(self) if rows is None and allowed is None else _count(rows, allowed)
-        result, overflowed, cut = self._ranked(fetched, k, mode)
+        result, overflowed, cut = self._ranked(shortlist, k, mode)
         if overflowed:
             dense = self._search_part(take(overflowed), k, "exact", None, allowed, candidates, None)
             result = _replaced(result, overflowed, dense)
@@ -334,21 +335,21 @@ class CudaScan:
             result = _replaced(result, [b], self._by_all_totals(take([b]), k, rows, allowed))
         return result
 
-    def _ranked(self, fetched: Fetched, k: int, mode: Mode) -> tuple[TopK, list[int], list[int]]:
+    def _ranked(self, shortlist: ShortList, k: int, mode: Mode) -> tuple[TopK, list[int], list[int]]:
         """The answers; the mentions with too many survivors, and those with too many ties for the list."""
-        rows = fetched.rows.astype(np.int64)  # (B, K)
-        units = self._units(fetched.parts, fetched.g2l)  # (B, K) each
+        rows = shortlist.rows.astype(np.int64)  # (B, K)
+        units = self._units(shortlist.parts, shortlist.g2l)  # (B, K) each
         totals = _mean(units)  # (B, K)
         chosen, overflowed, cut = [], [], []
         for b in range(len(rows)):
-            live = int(fetched.counts[b])
+            live = int(shortlist.counts[b])
             check_finite(totals[b, :live])
-            check_finite(fetched.first[b, :live])
+            check_finite(shortlist.first[b, :live])
             final = order(totals[b, :live], rows[b, :live], self._tie_key)[:k]
             chosen.append(np.resize(final, k))
-            if fetched.overflow[b]:
+            if shortlist.overflow[b]:
                 overflowed.append(b)
-            elif live < k or self._cut_short(totals[b, final[-1]], fetched.first[b], live, mode):
+            elif live < k or self._cut_short(totals[b, final[-1]], shortlist.first[b], live, mode):
                 cut.append(b)
         pick = np.stack(chosen)  # (B, k)
         result = TopK(
@@ -356,7 +357,7 @@ class CudaScan:
             np.take_along_axis(totals, pick, 1),
             {name: np.take_along_axis(score, pick, 1) for name, score in units.items()},
             (mode,) * len(rows),
-            fetched.scored,
+            shortlist.scored,
         )
         return result, overflowed, cut
 

@@ -1,4 +1,4 @@
-"""Backends: by name an error where one does not work, ``auto`` proves and logs, and bound graphs give the same."""
+"""Backends: by name an error where one does not work, ``auto`` proves and logs; and the device layer under them."""
 
 import logging
 import sys
@@ -16,11 +16,10 @@ from mimic_engine.backends.encoders import (
     outputs,
     warm_up_input,
 )
-from mimic_engine.encoding.manifest import ModelManifest
-from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession, cpu_options, open_session
+from mimic_engine.encoding.onnx import OnnxSession, cpu_options, open_session
 from mimic_engine.errors import BackendError, InvalidInputError, MissingDependencyError, ModelError
 from mimic_engine.gpu.onnx_cuda import CUDA
-from tests.gpu.bound import CpuGraph, bound_session
+from tests.gpu.bound import bound_session
 from tests.gpu.fakes import FakeDevice
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
@@ -143,27 +142,6 @@ def test_both_distributions_of_onnx_runtime_are_an_error():
     check_packages({"onnxruntime": "1.30.0"})
     with pytest.raises(BackendError, match=r"onnxruntime 1\.30\.0 and onnxruntime-gpu 1\.31\.1"):
         check_packages({"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"})
-
-
-@pytest.mark.parametrize("name", ["text_encoder", "image_encoder", "mention_fold", "entity_fold"])
-def test_bound_inputs_and_outputs_give_the_same(tiny_model, name):
-    """The binding of the CUDA session, on a fake device: batches of every bucket, each more than once."""
-    manifest = ModelManifest.read(tiny_model)
-    entry = manifest.entry(name, "fp32")
-    plain = OnnxGraph.open(tiny_model, manifest, name, "fp32", threads=1, verify=True)
-    bound = CpuGraph(tiny_model, manifest, name, FakeDevice())
-    rng = np.random.default_rng(0)
-    for rows in (1, 3, 2, 5, 9, 17, 32, 3):
-        feeds = {}
-        for key, (_, *rest) in entry.inputs.items():
-            floats = rng.standard_normal((rows, *rest)).astype(np.float32)
-            ids = name == "text_encoder"
-            feeds[key] = np.ones((rows, *rest), np.int64) if ids else floats
-        found, expected = bound.run(feeds), plain.run(feeds)
-        for key, value in expected.items():
-            assert found[key].flags.owndata
-            np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()))
-    assert bound._launchers == 5
 
 
 def test_linker_and_command_line_take_a_backend_and_a_layer(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mimic_engine.engine import gpu_choice
-from mimic_engine.engine.gpu_choice import choose_chain
+from mimic_engine.engine.gpu_choice import choose_pipeline
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -19,7 +19,7 @@ def test_the_linker_is_taken_over_or_left_as_it_is(monkeypatch, fits):
     )
     monkeypatch.setitem(sys.modules, "mimic_engine.engine.gpu_linker", pipeline)
     monkeypatch.setattr(gpu_choice, "takes_pipeline", lambda *given: (asked.append(given), fits)[1])
-    assert choose_chain(linker, "auto") is (made if fits else linker)
+    assert choose_pipeline(linker, "auto") is (made if fits else linker)
     assert asked == [("auto", "featurizer", "scan")]
 
 
@@ -27,9 +27,9 @@ def test_encoders_on_the_cpu_need_no_torch(tiny_model, tiny_index):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from mimic_engine import Linker\n"
-        "from mimic_engine.engine.gpu_choice import choose_chain\n"
+        "from mimic_engine.engine.gpu_choice import choose_pipeline\n"
         f"linker = Linker.open({str(tiny_model)!r}, {str(tiny_index)!r}, backend='onnx', threads=1)\n"
-        "assert choose_chain(linker, 'auto') is linker\n"
+        "assert choose_pipeline(linker, 'auto') is linker\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """The device layer: both implementations over their libraries or fakes of them, and which one is chosen."""
 
+import functools
 import gc
 import importlib
 import inspect
@@ -20,26 +21,27 @@ from tests.gpu.library_fakes import CudaCore, Pycuda
 LAYERS = ("pycuda", "cuda-core")
 
 
-def the_devices():
+OPENED = {
+    "fake": FakeDevice,
+    "pycuda over a fake": lambda: PycudaDevice(Pycuda(), 0),
+    "cuda-core over a fake": lambda: CudaCoreDevice(CudaCore(), 0),
+    **{layer: functools.partial(open_device, layer) for layer in LAYERS},
+}
+
+
+@pytest.fixture(params=OPENED, scope="module")
+def opened(request):
     """The fake, each layer over a fake library, and over its own where there is a device."""
-    yield "fake", FakeDevice()
-    yield "pycuda over a fake", PycudaDevice(Pycuda(), 0)
-    yield "cuda-core over a fake", CudaCoreDevice(CudaCore(), 0)
-    for layer in LAYERS:
-        try:
-            yield layer, open_device(layer)
-        except (BackendError, MissingDependencyError):
-            continue
+    try:
+        return OPENED[request.param]()
+    except (BackendError, MissingDependencyError) as error:
+        pytest.skip(str(error))
 
 
-DEVICES = dict(the_devices())
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    found = DEVICES[request.param]
-    found.activate()
-    return found
+@pytest.fixture
+def device(opened):
+    opened.activate()
+    return opened
 
 
 @pytest.mark.parametrize("size", [1, 60, 1 << 20])

@@ -48,7 +48,7 @@ class Oracle:
         scores = np.take_along_axis(total, rows, 1)
         return TopK(rows, scores, {}, (mode,) * len(rows), np.full(len(rows), N))
 
-    def settled(self, fetched, k, mode, take, allowed=None):
+    def settle(self, fetched, k, mode, take, allowed=None):
         found = self.search(take(list(range(len(fetched.counts)))), k, mode)
         return TopK(found.rows, found.scores + self.off, {}, found.modes, found.scored)
 
@@ -126,7 +126,7 @@ def test_the_command_writes_rows_and_says_what_failed(world, monkeypatch, tmp_pa
     monkeypatch.setattr(link_gpu, "open_scan", lambda world, n, *rest: (broken, mentions))
     broken = Oracle(world, None)
     broken.search = lambda *_, **__: (_ for _ in ()).throw(EngineError("no kernels"))
-    broken.settled = broken.search
+    broken.settle = broken.search
     mentions = fold_mentions(world, torch.tensor([0, 1]), 1)
     out = tmp_path / "link_gpu.json"
     monkeypatch.setattr(Oracle, "__len__", lambda self: N)

@@ -9,6 +9,7 @@ import torch
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
+from mimic_engine.gpu import index as gpu_index
 from mimic_engine.gpu import passes as gpu_passes
 from mimic_engine.gpu import scan as gpu_scan
 from mimic_engine.gpu.index import DeviceIndex
@@ -105,7 +106,7 @@ def test_every_storage_type_answers(make_folded, dtype):
 
 
 def test_token_queries_may_lie_on_the_host(make_folded, monkeypatch):
-    monkeypatch.setattr("mimic_engine.gpu.index.STREAM_BYTES", 20 * 7 * 8 * 4)
+    monkeypatch.setattr(gpu_index, "STREAM_BYTES", 20 * 7 * 8 * 4)
     folded = make_folded(2, 50)
     there, theirs = both(folded, (50,), placement="host")
     assert there.index.placement == "host"
@@ -243,16 +244,20 @@ def test_coded_needs_codes_and_a_device_must_be_there(make_folded):
             CudaScan((folded.entities,), folded.constants)
 
 
-def test_what_does_not_fit_says_what_would(make_folded):
+def test_what_does_not_fit_says_what_would(make_folded, monkeypatch):
     entities = make_folded(1, 40).entities
     query = entities.tglu_query.nbytes
     rest = sum(a.nbytes for _, a in entities.items()) - query
-    device = torch.device("cpu")
-    assert DeviceIndex((entities,), device, free_bytes=query + rest).placement == "device"
-    assert DeviceIndex((entities,), device, free_bytes=rest).placement == "host"
+
+    def placed(room, **options):
+        monkeypatch.setattr(gpu_index, "_free", lambda device: room + gpu_index.RESERVE_BYTES)
+        return DeviceIndex((entities,), torch.device("cpu"), **options).placement
+
+    assert placed(query + rest) == "device"
+    assert placed(rest) == "host"
     with pytest.raises(EngineError, match="placement 'host'"):
-        DeviceIndex((entities,), device, free_bytes=rest, placement="device")
+        placed(rest, placement="device")
     with pytest.raises(EngineError, match="20 entities would fit"):
-        DeviceIndex((entities,), device, free_bytes=rest // 2)
+        placed(rest // 2)
     with pytest.raises(InvalidInputError, match="no entity"):
-        DeviceIndex((), device)
+        DeviceIndex((), torch.device("cpu"))

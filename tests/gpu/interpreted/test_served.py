@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mimic_engine.engine.gpu_choice import choose_chain
+from mimic_engine.engine.gpu_choice import choose_pipeline
 from mimic_engine.engine.gpu_linker import GpuLinker
 from mimic_engine.engine.linker import Linker
 from mimic_engine.engine.warmup import WarmUp
@@ -44,14 +44,14 @@ def cpu_scan(featurizer, index):
 
 @pytest.fixture
 def chosen(tiny_model, tiny_index):
-    return choose_chain(linker_over(cuda_scan, tiny_model, tiny_index), "on")
+    return choose_pipeline(linker_over(cuda_scan, tiny_model, tiny_index), "on")
 
 
 def test_a_scan_on_the_cpu_is_in_the_way(tiny_model, tiny_index):
     linker = linker_over(cpu_scan, tiny_model, tiny_index)
     with pytest.raises(BackendError, match="the scan runs on 'numpy', not on the GPU"):
-        choose_chain(linker, "on")
-    assert choose_chain(linker, "auto") is linker
+        choose_pipeline(linker, "on")
+    assert choose_pipeline(linker, "auto") is linker
     linker.close()
 
 
