@@ -63,7 +63,7 @@ class Corpus:
         return np.arange(len(self.names))
 
     def distinct(self, records: Rows) -> tuple[Rows, Rows]:
-        """Records of which no two are alike in text and picture, (U,), and which of them each record is, (R,)."""
+        """Records no two of which are alike in text and picture, (U,); which of them each one is, (R,)."""
         t, number = self.tokens, dict[bytes, int]()
         said = [t.input_ids[records], t.attention_mask[records], t.token_type_ids[records]]
         rows = np.concatenate([*said, self.picture[records, None]], 1)  # (R, 3 L + 1)

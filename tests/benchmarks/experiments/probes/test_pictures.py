@@ -74,9 +74,7 @@ def test_counts_and_plain_json(result):
 def test_share_zero_is_the_model_as_it_is(result):
     run, found = result
     split = run.encode.corpus.splits["dev"]
-    plain = ranking_metrics(
-        _ranks(_brute(run, split, _pixels(run, split.records, "")), split.gold), 18
-    )
+    plain = ranking_metrics(_ranks(_brute(run, split, _pixels(run, split.records, "")), split.gold), 18)
     assert found["untreated"] == plain.to_json()
     for treatment in found["treatments"].values():
         assert _metrics(treatment["curve"][0]) == found["untreated"]
