@@ -23,7 +23,7 @@ step() { # step NAME SECONDS COMMAND...: run with a limit, remember a failure
 
 scan() {
     step "tests on the device" 120 python3 -m pytest tests/kernels/test_on_device.py tests/gpu/test_on_device.py -q -p no:cacheprovider
-    step "scan" 430 python3 -m benchmarks.gpu.report --budget 380 --tiles "$out/gpu_tiles.json" --out "$out/scan_gpu.json"
+    step "scan" 430 python3 -m benchmarks.gpu.report --budget 380 --out "$out/scan_gpu.json"
     for rival in flash_maxsim late_interaction_kernels fast_plaid; do
         python3 -c "import $rival" 2>/dev/null && echo "installed and not timed: $rival" || echo "not installed: $rival"
     done

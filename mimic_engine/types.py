@@ -27,8 +27,10 @@ PlacementChoice = Literal["auto", "device", "host"]  # where a GPU scan keeps th
 PLACEMENTS: tuple[PlacementChoice, ...] = get_args(PlacementChoice)
 ChainChoice = Literal[
     "auto", "on", "off"
-]  # whether requests stay on the GPU, see mimic_engine/engine/gpu_open.py
+]  # whether requests stay on the GPU, see mimic_engine/backends/pipeline.py
 CHAINS: tuple[ChainChoice, ...] = get_args(ChainChoice)
+DeviceLayer = Literal["auto", "pycuda", "cuda-core"]  # what TensorRT and ONNX Runtime have memory from
+DEVICE_LAYERS: tuple[DeviceLayer, ...] = get_args(DeviceLayer)
 
 
 @dataclass(frozen=True, slots=True)

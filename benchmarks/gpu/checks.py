@@ -18,14 +18,12 @@ from torch import Tensor
 
 from benchmarks.gpu.data import Book, World, cluster, fold_entities, fold_mentions
 from mimic_engine.errors import EngineError
-from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.coded_tglu import coded_table, coded_tglu, table_shape
-from mimic_engine.kernels.cone_bound import cone_norm_bound, cone_of
-from mimic_engine.kernels.cone_bound_gpu import Cones, cone_axes, cone_bound
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, tables_ref
+from mimic_engine.kernels.cone_bound import Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound_ref import cone_norm_bound, cone_of
 from mimic_engine.kernels.gated_units import gated_units, global_entities, pack_globals
 from mimic_engine.kernels.reference import g2l_ref, normed_ref, scores_ref
-from mimic_engine.kernels.resample import pack_pictures, resample
-from mimic_engine.kernels.resample_ref import normalise_ref, resample_ref
 from mimic_engine.kernels.stream_topk import NOTHING, check_k, key_room, top_keys, top_keys_ref, unpack_keys
 from mimic_engine.kernels.tglu_attention import TextMentions, pack_text, tglu_attention
 from mimic_engine.types import EntityArrays, MentionArrays
@@ -192,28 +190,7 @@ def _top(case: Case) -> Iterator[Check]:
         yield Check(f"top_keys k={k}", "float32", n, b, wrong, 0.0)
 
 
-def _pictures(case: Case) -> Iterator[Check]:
-    """Resized pictures of odd sizes: every value is the twin's."""
-    if case.dtype != "float16":
-        return
-    device, rng, size = case.world.device, np.random.default_rng(case.shape[1]), 33
-    table = rng.standard_normal((3, 256)).astype(np.float32)
-    sizes = [(1, 1), (97, 41), (size, 50), (60, size), *(tuple(rng.integers(1, 90, 2)) for _ in range(3))]
-    pictures = [rng.choice(np.array([0, 1, 127, 254, 255], np.uint8), (*s, 3)) for s in sizes]
-    packed = pack_pictures(pictures, size)
-    out = case.poison(len(pictures), 3, size, size)
-    given = (torch.from_numpy(a).to(device) for a in (packed.pixels, packed.weights, packed.facts, table))
-    between = torch.empty(packed.between_bytes, dtype=torch.uint8, device=device)
-    resample(*given, between, out, packed.rows, packed.columns)
-    expected = np.stack([normalise_ref(resample_ref(p, size, size), table) for p in pictures])
-    wrong = float((out.cpu().numpy() != expected).mean())
-    yield Check("resample", "uint8", size, len(pictures), wrong, 0.0)
-
-
-_CHECKS: tuple[Callable[[Case], Iterator[Check]], ...] = (
-    *(_attention, _gated, _coded, _bounds, _top),
-    _pictures,
-)
+_CHECKS: tuple[Callable[[Case], Iterator[Check]], ...] = (_attention, _gated, _coded, _bounds, _top)
 
 
 def _lists(case: Case) -> tuple[Tensor, Tensor]:

@@ -145,10 +145,10 @@ def _own_files(folder: Path, stem: str) -> list[Path]:
 def _own_file(folder: Path, stem: str) -> Path:
     files = _own_files(folder, stem)
     if len(files) != 1:
-        found = " and ".join(f.name for f in files) or "neither"
+        there = " and ".join(f.name for f in files) or "neither"
         wanted = " or ".join(stem + suffix for suffix in records.SUFFIXES)
         also = f" (nor {mimic_format.ENTITY_FILE})" if stem == KB and not files else ""
-        raise DataError(f"{folder}: one file {wanted} is needed, found {found}{also}")
+        raise DataError(f"{folder}: one file {wanted} is needed, found {there}{also}")
     return files[0]
 
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.backends.encoders import open_featurizer
+from mimic_engine.backends.encoders import GPU_BACKENDS, open_featurizer
 from mimic_engine.backends.scan import ScanOptions, open_scan
 from mimic_engine.calibration.nil import NilThreshold
 from mimic_engine.calibration.recall import promised
@@ -36,6 +36,7 @@ from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
 from mimic_engine.types import (
     DEFAULT_OPTIONS,
     Candidate,
+    DeviceLayer,
     LinkOptions,
     LinkResult,
     Mention,
@@ -44,7 +45,6 @@ from mimic_engine.types import (
     ScorerChoice,
 )
 
-GPU_BACKENDS = ("cuda", "tensorrt")  # of the encoders
 KEPT_MASKS = 16  # of types that were asked for together
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ class Linker:
         image_limits: ImageLimits | None = None,
         engines: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        device_layer: DeviceLayer = "auto",
         cache_bytes: int = 0,
     ) -> Self:
         """Open an exported model and an index built with it.
@@ -147,6 +148,8 @@ class Linker:
         image_limits : byte, pixel and format limits of mention images.
         engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
         checkpoint : folder that ``model`` was exported from, which the torch backend reads.
+        device_layer : what encoders on a GPU have memory from: "pycuda", "cuda-core", or "auto", PyCUDA
+            where it is installed.
         cache_bytes : memory for mentions and images that come again; 0 remembers none.
 
         Raises
@@ -154,7 +157,7 @@ class Linker:
         ModelError
             If the model folder is missing, damaged or lacks the precision.
         BackendError, MissingDependencyError
-            If the backend that was asked for does not work here.
+            If the backend or the device layer that was asked for does not work here.
         IndexFormatError, IndexMismatchError
             If the index is missing, damaged, empty, or was built with another model.
         MissingDependencyError
@@ -172,6 +175,7 @@ class Linker:
             image_limits=image_limits,
             engines=engines,
             checkpoint=checkpoint,
+            device_layer=device_layer,
             cache_bytes=cache_bytes,
         )
         opened.check_model(featurizer.model_hash)

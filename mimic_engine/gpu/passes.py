@@ -19,11 +19,10 @@ from torch import Tensor
 from mimic_engine.errors import EngineError
 from mimic_engine.gpu.index import QUERY, Chunk, DeviceIndex
 from mimic_engine.kernels.coded_tglu import coded_table, coded_tglu, table_shape
-from mimic_engine.kernels.cone_bound_gpu import STEPS, Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound import Cones, cone_axes, cone_bound
 from mimic_engine.kernels.gated_units import GlobalMentions, gated_units, global_entities, pack_globals
 from mimic_engine.kernels.stream_topk import NOTHING, key_room, survivors, top_keys, unpack_keys
 from mimic_engine.kernels.tglu_attention import TextMentions, pack_text, tglu_attention
-from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.types import Array, FoldConstants, MentionArrays
 
 FIRST = 64  # entities with the highest bounds, scored before a threshold is known
@@ -97,12 +96,10 @@ class DevicePasses:
         batch: int,
         chunk_rows: int,
         rounding: float,
-        tiles: Tiles | None = None,
     ) -> None:
         self.index = index
         self.constants = constants
         self.rounding = rounding
-        self.tiles = tiles or Tiles()
         self.chunk_rows = min(chunk_rows, index.rows)
         self._eps = constants.layer_norm_eps
         self._factor = 0.5 / len(constants.units)
@@ -159,7 +156,7 @@ class DevicePasses:
             tglu_attention(
                 mentions.text, arrays[QUERY], arrays["tglu_cls"], arrays["tglu_bias"], out,
                 scale=arrays.get("tglu_query_scale"), weight=arrays.get("tglu_token_weight"), base=out,
-                eps=self._eps, factor=self._factor, tile=self.tiles.attention(mentions.batch),
+                eps=self._eps, factor=self._factor,
             )  # fmt: skip
         return out
 
@@ -169,7 +166,7 @@ class DevicePasses:
         if mentions.cones is not None:
             cone_bound(
                 mentions.cones, chunk.arrays["tglu_cls"], chunk.arrays["tglu_bias"], out,
-                base=out, factor=self._factor, steps=STEPS, tile=self.tiles.cone,
+                base=out, factor=self._factor,
             )  # fmt: skip
         return out
 
@@ -181,7 +178,7 @@ class DevicePasses:
             coded_tglu(
                 mentions.text, mentions.table, chunk.codes, chunk.arrays["tglu_cls"],
                 chunk.arrays["tglu_bias"], out, weight=chunk.weight, base=out, eps=self._eps,
-                factor=self._factor, tile=self.tiles.coded,
+                factor=self._factor,
             )  # fmt: skip
         return out
 
@@ -227,11 +224,11 @@ class DevicePasses:
         found = self._found(best, self._full(mentions.batch, 0), self._full(mentions.batch, 0))
         return Found(found.rows, found.scores, found.counts, found.counts.long(), found.overflow)
 
-    def certified(self, mentions: DeviceMentions, place: int, k: int, allowed: Tensor | None) -> Found:
-        """The k (a power of two) best, of which the first ``place`` are proved, by bounds and exact totals.
+    def certified(self, mentions: DeviceMentions, rank: int, k: int, allowed: Tensor | None) -> Found:
+        """The k (a power of two) best, of which the first ``rank`` are proved, by bounds and exact totals.
 
         Chunk by chunk: score those with the highest bounds, then every other whose
-        bound reaches the exact score in ``place`` of all chunks so far.
+        bound reaches the exact score in ``rank`` of all chunks so far.
         """
         batch = mentions.batch
         best = self._no_keys(batch, k)
@@ -246,7 +243,7 @@ class DevicePasses:
             scored += counts
             more = self._new((batch, self._room_for_survivors), torch.int32)
             survivors(
-                bounds, best, place, first, more, counts, offset=chunk.start, rounding=self.rounding,
+                bounds, best, rank, first, more, counts, offset=chunk.start, rounding=self.rounding,
                 allowed=_part(allowed, chunk),
             )  # fmt: skip
             overflow += (counts - more.shape[1]).clamp_(min=0)
@@ -267,9 +264,7 @@ class DevicePasses:
 
     def _cheap(self, mentions: DeviceMentions, chunk: Chunk) -> Tensor:
         out = self._scores[: mentions.batch, : chunk.rows]
-        gated_units(
-            mentions.globals, global_entities(chunk.arrays), self.constants, out, tile=self.tiles.gated
-        )
+        gated_units(mentions.globals, global_entities(chunk.arrays), self.constants, out)
         return out
 
     def _listed_attention(

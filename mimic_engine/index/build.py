@@ -32,7 +32,6 @@ from mimic_engine.index.codes.write import (
     with_codes,
     write_codes,
 )
-from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
 from mimic_engine.index.manifest import (
     MAX_CENTROIDS,
     SEGMENTS,
@@ -42,7 +41,7 @@ from mimic_engine.index.manifest import (
     write_manifest,
 )
 from mimic_engine.index.progress import PROGRESS, BuildIdentity, Progress, build_lock, open_progress
-from mimic_engine.index.schema import checked_dtype
+from mimic_engine.index.schema import CheckedFold, EntityFeaturizer, checked_dtype
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import hold
 from mimic_engine.index.store import Index

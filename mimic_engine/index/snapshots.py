@@ -82,15 +82,15 @@ def read_snapshot(folder: Path, generation: int | None = None) -> IndexManifest:
 
 def list_snapshots(folder: Path) -> tuple[IndexManifest, ...]:
     """The manifests of all generations that are kept, oldest first; errors as in :func:`read_snapshot`."""
-    found = {}
+    kept = {}
     for generation, path in _archived(folder).items():
         try:
-            found[generation] = _read_archived(path, generation)
+            kept[generation] = _read_archived(path, generation)
         except FileNotFoundError:  # forgotten since it was listed
             continue
     newest = read_manifest(folder)  # last: nothing published in between is missed
-    found[newest.generation] = newest
-    return tuple(found[generation] for generation in sorted(found))
+    kept[newest.generation] = newest
+    return tuple(kept[generation] for generation in sorted(kept))
 
 
 def forget(folder: Path, keep: int) -> None:

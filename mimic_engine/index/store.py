@@ -171,8 +171,8 @@ class Index:
         for kind in types:
             if kind not in self._by_type:
                 raise InvalidInputError(f"types: no entity of the index has type {kind!r}", field="types")
-        found = [self._by_type[kind] for kind in dict.fromkeys(types)]
-        return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+        rows = [self._by_type[kind] for kind in dict.fromkeys(types)]
+        return np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64)
 
     @cached_property
     def _by_type(self) -> dict[str, NDArray[np.int64]]:
@@ -182,7 +182,7 @@ class Index:
         if self.alive is not None:
             codes = np.where(self.alive, codes, -1)  # (N,)
         rows = {kind: np.flatnonzero(codes == i) for i, kind in enumerate(column.dictionary.to_pylist())}
-        return {str(kind): found for kind, found in rows.items() if len(found)}
+        return {str(kind): alive for kind, alive in rows.items() if len(alive)}
 
     def entity(self, row: int) -> Entity:
         """Metadata of one row; ``images`` are texts (path, URL, or ``sha256:HEX`` of bytes)."""

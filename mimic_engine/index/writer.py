@@ -30,7 +30,6 @@ from mimic_engine.errors import (
 )
 from mimic_engine.index.codes.write import extend_codes
 from mimic_engine.index.entities import drop_images, keep_image
-from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
 from mimic_engine.index.manifest import SEGMENTS, SegmentRecord, segment_name
 from mimic_engine.index.plan import (
     SegmentPlan,
@@ -41,7 +40,7 @@ from mimic_engine.index.plan import (
     split_small,
     tombstones_of,
 )
-from mimic_engine.index.schema import folded_shapes, trailing_shapes
+from mimic_engine.index.schema import CheckedFold, EntityFeaturizer, folded_shapes, trailing_shapes
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import (
     KEEP_SNAPSHOTS,
@@ -170,14 +169,14 @@ class IndexWriter:
         if not batch:
             return self._unchanged()
         with self._changing() as index:
-            found = index.find([e.id for e in batch])
-            kept, small = split_small(plan_of(index, without=found[found >= 0]), len(batch))
+            old = index.find([e.id for e in batch])
+            kept, small = split_small(plan_of(index, without=old[old >= 0]), len(batch))
             rows = np.concatenate([np.empty(0, np.int64), *(s.live_rows for s in small)])
             folded = ((piece, fold(piece)) for piece in _batches(batch, self._batch_size))
             record = self._write(index.manifest.next_segment, rows, len(batch), folded)
             self._keep_bytes(batch)
             self._publish([*kept, SegmentPlan.new(record, rows)], index.manifest.next_segment + 1)
-        replaced = int((found >= 0).sum())
+        replaced = int((old >= 0).sum())
         return replace(self._unchanged(), added=len(batch) - replaced, replaced=replaced)
 
     def delete(self, ids: Iterable[str]) -> Change:

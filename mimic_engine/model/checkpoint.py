@@ -2,8 +2,9 @@
 
 A checkpoint either holds all weights, or leaves the pretrained backbones out
 (``include_backbone=False``: frozen encoders that come from elsewhere) and
-records their hash, which loading checks. Published Lightning checkpoints are
-read by :mod:`mimic_engine.model.lightning`.
+records their hash, which loading checks. The identity of a model is a SHA-256 over
+its weights and what of its configuration changes what it computes. Published
+Lightning checkpoints are read by :mod:`mimic_engine.model.lightning`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mimic_engine.model.units import Mimic
 FORMAT = "mimic-checkpoint"
 VERSION = 1
 CONFIG = "config.json"
-PROJECTIONS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")
+HEADS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")  # over the pretrained backbones
 
 
 @dataclass(frozen=True)
@@ -51,33 +52,6 @@ class _Config:
     backbone_sha256: str
     model_hash: str
     extra: Mapping[str, Any]
-
-
-def tokenizer_json_path(source: str) -> Path:
-    """Path of ``tokenizer.json`` in a local folder, or of a hub id's cached file.
-
-    Raises
-    ------
-    ModelError
-        If the source has no such file.
-    """
-    local = Path(source) / "tokenizer.json"
-    if local.is_file():
-        return local
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = None if Path(source).is_dir() else cached_file(source, "tokenizer.json")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"text_source {source!r}: no tokenizer.json there: {error}") from error
-    if found is None:
-        raise ModelError(f"text_source {source!r}: no tokenizer.json there; save a fast tokenizer into it")
-    return Path(found)
-
-
-def tokenizer_json_text(source: str) -> str:
-    """The text of the file that :func:`tokenizer_json_path` finds."""
-    return tokenizer_json_path(source).read_text("utf-8")
 
 
 def save_checkpoint(
@@ -111,8 +85,8 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    backbone = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
-    kept = state if include_backbone else {k: v for k, v in state.items() if k.startswith(PROJECTIONS)}
+    backbone = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+    kept = state if include_backbone else {k: v for k, v in state.items() if k.startswith(HEADS)}
     save_file(_unshared(kept), partial / "model.safetensors")
     config = _Config(
         model.config, include_backbone, state_hash(backbone), model_hash(model), dict(extra or {})
@@ -164,6 +138,51 @@ def load_checkpoint(
     return Checkpoint(model, tokenizer_json_path(tokenizer_from), stored.model_hash, stored.extra)
 
 
+def model_hash(model: Mimic) -> str:
+    """SHA-256 (hex) of a model; an index carries it and is refused by every other model.
+
+    Where the encoders were loaded from does not count, what they hold does.
+    """
+    return state_hash(model.state_dict(), salt=_config_salt(model.config))
+
+
+def state_hash(state: Mapping[str, Tensor], *, salt: str = "") -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes of all tensors, in name order."""
+    digest = hashlib.sha256(salt.encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_json_path(source: str) -> Path:
+    """Path of ``tokenizer.json`` in a local folder, or of a hub id's cached file.
+
+    Raises
+    ------
+    ModelError
+        If the source has no such file.
+    """
+    local = Path(source) / "tokenizer.json"
+    if local.is_file():
+        return local
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = None if Path(source).is_dir() else cached_file(source, "tokenizer.json")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"text_source {source!r}: no tokenizer.json there: {error}") from error
+    if path is None:
+        raise ModelError(f"text_source {source!r}: no tokenizer.json there; save a fast tokenizer into it")
+    return Path(path)
+
+
+def tokenizer_json_text(source: str) -> str:
+    """The text of the file that :func:`tokenizer_json_path` finds."""
+    return tokenizer_json_path(source).read_text("utf-8")
+
+
 def _read_config(folder: Path) -> _Config:
     path = folder / CONFIG
     try:
@@ -173,7 +192,7 @@ def _read_config(folder: Path) -> _Config:
 
 
 def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: bool) -> None:
-    expected = {k: v for k, v in model.state_dict().items() if not partial or k.startswith(PROJECTIONS)}
+    expected = {k: v for k, v in model.state_dict().items() if not partial or k.startswith(HEADS)}
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or unexpected or shapes:
@@ -185,7 +204,7 @@ def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: b
 
 def _check_hashes(model: Mimic, stored: _Config, folder: Path) -> None:
     if not stored.include_backbone:
-        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(PROJECTIONS)}
+        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
         own = state_hash(backbone)
         if own != stored.backbone_sha256:
             raise ModelError(
@@ -214,27 +233,6 @@ def _save_backbone_configs(model: Mimic, folder: Path) -> None:
         config = getattr(part, "config", None)
         if config is not None and hasattr(config, "save_pretrained"):
             config.save_pretrained(folder / name)
-
-
-# Identity of a model: a SHA-256 over its weights and what of its config changes what it computes.
-
-
-def state_hash(state: Mapping[str, Tensor], *, salt: str = "") -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of all tensors, in name order."""
-    digest = hashlib.sha256(salt.encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def model_hash(model: Mimic) -> str:
-    """SHA-256 (hex) of a model; an index carries it and is refused by every other model.
-
-    Where the encoders were loaded from does not count, what they hold does.
-    """
-    return state_hash(model.state_dict(), salt=_config_salt(model.config))
 
 
 def _config_salt(config: ModelConfig) -> str:

@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from mimic_engine.batching.queue import BatchLimits
-from mimic_engine.types import ChainChoice, PlacementChoice, ScorerChoice
+from mimic_engine.types import ChainChoice, DeviceLayer, PlacementChoice, ScorerChoice
 
 
 class ConfigFile(PydanticBaseSettingsSource):
@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     )
     checkpoint: str | None = Field(
         default=None, description="Folder that the model was exported from, for --backend torch"
+    )
+    device_layer: DeviceLayer = Field(
+        default="auto",
+        description="What encoders on a GPU have memory from; auto: PyCUDA where it is installed",
     )
     scorer: ScorerChoice = Field(
         default="auto",

@@ -28,11 +28,10 @@ from mimic_engine.model.checkpoint import state_hash
 from mimic_engine.model.encoders import Vectors
 from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.units import Features, Mimic
-from mimic_engine.train.corpus import Corpus, Picture, picture_identity, picture_sources
+from mimic_engine.train.corpus import Corpus, Picture, Rows, picture_identity, picture_sources
 from mimic_engine.train.features import CachedFeatures, cache_key, cached_features
 from mimic_engine.types import Array, EntityArrays, MentionArrays
 
-Rows = NDArray[np.int64]
 # Weights that the raw features of a side depend on, by the start of their names in an encoder.
 BACKBONE_KEYS = {"text": ("text.", "clip.text_"), "image": ("image.", "clip.vision", "clip.visual")}
 LENGTH_GROUPS = 4

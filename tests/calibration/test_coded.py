@@ -14,7 +14,7 @@ from mimic_engine.errors import ImageError, IndexMismatchError, InvalidInputErro
 from mimic_engine.index.codes.write import recode_index
 from mimic_engine.index.manifest import write_manifest
 from mimic_engine.index.store import Index
-from mimic_engine.kernels.coded_ref import estimates_ref
+from mimic_engine.kernels.coded_tglu_ref import estimates_ref
 from mimic_engine.kernels.reference import scores_ref
 from tests.index.changes import compact, delete
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mimic_engine.index.folding import EntityFeaturizer
+from mimic_engine.index.schema import EntityFeaturizer
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity
