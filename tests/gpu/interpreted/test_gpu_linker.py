@@ -93,11 +93,11 @@ def test_the_service_keeps_two_batches_under_way(linkers, monkeypatch):
     service = LinkService(ours, settings)
     try:
         assert wait_ready(service.batcher, 10)
-        queries = [LinkRequest(mention, LinkOptions(2)) for mention in mentions]
+        queries = [LinkRequest(mention, LinkOptions(2, mode="exact")) for mention in mentions]
         answers = asyncio.run(service.link(queries, time.monotonic() + 120, {}))
     finally:
         service.close()
-    same(answers, reference.link(mentions, 2))
+    same(answers, reference.link(mentions, 2, mode="exact"))
     assert order == ["start", "start", "finish", "start", "finish", "finish", "start", "finish"]
 
 
@@ -252,4 +252,5 @@ def test_a_list_that_the_device_has_no_room_for_takes_no_bucket(linkers, monkeyp
     assert ours.pipeline.plan.modes == ("exact", "certified")
     assert ours.pipeline.plan.largest.mode == "exact"
     assert not ours._fits(LinkOptions(2, mode="coded")) and ours._fits(LinkOptions(2))
-    same(ours.link([Mention("a", "a b c")], 2), reference.link([Mention("a", "a b c")], 2))
+    mentions = [Mention("a", "a b c")]
+    same(ours.link(mentions, 2, mode="exact"), reference.link(mentions, 2, mode="exact"))
