@@ -100,7 +100,7 @@ def run_checks(world: World, sizes: tuple[tuple[int, int], ...], seed: int) -> I
                     )
 
 
-def _attention(case: Case) -> Iterator[Check]:
+def _tglu_attention(case: Case) -> Iterator[Check]:
     reference = g2l_ref(_wide(case.mentions), _wide(case.entities), case.world.constants)
     entity, out = case.entity, case.poison()
     arguments: dict[str, Any] = {"scale": entity.get("tglu_query_scale")}
@@ -117,7 +117,7 @@ def _attention(case: Case) -> Iterator[Check]:
     yield _compared_lists("tglu_attention listed", case, listed, reference, rows, counts, LIMITS[case.dtype])
 
 
-def _gated(case: Case) -> Iterator[Check]:
+def _gated_units(case: Case) -> Iterator[Check]:
     mention, entity = _wide(case.mentions), _wide(case.entities)
     units = scores_ref(mention, entity, case.world.constants).units
     assert mention.text_cls is not None and entity.text_cls is not None
@@ -132,7 +132,7 @@ def _gated(case: Case) -> Iterator[Check]:
     yield _compared_lists("gated_units listed", case, listed, reference, rows, counts, 2e-5)
 
 
-def _coded(case: Case) -> Iterator[Check]:
+def _coded_tglu(case: Case) -> Iterator[Check]:
     if case.dtype == "int8":
         return
     book: Book = cluster(case.world, case.entities, 256)
@@ -148,7 +148,7 @@ def _coded(case: Case) -> Iterator[Check]:
     yield _compared("coded_tglu", case, out, reference, 5e-3)
 
 
-def _bounds(case: Case) -> Iterator[Check]:
+def _cone_bound(case: Case) -> Iterator[Check]:
     """How far a score exceeds its bound (never), and how far a bound falls below the theorem's best."""
     entity, out, above = case.entity, case.poison(), case.poison()
     tglu_attention(
@@ -168,7 +168,7 @@ def _bounds(case: Case) -> Iterator[Check]:
     yield Check("cone_bound >= projection", case.dtype, case.shape[1], case.shape[0], float(short), 1e-6)
 
 
-def _top(case: Case) -> Iterator[Check]:
+def _stream_topk(case: Case) -> Iterator[Check]:
     if case.dtype != "float16":
         return
     device, (b, n) = case.world.device, case.shape
@@ -187,10 +187,16 @@ def _top(case: Case) -> Iterator[Check]:
         unpack_keys(best, rows, found, counts)
         expected, _ = top_keys_ref(scores, k)
         wrong = float((rows[:, :k].long() != expected).float().mean())
-        yield Check(f"top_keys k={k}", "float32", n, b, wrong, 0.0)
+        yield Check(f"stream_topk k={k}", "float32", n, b, wrong, 0.0)
 
 
-_CHECKS: tuple[Callable[[Case], Iterator[Check]], ...] = (_attention, _gated, _coded, _bounds, _top)
+_CHECKS: tuple[Callable[[Case], Iterator[Check]], ...] = (
+    _tglu_attention,
+    _gated_units,
+    _coded_tglu,
+    _cone_bound,
+    _stream_topk,
+)
 
 
 def _lists(case: Case) -> tuple[Tensor, Tensor]:

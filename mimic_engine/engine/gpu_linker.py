@@ -187,6 +187,7 @@ class GpuLinker(Linker):
     def _over(self, index: Index, scan: Ranker) -> Self:
         assert isinstance(scan, CudaScan)  # over() keeps the kind
         linker = type(self)(self.featurizer, index, scan, self.nil, verify=self._verify)
+        linker._stream = self._stream  # with the memory that its graphs share
         linker.warmed = self.warmed
         return linker
 
