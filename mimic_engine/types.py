@@ -44,13 +44,19 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A knowledge-base entry. ``images`` are bytes or paths; how many the model uses is its own."""
+    """A knowledge-base entry. ``images`` are bytes or paths; how many the model uses is its own.
+
+    ``aliases`` are other names that mean it, ``popularity`` is how often it is meant at all (page views,
+    sitelinks, sales): a number from 0 on, None where it is not known.
+    """
 
     id: str
     name: str
     description: str = ""
     images: tuple[ImageSource, ...] = ()
     type: str = ""
+    aliases: tuple[str, ...] = ()
+    popularity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 #include <memory>
@@ -358,6 +359,7 @@ class NameTable {
         if (int64_t(idf.shape(0)) != forms_.words) refuse("idf: not one value a word");
         forms_.alive = alive ? alive->data() : nullptr;
         forms_.idf = idf.data();
+        for (int64_t i = 0; i < forms_.forms; i++) forms_.most_grams = std::max<int64_t>(forms_.most_grams, forms_.gram_count[i]);
     }
 
     nb::tuple look_up(const std::vector<uint64_t>& words, const std::vector<double>& squares, double norm,

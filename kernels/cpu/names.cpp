@@ -136,13 +136,14 @@ std::vector<Form> sharing_chars(const NameForms& f, const NameQuery& q) {
     const int64_t ours = int64_t(q.grams.size());
     // A form over the threshold shares at least this many of them.
     const int64_t least = int64_t(std::ceil(double(ours) * q.least_chars / (2 - q.least_chars) - 1e-9));
+    if (ours == 0 || least > f.most_grams) return {};
     std::vector<List> lists;
     for (const uint64_t code : q.grams) {
         const int64_t number = number_of(f.gram_code, f.grams, code);
         if (number < 0) continue;
         lists.push_back(list_of(f.gram_offset, f.gram_posting, f.gram_entries, number, "gram_offset"));
     }
-    if (ours == 0 || int64_t(lists.size()) < least) return {};
+    if (int64_t(lists.size()) < least) return {};
     std::sort(lists.begin(), lists.end(), [](const List& a, const List& b) { return a.size() < b.size(); });
     const size_t read = size_t(int64_t(lists.size()) - least + 1);
     const ClearedAtEnd cleared;

@@ -10,6 +10,7 @@ namespace mimic {
 // Arrays of mimic_engine/names/forms.py; `alive` (rows of the segment) or nullptr where all are.
 struct NameForms {
     int64_t forms = 0, rows = 0, words = 0, grams = 0, entries = 0, gram_entries = 0;
+    int64_t most_grams = 0;  // of a form
     const uint32_t* form_row = nullptr;
     const uint64_t* word_offset = nullptr;
     const uint32_t* form_word = nullptr;

@@ -51,6 +51,7 @@ class NumpySearch:
         self._arrays = arrays
         self._alive = alive
         self._idf = idf
+        self._most_grams = int(arrays.gram_count.max(initial=0))
 
     def __call__(self, query: NameQuery, equal: Rows) -> tuple[NDArray[Any], ...]:
         """Rows of the segment, ascending, and their features in the order of ``FEATURES``, (n,) each.
@@ -123,7 +124,7 @@ class NumpySearch:
         )  # shared by every form over the threshold
         known = _known(self._arrays.gram_code, query.grams)
         missing = ours - len(known)
-        if len(known) < least:
+        if len(known) < least or least > self._most_grams:
             return np.empty(0, np.int64), np.empty(0)
         offset = self._arrays.gram_offset
         sizes = (offset[known + 1] - offset[known]).astype(np.int64)
