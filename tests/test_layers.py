@@ -47,6 +47,7 @@ FORBIDDEN = {
     "mimic_engine.index": (*ABOVE_SCAN, "mimic_engine.scan", "mimic_engine.data"),
     "mimic_engine.encoding": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.scan"),
     "mimic_engine.data": ABOVE_SCAN,
+    "mimic_engine.names": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.scan", "mimic_engine.encoding"),
     "mimic_engine.gpu": (*ABOVE_SCAN, *TRAINING),
     "mimic_engine.backends": ABOVE_SCAN,
     "mimic_engine.model": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),

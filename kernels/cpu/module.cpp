@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "names.h"
 #include "prepare.h"
 
 namespace nb = nanobind;
@@ -346,6 +348,67 @@ void estimates(const Prepared& prepared, const nb::dict& arrays, const Input& st
     prepared.kernels.estimates(prepared.batch, segment, codes, rows, out, scratch_of(prepared, segment));
 }
 
+// A segment's names, mapped; it keeps the arrays alive.
+class NameTable {
+  public:
+    NameTable(nb::dict arrays, std::optional<nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig>> alive, int64_t rows,
+              nb::ndarray<const double, nb::ndim<1>, nb::c_contig> idf)
+        : arrays_(arrays), alive_(alive), idf_(idf) {
+        forms_.rows = rows;
+        forms_.form_row = get<uint32_t>("form_row", &forms_.forms);
+        forms_.word_offset = get<uint64_t>("word_offset", nullptr, forms_.forms + 1);
+        forms_.form_word = get<uint32_t>("form_word", &forms_.entries);
+        forms_.word_hash = get<uint64_t>("word_hash", &forms_.words);
+        forms_.posting_offset = get<uint64_t>("posting_offset", nullptr, forms_.words + 1);
+        forms_.posting = get<uint32_t>("posting", nullptr, forms_.entries);
+        forms_.gram_count = get<uint16_t>("gram_count", nullptr, forms_.forms);
+        forms_.gram_code = get<uint64_t>("gram_code", &forms_.grams);
+        forms_.gram_offset = get<uint64_t>("gram_offset", nullptr, forms_.grams + 1);
+        forms_.gram_posting = get<uint32_t>("gram_posting", &forms_.gram_entries);
+        if (alive && int64_t(alive->shape(0)) != rows) refuse("alive: not one value a row");
+        if (int64_t(idf.shape(0)) != forms_.words) refuse("idf: not one value a word");
+        forms_.alive = alive ? alive->data() : nullptr;
+        forms_.idf = idf.data();
+        for (int64_t i = 0; i < forms_.forms; i++) forms_.most_grams = std::max<int64_t>(forms_.most_grams, forms_.gram_count[i]);
+    }
+
+    nb::tuple look_up(const std::vector<uint64_t>& words, const std::vector<double>& squares, double norm,
+                      const std::vector<uint64_t>& context, const std::vector<uint64_t>& grams,
+                      const std::vector<uint32_t>& equal, double least_words, double least_chars) const {
+        if (squares.size() != words.size()) refuse("squares: not one value a word");
+        NameFound found;
+        {
+            nb::gil_scoped_release unlocked;
+            found = mimic::look_up(forms_, {words, squares, norm, context, grams, equal, least_words, least_chars});
+        }
+        return nb::make_tuple(array(std::move(found.rows)), array(std::move(found.exact)), array(std::move(found.words)),
+                              array(std::move(found.chars)), array(std::move(found.context)));
+    }
+
+  private:
+    template <class T>
+    const T* get(const char* name, int64_t* count, int64_t expected = -1) {
+        if (!arrays_.contains(name)) refuse(std::string(name) + ": missing");
+        const auto found = nb::cast<nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(arrays_[name]);
+        const int64_t length = int64_t(found.shape(0));
+        if (expected >= 0 && length != expected) refuse(std::string(name) + ": " + std::to_string(length) + " entries");
+        if (count) *count = length;
+        return found.data();
+    }
+
+    template <class T>
+    static nb::ndarray<nb::numpy, T, nb::ndim<1>> array(std::vector<T>&& values) {
+        auto* owned = new std::vector<T>(std::move(values));
+        nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+        return nb::ndarray<nb::numpy, T, nb::ndim<1>>(owned->data(), {owned->size()}, owner);
+    }
+
+    nb::dict arrays_;
+    std::optional<nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig>> alive_;
+    nb::ndarray<const double, nb::ndim<1>, nb::c_contig> idf_;
+    NameForms forms_;
+};
+
 }  // namespace
 
 }  // namespace mimic
@@ -353,9 +416,14 @@ void estimates(const Prepared& prepared, const nb::dict& arrays, const Input& st
 NB_MODULE(_cpu, m) {
     using namespace mimic;
     nb::set_leak_warnings(false);  // an object alive when the interpreter ends is no fault of the user's
-    m.doc() = "Compiled passes of the scan; see mimic_engine/scan/cpu.py.";
+    m.doc() = "Compiled passes of the scan; see mimic_engine/scan/cpu.py and mimic_engine/names/lookup.py.";
     nb::class_<Constants>(m, "Constants");
     nb::class_<Prepared>(m, "Prepared").def_prop_ro("count", [](const Prepared& p) { return p.batch.count; });
+    nb::class_<NameTable>(m, "NameTable")
+        .def(nb::init<nb::dict, std::optional<nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig>>, int64_t,
+                      nb::ndarray<const double, nb::ndim<1>, nb::c_contig>>(),
+             nb::arg("arrays"), nb::arg("alive").none(), nb::arg("rows"), nb::arg("idf"))
+        .def("look_up", &NameTable::look_up);
     m.def("instruction_sets", [] {
         std::vector<std::string> names;
         for (const Kernels* k : supported()) names.push_back(k->name);

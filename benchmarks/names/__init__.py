@@ -1,0 +1,1 @@
+"""Names: lookups beside other machinery, and what names add to right answers."""

@@ -1,0 +1,256 @@
+r"""Lookups of names: the index's own forms beside SQLite's FTS5, tantivy and scipy.sparse.
+
+    python -m benchmarks.names.lookup --forms 10000 1000000 --out benchmarks/results/names.json
+
+Every machinery holds the same names and answers the same surfaces (as they are, last words, misspelt). Ours
+gives four exact features of every entity that shares something; of the others what is timed is the least
+that would have to be asked of them: all names with a word or enough trigrams of the surface, without their
+features. ``found`` is the share of surfaces whose own name is in the answer, a check that each does its work.
+Times are of one thread; ``bytes`` is what lies on the disk, or in memory where nothing lies on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.names.made_up import make_names, make_surfaces
+from mimic_engine.errors import EngineError, MissingDependencyError
+from mimic_engine.names.features import LEAST_CHARS, name_features
+from mimic_engine.names.forms import FormArrays
+from mimic_engine.names.lookup import NameLookup
+from mimic_engine.names.text import grams, normal_form, words
+from mimic_engine.provenance import write_result
+
+SEGMENT_ROWS = 65_536  # of an index, by default
+SURFACES = 300
+CHECKED = 20  # surfaces whose features are held against the readable twin, over CHECKED_ROWS rows each
+CHECKED_ROWS = 200
+EXPECTED = (
+    "Ours below 1 ms at a million forms where compiled, some milliseconds in NumPy; FTS5, scipy.sparse tens "
+    "of milliseconds there, for they read every posting of every trigram; tantivy a few. None gives features."
+)
+
+
+class Machinery(Protocol):
+    """Something that holds names and finds those like a surface."""
+
+    size_bytes: int
+
+    def find(self, surface: str) -> Sequence[int]:
+        """Numbers of the names that share something with the surface."""
+
+
+class Forms:
+    """The index's own lookup."""
+
+    def __init__(self, names: Sequence[str], folder: Path, *, compiled: bool) -> None:  # noqa: ARG002
+        parts = [names[i : i + SEGMENT_ROWS] for i in range(0, len(names), SEGMENT_ROWS)]
+        segments = [FormArrays.of([name] for name in part) for part in parts]
+        self.size_bytes = sum(a.nbytes for s in segments for a in s.items().values())
+        self.lookup = NameLookup(segments, [len(p) for p in parts], compiled=compiled)
+
+    def find(self, surface: str) -> Sequence[int]:
+        """Rows that have a feature."""
+        return self.lookup.features(surface).rows.tolist()
+
+
+class Fts5:
+    """SQLite's full text search, one table of words and one of trigrams."""
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        path = folder / "names.sqlite"
+        self._db = sqlite3.connect(path)
+        self._db.execute("CREATE VIRTUAL TABLE word USING fts5(form, content='', detail=none)")
+        self._db.execute(
+            "CREATE VIRTUAL TABLE gram USING fts5(form, content='', detail=none, tokenize='trigram')"
+        )
+        rows = [(i, normal_form(name)) for i, name in enumerate(names)]
+        for table in ("word", "gram"):
+            self._db.executemany(f"INSERT INTO {table}(rowid, form) VALUES (?, ?)", rows)
+        self._db.commit()
+        self.size_bytes = path.stat().st_size
+
+    def find(self, surface: str) -> Sequence[int]:
+        """Names with one of the words, or one of the trigrams."""
+        normal = normal_form(surface)
+        found: set[int] = set()
+        three = {normal[i : i + 3] for i in range(len(normal) - 2)}
+        for table, terms in (("word", words(normal)), ("gram", sorted(three))):
+            if terms:
+                asked = " OR ".join('"' + t.replace('"', '""') + '"' for t in terms)
+                found.update(r for (r,) in self._db.execute(f"SELECT rowid FROM {table}(?)", (asked,)))
+        return list(found)
+
+
+class Tantivy:
+    """tantivy, a field of words and one of trigrams; the best 1,000 by BM25."""
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        tantivy = _library("tantivy")
+        builder = tantivy.SchemaBuilder()
+        builder.add_unsigned_field("row", stored=True)
+        for field in ("word", "gram"):
+            builder.add_text_field(field, tokenizer_name="whitespace", index_option="freq")
+        self._index = tantivy.Index(builder.build(), str(folder))
+        writer = self._index.writer(200_000_000, 1)
+        for i, name in enumerate(names):
+            normal = normal_form(name)
+            writer.add_document(tantivy.Document(row=i, word=normal, gram=_gram_text(normal)))
+        writer.commit()
+        writer.wait_merging_threads()
+        self._index.reload()
+        self._searcher = self._index.searcher()
+        self.size_bytes = sum(p.stat().st_size for p in folder.iterdir())
+
+    def find(self, surface: str) -> Sequence[int]:
+        """The best 1,000 of those with a word or a trigram."""
+        normal = normal_form(surface)
+        terms = [f'word:"{w}"' for w in words(normal)] + [f'gram:"{g}"' for g in _gram_text(normal).split()]
+        hits = self._searcher.search(self._index.parse_query(" OR ".join(terms)), 1000).hits
+        return [self._searcher.doc(address)["row"][0] for _, address in hits]
+
+
+class Sparse:
+    """scikit-learn's hashing vectoriser and a scipy.sparse matrix by columns."""
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:  # noqa: ARG002
+        text = _library("sklearn.feature_extraction.text")
+        options = {"n_features": 1 << 20, "norm": None, "alternate_sign": False, "binary": True}
+        self._vectorisers = [
+            text.HashingVectorizer(analyzer="char_wb", ngram_range=(3, 3), **options),
+            text.HashingVectorizer(token_pattern=r"\S+", **options),
+        ]
+        normal = [normal_form(n) for n in names]
+        self._matrices = [v.transform(normal).tocsc() for v in self._vectorisers]
+        self.size_bytes = sum(a.nbytes for m in self._matrices for a in (m.data, m.indices, m.indptr))
+
+    def find(self, surface: str) -> Sequence[int]:
+        """Names with one of the words, or two fifths of the trigrams."""
+        found: set[int] = set()
+        for vectoriser, matrix, share in zip(self._vectorisers, self._matrices, (0.4, 0.0), strict=True):
+            asked = vectoriser.transform([normal_form(surface)]).indices
+            hits = np.concatenate([matrix.indices[matrix.indptr[c] : matrix.indptr[c + 1]] for c in asked])
+            rows, counts = np.unique(hits, return_counts=True)
+            found.update(rows[counts > share * len(asked)].tolist())
+        return list(found)
+
+
+MACHINERY: dict[str, Callable[[Sequence[str], Path], Machinery]] = {
+    "forms": lambda names, folder: Forms(names, folder, compiled=True),
+    "forms, NumPy": lambda names, folder: Forms(names, folder, compiled=False),
+    "fts5": Fts5,
+    "tantivy": Tantivy,
+    "scipy.sparse": Sparse,
+}
+
+
+def measure(counts: Sequence[int], machinery: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row a machinery and a number of forms.
+
+    Raises
+    ------
+    EngineError
+        If a feature is not that of the readable twin.
+    """
+    for count in counts:
+        names = make_names(count)
+        surfaces = make_surfaces(names, SURFACES)
+        for kind in machinery:
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                holds = MACHINERY[kind](names, Path(folder))
+                build_s = time.perf_counter() - start
+                if isinstance(holds, Forms):
+                    check(holds.lookup, names, surfaces)
+                yield {
+                    "machinery": kind,
+                    "forms": count,
+                    "bytes": holds.size_bytes,
+                    "build_s": build_s,
+                } | _times(holds, names, surfaces)
+
+
+def check(lookup: NameLookup, names: Sequence[str], surfaces: Sequence[str]) -> None:
+    """Hold features against the readable twin."""
+    rng = np.random.default_rng(2)
+    for surface in surfaces[:CHECKED]:
+        found = lookup.features(surface)
+        got = {int(r): (found.exact[i], found.words[i], found.chars[i]) for i, r in enumerate(found.rows)}
+        rows = [*rng.integers(0, len(names), CHECKED_ROWS).tolist(), *list(got)[:CHECKED_ROWS]]
+        for row in rows:
+            exact, by_words, chars, _ = name_features(surface, "", [names[row]], lookup.idf)
+            if not np.allclose(got.get(row, (0, 0, 0)), (exact, by_words, chars), atol=2.0**-22):
+                raise EngineError(f"{surface!r} and {names[row]!r}: the lookup gives {got.get(row)}")
+
+
+def _times(holds: Machinery, names: Sequence[str], surfaces: Sequence[str]) -> dict[str, Any]:
+    for surface in surfaces[:10]:
+        holds.find(surface)
+    times, sizes = [], []
+    for surface in surfaces:
+        start = time.perf_counter()
+        found = holds.find(surface)
+        times.append((time.perf_counter() - start) * 1e6)
+        sizes.append(len(found))
+    asked = surfaces[:CHECKED]
+    like = [{i for i, n in enumerate(names) if _alike(s, n)} for s in asked]
+    hits = [bool(own & set(holds.find(s))) for s, own in zip(asked, like, strict=True)]
+    return {
+        "p50_us": float(np.percentile(times, 50)),
+        "p99_us": float(np.percentile(times, 99)),
+        "answers": float(np.mean(sizes)),
+        "found": float(np.mean(hits)),
+    }
+
+
+def _alike(surface: str, name: str) -> bool:
+    """Whether the name has the surface's words, or its trigrams nearly all."""
+    ours, theirs = normal_form(surface), normal_form(name)
+    if set(ours.split()) <= set(theirs.split()):
+        return True
+    a, b = grams(ours), grams(theirs)
+    return 2 * len(a & b) >= LEAST_CHARS * (len(a) + len(b))
+
+
+def _gram_text(normal: str) -> str:
+    marked = f"_{normal.replace(' ', '_')}_"
+    return " ".join(marked[i : i + 3] for i in range(len(marked) - 2))
+
+
+def _library(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingDependencyError(f"this benchmark needs {name.partition('.')[0]}: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.names.lookup", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--forms", type=int, nargs="+", default=[10_000, 1_000_000], help="numbers of forms")
+    parser.add_argument("--machinery", nargs="+", choices=MACHINERY, default=list(MACHINERY))
+    parser.add_argument("--out", type=Path, required=True, help="result file")
+    args = parser.parse_args(argv)
+    rows = []
+    for row in measure(args.forms, args.machinery):
+        print(row, file=sys.stderr, flush=True)
+        rows.append(row)
+    write_result(args.out, {"expected": EXPECTED, "lookup": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
