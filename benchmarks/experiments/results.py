@@ -79,8 +79,8 @@ def read_outcome(folder: Path, probes: Sequence[str]) -> Outcome | None:
     except TypeError as error:
         raise DataError(f"{folder / RESULT}: not the result of a run: {error}") from error
     answers = {name: _read(folder / probe_file(name)) for name in probes}
-    found = {name: answer for name, answer in answers.items() if answer is not None}
-    return Outcome(run, _read(folder / TEST), found)
+    there = {name: answer for name, answer in answers.items() if answer is not None}
+    return Outcome(run, _read(folder / TEST), there)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
