@@ -126,6 +126,7 @@ def build(
             hashlib.sha256(engine).hexdigest(),
             stripped=options.strip,
             version_compatible=options.version_compatible,
+            verified=None,
         )
         record.write(out)
         yield record

@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 
 from mimic_engine.encoding.graph_names import ENCODERS, TEXT_ENCODER
-from mimic_engine.encoding.manifest import ModelManifest, StoredFile
+from mimic_engine.encoding.manifest import GraphEntry, ModelManifest, StoredFile
 from mimic_engine.encoding.onnx import OnnxGraph
 from mimic_engine.errors import InvalidInputError, MimicError, ModelError
 from mimic_engine.export.emulated import EmulatedGraph
@@ -138,7 +138,8 @@ def write(folder: Path, manifest: ModelManifest, name: str, precision: str, type
     onnx.checker.check_model(typed, full_check=True)
     file = f"graphs/{name}.{precision}.onnx"
     write_atomic(folder / file, typed.SerializeToString())
-    entry = replace(manifest.entry(name, "fp32"), onnx=StoredFile.of(folder, file), data=None)
+    fp32 = manifest.entry(name, "fp32")
+    entry = GraphEntry.of(StoredFile.of(folder, file), fp32.inputs, fp32.outputs)
     graphs = {g: {**by, precision: entry} if g == name else by for g, by in manifest.graphs.items()}
     replace(manifest, graphs=graphs).write(folder)
 

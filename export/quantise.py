@@ -264,7 +264,7 @@ def ship(
             file = f"graphs/{name}.{precision}.onnx"
             with replace_file(folder / file) as temporary:
                 shutil.copyfile(graphs[name, way], temporary)
-            entry = replace(entry, onnx=StoredFile.of(folder, file), data=None)
+            entry = GraphEntry.of(StoredFile.of(folder, file), entry.inputs, entry.outputs)
         entries[name][precision] = entry
     new = replace(manifest, graphs=entries)
     new.write(folder)

@@ -113,7 +113,7 @@ def _save(proto: onnx.ModelProto, folder: Path, file: str, options: ExportOption
     onnx.save_model(proto, path, save_as_external_data=external, location=Path(data).name)
     onnx.checker.check_model(path, full_check=True)
     stored = StoredFile.of(folder, data) if (folder / data).exists() else None
-    return GraphEntry(StoredFile.of(folder, file), inputs, outputs, stored)
+    return GraphEntry.of(StoredFile.of(folder, file), inputs, outputs, stored)
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:

@@ -14,7 +14,7 @@ The table of probabilities rather than of contexts P_b V_b is gathered: a row is
 40 halves, one cache line, and V_b is a small product at the end. Codes lie
 token by token, (L, N), so that the entities of a tile read them side by side.
 An estimate: the scan re-scores the best exactly. The readable twins are
-``tables_ref`` and ``estimates_ref`` in ``kernels/coded_ref.py``.
+``tables_ref`` and ``estimates_ref`` in ``kernels/coded_tglu_ref.py``.
 """
 
 from __future__ import annotations

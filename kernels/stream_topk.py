@@ -107,7 +107,7 @@ def unpack_keys_kernel(
         "offset",
         "stride",
         "row_stride",
-        "place",
+        "rank",
         "best_stride",
         "first_stride",
         "last",
@@ -115,12 +115,12 @@ def unpack_keys_kernel(
 )
 def survivors_kernel(
     bounds, allowed, best, first, rows, counts,
-    entities, offset, stride, row_stride, place, best_stride, first_stride, last, rounding,
+    entities, offset, stride, row_stride, rank, best_stride, first_stride, last, rounding,
     BLOCK: tl.constexpr, HAS_ALLOWED: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile of bounds, mention): rows whose bound reaches the score in ``place`` of the best.
+    """Program (tile of bounds, mention): rows whose bound reaches the score in ``rank`` of the best.
 
-    Rows among the ``first`` (keys of bounds, down to place ``last``) have been scored and are left out.
+    Rows among the ``first`` (keys of bounds, down to rank ``last``) have been scored and are left out.
     """
     mention = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -128,7 +128,7 @@ def survivors_kernel(
     if HAS_ALLOWED:
         real = real & (tl.load(allowed + row, mask=real, other=0) != 0)
     bound = tl.load(bounds + mention * stride + row, mask=real, other=0.0)
-    least = _score(tl.load(best + mention * best_stride + place))
+    least = _score(tl.load(best + mention * best_stride + rank))
     least = tl.where(least > float("-inf"), least - rounding * (1.0 + tl.abs(least)), least)
     scored = tl.load(first + mention * first_stride + last)
     wanted = real & (bound >= least) & (_pack(bound, row + offset, False) < scored)
@@ -280,7 +280,7 @@ def survivors(
     ----------
     bounds : (B, n) float32.
     best : (B, K) int64 keys of exact scores, sorted.
-    k : the place in ``best`` to reach, from 1.
+    k : the rank in ``best`` to reach, from 1.
     first : (B, M) int64 keys of the M highest bounds, sorted, of the same block: scored already.
     rows : (B, room) int32; what does not fit is counted and not listed.
     counts : (B,) int32, set to 0 and then to the number of survivors.
@@ -313,7 +313,7 @@ def survivor_arguments(
         "bounds": bounds, "allowed": counts if allowed is None else allowed, "best": best, "first": first,
         "rows": rows, "counts": counts,
         "entities": bounds.shape[1], "offset": offset, "rounding": rounding, "stride": bounds.stride(0),
-        "row_stride": rows.stride(0), "place": k - 1, "best_stride": best.stride(0),
+        "row_stride": rows.stride(0), "rank": k - 1, "best_stride": best.stride(0),
         "first_stride": first.stride(0), "last": first.shape[1] - 1,
     }  # fmt: skip
     return runtime, {"BLOCK": 1024, "HAS_ALLOWED": allowed is not None, "num_warps": 4, "num_stages": 1}

@@ -13,8 +13,7 @@ ROWS token rows cross entity boundaries and waste none; the weighted column
 sums over an entity's rows are then a product with a 0/1 matrix. The columns of
 a mention are cut in two powers of two (40 = 32 + 8), and so is the width.
 Dense over all entities, or over rows listed for each mention. The readable
-twin is ``tglu_ref`` in ``kernels/reference.py``; ``g2l_ref`` here is its
-global-local part, in the same arguments as the kernel.
+twin is ``g2l_ref`` in ``kernels/reference.py``.
 
 Storage of queries: float16, bfloat16, float32 (tensor-core products in three
 tf32 parts, near fp32), or int8 with one scale a token row. Attention weights
@@ -42,7 +41,7 @@ DENSE_ONE = Tile(rows=128, mentions=1, warps=4, stages=3)
 LISTED = Tile(rows=128, mentions=1, warps=4, stages=3)
 PRECISE = Tile(rows=64, mentions=1, warps=4, stages=2)  # float32 storage: three times the operands
 PRECISE_LISTED = Tile(rows=32, mentions=1, warps=4, stages=2)
-# Choices for tuning. A tile's registers grow with mentions x columns; the rest is left out on purpose.
+# Tiles that the report times. Registers grow with mentions x columns; the rest is left out on purpose.
 CANDIDATES = (DENSE_ONE, DENSE, Tile(64, 1, 4, 4), Tile(64, 2, 4, 3), Tile(128, 2, 8, 2), Tile(128, 2, 4, 2))
 
 

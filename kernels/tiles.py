@@ -7,7 +7,7 @@ neither Triton nor torch.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mimic_engine.errors import InvalidInputError
 
@@ -50,10 +50,6 @@ class Tile:
     mentions: int = 1
     warps: int = 4
     stages: int = 2
-
-    def to_json(self) -> dict[str, int]:
-        """The fields by name."""
-        return asdict(self)
 
 
 def check_shape(tokens: tuple[int, ...], width: int) -> None:

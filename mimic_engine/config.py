@@ -7,9 +7,8 @@ model (``manifest.json``) write and read back. Training options live in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from mimic_engine.errors import ModelError
 
@@ -18,31 +17,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True)
-class _Config:
-    """JSON in and out; unknown keys are refused by name."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object from which :meth:`from_json` gives an equal config back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read the object that :meth:`to_json` wrote.
-
-        Raises
-        ------
-        ModelError
-            If a key is not one of this config's fields.
-        """
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ModelError(f"{cls.__name__}: unknown keys {unknown}; known keys are {sorted(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class TextConfig(_Config):
+class TextConfig:
     """How a pair of texts (mention and sentence, or name and description) becomes token ids.
 
     ``pairing="literal"`` joins with the literal string `` [SEP] ``, as the
@@ -57,7 +32,7 @@ class TextConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageConfig(_Config):
+class ImageConfig:
     """How an image becomes pixels: resized to a square with LANCZOS, then ``(x * rescale - mean) / std``.
 
     Of an entity's pictures the first ``entity_pictures`` are used, and their features averaged.
@@ -75,7 +50,7 @@ class ImageConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderConfig(_Config):
+class EncoderConfig:
     """Which encoders give the features.
 
     ``text`` / ``image`` name the family; ``text_source`` / ``image_source`` a
@@ -91,7 +66,7 @@ class EncoderConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True)
-class MatcherConfig(_Config):
+class MatcherConfig:
     """The interaction units and their widths (defaults: the published model's).
 
     ``vision="concat"`` replaces VDLU by a plain concatenation of the global
@@ -128,15 +103,5 @@ class ModelConfig:
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which :meth:`from_json` gives an equal config back."""
+        """The JSON object of a checkpoint."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Read the object that :meth:`to_json` wrote."""
-        return cls(
-            text=TextConfig.from_json(data["text"]),
-            image=ImageConfig.from_json(data["image"]),
-            encoder=EncoderConfig.from_json(data["encoder"]),
-            matcher=MatcherConfig.from_json(data["matcher"]),
-        )

@@ -1,4 +1,4 @@
-"""What a failure on a device means: out of memory, a failed run, or a context that nothing mends.
+"""Meaning of a failure on a device: out of memory, a failed run, or a context that nothing mends.
 
 Libraries say it in words alone (CUDA's error names, in their own exceptions),
 so the words are read here, in one place. Knows no library and imports none.
@@ -38,13 +38,13 @@ def device_error(what: str, error: BaseException) -> DeviceError:
     A :class:`DeviceLostError` where the words of the error, or of one that it came
     from, say that the context is broken.
     """
-    chain = list(_chain(error))
-    texts = [f"{type(e).__name__}: {e}" for e in chain]
+    errors = list(_causes(error))
+    texts = [f"{type(e).__name__}: {e}" for e in errors]
     shown = texts[0][:_SHOWN]
-    if any(isinstance(e, DeviceLostError) or _LOST.search(t) for e, t in zip(chain, texts, strict=True)):
+    if any(isinstance(e, DeviceLostError) or _LOST.search(t) for e, t in zip(errors, texts, strict=True)):
         reason = "its context is broken"
         return DeviceLostError(f"{what}: {reason}: {shown}", reason=reason)
-    memory = any(isinstance(e, MemoryError) or _MEMORY.search(t) for e, t in zip(chain, texts, strict=True))
+    memory = any(isinstance(e, MemoryError) or _MEMORY.search(t) for e, t in zip(errors, texts, strict=True))
     reason = "out of memory" if memory else "a run failed"
     return DeviceError(f"{what}: {reason}: {shown}", reason=reason)
 
@@ -69,7 +69,7 @@ def device_faults(what: str) -> Iterator[None]:
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error, and those it came from."""
     seen: BaseException | None = error
     while seen is not None:

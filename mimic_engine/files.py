@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -22,14 +23,20 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Annotated, Any, Self, TypeVar
 
 import msgspec
 
 from mimic_engine.errors import IndexLockedError, MimicError
 
 T = TypeVar("T")
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
+OPTIONAL = {"optional": True}  # metadata of a dataclass field that is not written while it is None
 TEMPORARY = ".tmp"  # how the name of a file ends that is being written
 LOCK = "lock"
 _AT_FDCWD = -100
@@ -212,7 +219,7 @@ def wait_for_folder(folder: Path) -> Iterator[None]:
 
 
 def parse_json(data: bytes | bytearray | memoryview) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN or infinity.
+    """Strict JSON: UTF-8, no duplicate keys, no NaN, infinity or number that becomes one.
 
     Raises
     ------
@@ -221,7 +228,10 @@ def parse_json(data: bytes | bytearray | memoryview) -> Any:
     """
     try:
         return json.loads(
-            bytes(data).decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+            bytes(data).decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except RecursionError:
         raise ValueError("nested too deep") from None
@@ -274,7 +284,7 @@ def read_versioned(path: Path, kind: type[T], *, format: str, version: int, erro
     Parameters
     ----------
     path : the file
-    kind : dataclass or msgspec struct of its fields, beside ``format`` and ``version``
+    kind : dataclass of its fields, beside ``format`` and ``version``
     format, version : what the file must say of itself
     error : class of every error but a missing file
 
@@ -290,13 +300,14 @@ def read_versioned(path: Path, kind: type[T], *, format: str, version: int, erro
 
 
 def write_versioned(path: Path, value: object, *, format: str, version: int, indent: int | None = 2) -> None:
-    """Write a dataclass or msgspec struct as JSON that says its format and version; whole or not at all."""
-    content = {"format": format, "version": version, **msgspec.to_builtins(value)}
-    write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + ("\n" if indent else ""))
+    """Write a dataclass as JSON that says its format and version; whole or not at all."""
+    content = {"format": format, "version": version, **_plain(value)}
+    text = json.dumps(content, indent=indent, allow_nan=False, default=_plain)
+    write_atomic(path, text + ("\n" if indent else ""))
 
 
 def decode(data: Any, kind: type[T], where: object, error: type[MimicError]) -> T:
-    """JSON values as a dataclass or msgspec struct, every field checked; unknown ones are refused.
+    """JSON values as a dataclass, every field checked; unknown ones are refused.
 
     Raises
     ------
@@ -343,25 +354,36 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is out of range")
+    return value
+
+
+def _plain(value: object) -> dict[str, Any]:
+    if is_dataclass(value):
+        content = {f.name: getattr(value, f.name) for f in fields(value)}
+        left_out = {f.name for f in fields(value) if OPTIONAL.items() <= f.metadata.items()}
+        return {name: part for name, part in content.items() if part is not None or name not in left_out}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
 def _refuse_unknown(data: Any, value: object, at: str) -> None:
     """Raise ``ValueError`` where an object has a key that is no field of what was read from it."""
     if isinstance(data, dict) and isinstance(value, Mapping):
         for name, part in value.items():
             _refuse_unknown(data[name], part, f"{at}.{name}")
     elif isinstance(data, dict):
-        if unknown := sorted(set(data) - _field_names(value)):
+        known = {f.name for f in fields(value)} if is_dataclass(value) else set()
+        if unknown := sorted(set(data) - known):
             raise ValueError(f"{at.removeprefix('.') or 'object'}: unknown fields {unknown}")
         for name in data:
             _refuse_unknown(data[name], getattr(value, name), f"{at}.{name}")
     elif isinstance(data, list) and isinstance(value, list | tuple):
         for i, (item, part) in enumerate(zip(data, value, strict=True)):
             _refuse_unknown(item, part, f"{at}[{i}]")
-
-
-def _field_names(value: object) -> set[str]:
-    if isinstance(value, msgspec.Struct):
-        return set(value.__struct_fields__)
-    return {f.name for f in fields(value)} if is_dataclass(value) else set()
 
 
 def _described(fault: str, data: Any) -> str:

@@ -19,7 +19,7 @@ class IndexChanges:
 
     The folder is locked only while a change lasts, so that the command line may change it too. The encoders
     are opened at the first upsert, in the precision of all other entities, whatever mentions are encoded in.
-    Pictures are kept, for people to look at.
+    Images are kept, for people to look at.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class IndexChanges:
         Raises
         ------
         DataError
-            If an entity cannot be stored, or its picture is broken.
+            If an entity cannot be stored, or its image is broken.
         IndexLockedError, IndexWriteError
             If somebody else is changing the index; if the files cannot be written.
         """
         index = Index.open(self._index, verify=False)
         source = KnowledgeBaseFeaturizer(self._featurizer(index), BrokenImages("error"))
-        with IndexWriter(index, source, keep_pictures=True) as writer:
+        with IndexWriter(index, source, keep_images=True) as writer:
             return writer.upsert(entities)
 
     def delete(self, ids: Sequence[str]) -> Change:

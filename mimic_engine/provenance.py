@@ -109,13 +109,13 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that decide a result; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    out: dict[str, str | None] = {"python": platform.python_version()}
     for name, distribution in _PACKAGES.items():
         try:
-            found[name] = metadata.version(distribution)
+            out[name] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            out[name] = None
+    return out
 
 
 def command() -> str:
@@ -128,7 +128,7 @@ def command() -> str:
 
 
 def header(command_line: str | None = None) -> dict[str, Any]:
-    """What every result file starts with: how, from which source, where, with what, when (UTC)."""
+    """Header of every result file: how, from which source, where, with what, when (UTC)."""
     revision, dirty = commit()
     return {
         "command": command_line or command(),

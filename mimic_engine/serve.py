@@ -66,7 +66,7 @@ def _demo_cache(settings: Settings) -> Path | None:
 
 
 def _serve(settings: Settings) -> int:
-    from mimic_engine.engine.gpu_choice import choose_chain
+    from mimic_engine.engine.gpu_choice import choose_pipeline
     from mimic_engine.engine.linker import Linker
     from mimic_engine.images import ImageLimits
     from mimic_engine.index_changes import IndexChanges
@@ -86,6 +86,7 @@ def _serve(settings: Settings) -> int:
             precision=settings.precision,
             engines=settings.engines,
             checkpoint=settings.checkpoint,
+            device_layer=settings.device_layer,
             threads=settings.threads,
             scorer="cuda" if settings.chain == "on" else settings.scorer,
             placement=settings.placement,
@@ -93,9 +94,7 @@ def _serve(settings: Settings) -> int:
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
         try:
-            linker = choose_chain(
-                linker, model, settings.chain, precision=settings.precision, engines=settings.engines
-            )
+            linker = choose_pipeline(linker, settings.chain)
             logger.info("opened model %s and index %s, %d entities", model, index, len(linker.index))
             writer = None
             if settings.admin_key_file is not None:

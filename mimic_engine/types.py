@@ -27,8 +27,10 @@ PlacementChoice = Literal["auto", "device", "host"]  # where a GPU scan keeps th
 PLACEMENTS: tuple[PlacementChoice, ...] = get_args(PlacementChoice)
 ChainChoice = Literal[
     "auto", "on", "off"
-]  # whether requests stay on the GPU, see mimic_engine/engine/gpu_open.py
+]  # whether requests stay on the GPU, see mimic_engine/backends/pipeline.py
 CHAINS: tuple[ChainChoice, ...] = get_args(ChainChoice)
+DeviceLayer = Literal["auto", "pycuda", "cuda-core"]  # what TensorRT and ONNX Runtime have memory from
+DEVICE_LAYERS: tuple[DeviceLayer, ...] = get_args(DeviceLayer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,9 @@ class LinkOptions:
     explain: bool = False
 
 
+DEFAULT_OPTIONS = LinkOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Token ids of B texts, padded to L. ``truncated[b]`` says that text b was cut."""
@@ -231,16 +236,6 @@ class FoldConstants:
     layer_norm_eps: float = 1e-5
     gate_bias: tuple[float, float] = (0.0, 0.0)
     bias_norm: tuple[float, float] = (0.0, 0.0)
-
-    def to_json(self) -> dict[str, object]:
-        """A JSON object from which :meth:`from_json` gives the same constants back."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> FoldConstants:
-        """Read the object that :meth:`to_json` wrote."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

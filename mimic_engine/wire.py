@@ -1,4 +1,4 @@
-"""What goes over the wire: msgspec structs that decode the hot routes and describe them in OpenAPI."""
+"""Bodies of the HTTP API: msgspec structs that decode the hot routes and describe them in OpenAPI."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class EntityAnswer(msgspec.Struct):
 
 
 class ExampleBody(msgspec.Struct):
-    """A mention to try; ``image`` is the address of its picture, relative to the service's root."""
+    """A mention to try; ``image`` is the address of its image, relative to the service's root."""
 
     mention: str
     sentence: str
@@ -269,7 +269,17 @@ def components() -> dict[str, Any]:
         "properties": {"results": {"type": "array", "items": either}},
         "required": ["results"],
     }
+    schemas["LinkForm"] = _form(schemas["LinkBody"], schemas["FilterBody"])
     return schemas
+
+
+def _form(body: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Schema of the form of ``/v1/link``: the fields of the JSON body, those of the filter one by one."""
+    fields = body["properties"] | {f"filter.{name}": schema for name, schema in chosen["properties"].items()}
+    fields["image"] = {"type": "string", "format": "binary"}
+    del fields["filter"]
+    given = {name: schema.get("anyOf", [schema])[0] for name, schema in fields.items()}  # a form has no null
+    return {"title": "LinkForm", "type": "object", "required": body["required"], "properties": given}
 
 
 def ref(name: str) -> dict[str, str]:

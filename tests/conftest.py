@@ -1,7 +1,9 @@
 """Fixtures shared by all tests: a tiny matcher, a tiny exported model with an index, real data."""
 
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +24,31 @@ from mimic_engine.model.units import Features, Matcher, Mimic
 
 MakeFeatures = Callable[..., Features]
 
+KERNELS = "mimic_engine.kernels._cpu"
 TINY_ENTITIES = 13
 TINY_TEXT_TOKENS = 9
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--isa``: the compiled kernels of a slower machine."""
+    parser.addoption(
+        "--isa",
+        help="run as where this is the fastest instruction set of the compiled kernels (avx512, avx2, portable), "
+        "or as where there are none of them (none); not in the processes that a test starts",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is collected: which sets there are says which tests there are."""
+    isa = config.getoption("isa")
+    if isa == "none":
+        sys.modules[KERNELS] = None
+    elif isa is not None:
+        library = importlib.import_module(KERNELS)
+        known = library.instruction_sets()
+        if isa not in known:
+            raise pytest.UsageError(f"--isa: {isa!r} is not one of {known} on this machine")
+        library.instruction_sets = lambda: known[known.index(isa) :]
 
 
 @pytest.fixture

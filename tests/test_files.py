@@ -19,6 +19,7 @@ import pytest
 from mimic_engine import files
 from mimic_engine.errors import DataError, EngineError, IndexLockedError, ModelError
 from mimic_engine.files import (
+    OPTIONAL,
     FolderLock,
     create_private,
     decode,
@@ -283,8 +284,10 @@ class Part:
             raise EngineError("a fault of another class")
 
 
-class Packed(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class Packed:
     part: Part
+    note: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +298,7 @@ class Whole:
     packed: Packed | None = None
 
 
-WHOLE = Whole((Part("a", 1), Part("b", 0)), {"x": Part("a", 2)}, (1.0, 1e-17), Packed(Part("b", 3)))
+WHOLE = Whole((Part("a", 1), Part("b", 0)), {"x": Part("a", 2)}, (1.0, 1e-17), Packed(Part("b", 3), "x"))
 
 
 def read(path: Path) -> Whole:
@@ -314,6 +317,8 @@ def test_what_was_written_is_read(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_versioned(path, Whole((), pair=(0.0, float("nan"))), format="test-whole", version=3)
     assert read(path) == WHOLE
+    write_versioned(path, Whole((), packed=Packed(Part("a", 0))), format="test-whole", version=3)
+    assert list(json.loads(path.read_text())["packed"]) == ["part"]
     path.write_text('{"format": "test-whole", "version": 3, "parts": []}')
     assert read(path) == Whole(())
 

@@ -1,6 +1,7 @@
 """The layers point one way, imports are light, and importing does nothing."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ OPTIONAL = {  # by extra; in functions
     "resvg_py": "demo",
 }
 KERNELS = ("mimic_engine.kernels",)
-ON_GPU = ("mimic_engine.engine.gpu_linker", "mimic_engine.engine.gpu_open")  # opened by name, over gpu/
+ON_GPU = ("mimic_engine.engine.gpu_linker",)  # imported where it is chosen, over gpu/
 
 # A layer and what it may not import, not even inside a function: the layers point one way.
 ABOVE_ENGINE = ("mimic_engine.serve", "mimic_engine.server", "mimic_engine.cli", "mimic_engine.demo")
@@ -46,7 +47,7 @@ FORBIDDEN = {
     "mimic_engine.index": (*ABOVE_SCAN, "mimic_engine.scan", "mimic_engine.data"),
     "mimic_engine.encoding": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.scan"),
     "mimic_engine.data": ABOVE_SCAN,
-    "mimic_engine.gpu": ABOVE_SCAN,
+    "mimic_engine.gpu": (*ABOVE_SCAN, *TRAINING),
     "mimic_engine.backends": ABOVE_SCAN,
     "mimic_engine.model": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),
     "mimic_engine.calibration": (*ABOVE_ENGINE, "mimic_engine.engine", "mimic_engine.batching"),
@@ -58,6 +59,7 @@ FORBIDDEN = {
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
+@functools.cache
 def sources() -> dict[str, Path]:
     """Every module of the package by its import name, the files of ``kernels/`` and ``export/`` included."""
     found = {}
@@ -155,6 +157,61 @@ def test_only_the_torch_folders_import_torch_and_its_kin(name):
 
 def test_at_most_fifteen_modules_lie_at_the_top():
     assert len(list(PACKAGE.glob("*.py"))) <= 15
+
+
+def test_no_imports_go_in_a_circle():
+    """Imports inside functions and for types alone counted."""
+    edges = {name: owners(path) - {name} for name, path in sources().items()}
+    assert not circles(edges), f"in a circle, or between two: {sorted(circles(edges))}"
+
+
+def circles(edges: dict[str, set[str]]) -> set[str]:
+    """What is left when nodes that lead nowhere, or where nothing leads, are taken away until there are none."""
+    left = set(edges)
+    while ends := {n for n in left if not edges[n] & left or not any(n in edges[m] for m in left)}:
+        left -= ends
+    return left
+
+
+def owners(path: Path) -> set[str]:
+    """Modules of the package that hold what a file imports anywhere."""
+    dotted: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            dotted.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dotted.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {owner for name in dotted if (owner := _owner(name))}
+
+
+def _owner(dotted: str) -> str | None:
+    """The module that an imported name is or that holds it; of a name that a package passes on, its origin."""
+    modules = sources()
+    module, _, name = dotted.rpartition(".")
+    if dotted in modules:
+        return dotted
+    if module not in modules:
+        return None
+    if modules[module].name == "__init__.py":
+        for node in ast.walk(ast.parse(modules[module].read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}:
+                return _owner(f"{node.module}.{name}")
+    return module
+
+
+def test_a_name_belongs_to_the_module_that_holds_it():
+    assert _owner("mimic_engine.index.store") == _owner("mimic_engine.index.store.Index")
+    assert _owner("mimic_engine.Index") == _owner("mimic_engine.index.store.Index")
+    assert _owner("mimic_engine.demo.fetch_demo") == "mimic_engine.demo.fetch"
+    assert _owner("mimic_engine.kernels.reference") == "mimic_engine.kernels.reference"
+    assert _owner("numpy.ndarray") is None
+
+
+def test_circles_are_found():
+    line = {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert not circles(line)
+    assert circles({**line, "c": {"b"}}) == {"b", "c"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b", "e"}, "e": set()}) == {"b", "c", "d"}
 
 
 @pytest.mark.parametrize("layer", FORBIDDEN)

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimic_engine.index.schema import stored_dtype, trailing_shapes
+from mimic_engine.model.checkpoint import HEADS
 from mimic_engine.model.encoders import Vectors
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
 from mimic_engine.model.folded_scorer import FoldedScorer
 from mimic_engine.model.units import Features, Mimic
 from mimic_engine.train.encode import RecordEncoder, fold_entities
-from mimic_engine.train.optimiser import HEADS
 
 INDEX_DTYPE = "float16"  # the index's default
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimic_engine.errors import DataError
-from mimic_engine.files import write_atomic
+from mimic_engine.files import decode, read_object, write_atomic
 
 RESULT, TEST = "result.json", "test.json"
 Status = Literal["done", "diverged"]
@@ -74,22 +74,13 @@ def read_outcome(folder: Path, probes: Sequence[str]) -> Outcome | None:
     content = _read(folder / RESULT)
     if content is None:
         return None
-    try:
-        run = RunResult(**content)
-    except TypeError as error:
-        raise DataError(f"{folder / RESULT}: not the result of a run: {error}") from error
+    run = decode(content, RunResult, folder / RESULT, DataError)
     answers = {name: _read(folder / probe_file(name)) for name in probes}
-    there = {name: answer for name, answer in answers.items() if answer is not None}
-    return Outcome(run, _read(folder / TEST), there)
+    return Outcome(run, _read(folder / TEST), {n: a for n, a in answers.items() if a is not None})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return read_object(path, DataError)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds no JSON object")
-    return content

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from benchmarks.gpu.data import Book, World, cluster, fold_entities, fold_mentions
 from mimic_engine.errors import EngineError
-from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.coded_tglu import coded_table, coded_tglu, table_shape
-from mimic_engine.kernels.cone_bound import cone_norm_bound, cone_of
-from mimic_engine.kernels.cone_bound_gpu import Cones, cone_axes, cone_bound
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, tables_ref
+from mimic_engine.kernels.cone_bound import Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound_ref import cone_norm_bound, cone_of
 from mimic_engine.kernels.gated_units import gated_units, global_entities, pack_globals
 from mimic_engine.kernels.reference import g2l_ref, normed_ref, scores_ref
-from mimic_engine.kernels.resample import pack_pictures, resample
-from mimic_engine.kernels.resample_ref import normalise_ref, resample_ref
 from mimic_engine.kernels.stream_topk import NOTHING, check_k, key_room, top_keys, top_keys_ref, unpack_keys
 from mimic_engine.kernels.tglu_attention import TextMentions, pack_text, tglu_attention
 from mimic_engine.types import EntityArrays, MentionArrays
@@ -102,7 +100,7 @@ def run_checks(world: World, sizes: tuple[tuple[int, int], ...], seed: int) -> I
                     )
 
 
-def _attention(case: Case) -> Iterator[Check]:
+def _tglu_attention(case: Case) -> Iterator[Check]:
     reference = g2l_ref(_wide(case.mentions), _wide(case.entities), case.world.constants)
     entity, out = case.entity, case.poison()
     arguments: dict[str, Any] = {"scale": entity.get("tglu_query_scale")}
@@ -119,7 +117,7 @@ def _attention(case: Case) -> Iterator[Check]:
     yield _compared_lists("tglu_attention listed", case, listed, reference, rows, counts, LIMITS[case.dtype])
 
 
-def _gated(case: Case) -> Iterator[Check]:
+def _gated_units(case: Case) -> Iterator[Check]:
     mention, entity = _wide(case.mentions), _wide(case.entities)
     units = scores_ref(mention, entity, case.world.constants).units
     assert mention.text_cls is not None and entity.text_cls is not None
@@ -134,7 +132,7 @@ def _gated(case: Case) -> Iterator[Check]:
     yield _compared_lists("gated_units listed", case, listed, reference, rows, counts, 2e-5)
 
 
-def _coded(case: Case) -> Iterator[Check]:
+def _coded_tglu(case: Case) -> Iterator[Check]:
     if case.dtype == "int8":
         return
     book: Book = cluster(case.world, case.entities, 256)
@@ -150,7 +148,7 @@ def _coded(case: Case) -> Iterator[Check]:
     yield _compared("coded_tglu", case, out, reference, 5e-3)
 
 
-def _bounds(case: Case) -> Iterator[Check]:
+def _cone_bound(case: Case) -> Iterator[Check]:
     """How far a score exceeds its bound (never), and how far a bound falls below the theorem's best."""
     entity, out, above = case.entity, case.poison(), case.poison()
     tglu_attention(
@@ -170,7 +168,7 @@ def _bounds(case: Case) -> Iterator[Check]:
     yield Check("cone_bound >= projection", case.dtype, case.shape[1], case.shape[0], float(short), 1e-6)
 
 
-def _top(case: Case) -> Iterator[Check]:
+def _stream_topk(case: Case) -> Iterator[Check]:
     if case.dtype != "float16":
         return
     device, (b, n) = case.world.device, case.shape
@@ -189,30 +187,15 @@ def _top(case: Case) -> Iterator[Check]:
         unpack_keys(best, rows, found, counts)
         expected, _ = top_keys_ref(scores, k)
         wrong = float((rows[:, :k].long() != expected).float().mean())
-        yield Check(f"top_keys k={k}", "float32", n, b, wrong, 0.0)
-
-
-def _pictures(case: Case) -> Iterator[Check]:
-    """Resized pictures of odd sizes: every value is the twin's."""
-    if case.dtype != "float16":
-        return
-    device, rng, size = case.world.device, np.random.default_rng(case.shape[1]), 33
-    table = rng.standard_normal((3, 256)).astype(np.float32)
-    sizes = [(1, 1), (97, 41), (size, 50), (60, size), *(tuple(rng.integers(1, 90, 2)) for _ in range(3))]
-    pictures = [rng.choice(np.array([0, 1, 127, 254, 255], np.uint8), (*s, 3)) for s in sizes]
-    packed = pack_pictures(pictures, size)
-    out = case.poison(len(pictures), 3, size, size)
-    given = (torch.from_numpy(a).to(device) for a in (packed.pixels, packed.weights, packed.facts, table))
-    between = torch.empty(packed.between_bytes, dtype=torch.uint8, device=device)
-    resample(*given, between, out, packed.rows, packed.columns)
-    expected = np.stack([normalise_ref(resample_ref(p, size, size), table) for p in pictures])
-    wrong = float((out.cpu().numpy() != expected).mean())
-    yield Check("resample", "uint8", size, len(pictures), wrong, 0.0)
+        yield Check(f"stream_topk k={k}", "float32", n, b, wrong, 0.0)
 
 
 _CHECKS: tuple[Callable[[Case], Iterator[Check]], ...] = (
-    *(_attention, _gated, _coded, _bounds, _top),
-    _pictures,
+    _tglu_attention,
+    _gated_units,
+    _coded_tglu,
+    _cone_bound,
+    _stream_topk,
 )
 
 

@@ -30,15 +30,13 @@ from triton.compiler import ASTSource
 from mimic_engine.errors import EngineError
 from mimic_engine.kernels import (
     coded_tglu,
-    cone_bound_gpu,
+    cone_bound,
     gated_units,
     stream_topk,
     tglu_attention,
 )
-from mimic_engine.kernels.cone_bound_gpu import Cones
+from mimic_engine.kernels.cone_bound import Cones
 from mimic_engine.kernels.gated_units import GlobalEntities, GlobalMentions
-from mimic_engine.kernels.resample import arguments as resample_arguments
-from mimic_engine.kernels.resample import resample_kernel
 from mimic_engine.kernels.tglu_attention import TextMentions
 from mimic_engine.kernels.tiles import Tile, cover
 from mimic_engine.provenance import write_result
@@ -47,7 +45,6 @@ from mimic_engine.types import FoldConstants
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block can have
 TOKENS, WIDTH, TEXT_WIDTH, ENTITIES, CENTROIDS = 40, 96, 512, 20_818, 1024
-IMAGE_SIZE = 224
 INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "LDGSTS", "LDG", "STG", "MUFU", "SHFL", "BAR")
 _POINTER = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int8: "*i8",
@@ -168,7 +165,7 @@ def coded_variants(
     )
 
 
-def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound_gpu.ENTITIES) -> Iterator[Variant]:
+def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound.ENTITIES) -> Iterator[Variant]:
     """The axes kernel and the bound kernel for global vectors of ``dtype``."""
     batch, mentions = 8, text_mentions(8, dtype)
     side = coded_tglu.table_shape(mentions, 1)[2]
@@ -176,13 +173,13 @@ def cone_variants(dtype: torch.dtype, *, tile: Tile = cone_bound_gpu.ENTITIES) -
         _meta(gated_units.TERMS[dtype], batch, side, mentions.value.shape[2], dtype=dtype),
         _meta(2, batch, side, side, dtype=torch.float16), _meta(batch, side), _meta(batch, 2),
     )  # fmt: skip
-    runtime, constants = cone_bound_gpu.axes_arguments(mentions, cones)
-    yield Variant("cone_axes", _name(dtype), cone_bound_gpu.cone_axes_kernel, runtime, constants)
-    runtime, constants = cone_bound_gpu.arguments(
+    runtime, constants = cone_bound.axes_arguments(mentions, cones)
+    yield Variant("cone_axes", _name(dtype), cone_bound.cone_axes_kernel, runtime, constants)
+    runtime, constants = cone_bound.arguments(
         cones, _meta(ENTITIES, WIDTH, dtype=dtype), _meta(ENTITIES), _meta(batch, ENTITIES),
-        base=_meta(batch, ENTITIES), factor=1.0, steps=cone_bound_gpu.STEPS, tile=tile,
+        base=_meta(batch, ENTITIES), factor=1.0, steps=cone_bound.STEPS, tile=tile,
     )  # fmt: skip
-    yield Variant("cone_bound", _name(dtype), cone_bound_gpu.cone_bound_kernel, runtime, constants)
+    yield Variant("cone_bound", _name(dtype), cone_bound.cone_bound_kernel, runtime, constants)
 
 
 def top_variants(k: int) -> Iterator[Variant]:
@@ -210,15 +207,6 @@ def top_variants(k: int) -> Iterator[Variant]:
     yield Variant("survivors", case, stream_topk.survivors_kernel, runtime, constants)
 
 
-def resample_variants(size: int = IMAGE_SIZE) -> Iterator[Variant]:
-    """Both passes of the resize to ``size`` pixels."""
-    pictures, raw = 8, _meta(1 << 20, dtype=torch.uint8)
-    weights, facts = _meta(1 << 16, dtype=torch.int32), _meta(pictures, 2, 8, dtype=torch.int64)
-    for number, out in enumerate((raw, _meta(pictures, 3, size, size))):
-        runtime, constants = resample_arguments(raw, weights, facts, _meta(3, 256), out, size, number)
-        yield Variant("resample", f"pass {number + 1}", resample_kernel, runtime, constants)
-
-
 def shipped() -> Iterator[Variant]:
     """Every kernel in every default configuration that an index can call for."""
     for dtype in (torch.float16, torch.bfloat16, torch.int8, torch.float32):
@@ -234,7 +222,6 @@ def shipped() -> Iterator[Variant]:
         yield from cone_variants(dtype)
     for k in (16, 1024):
         yield from top_variants(k)
-    yield from resample_variants()
 
 
 def compile_variant(variant: Variant, sm: int) -> Usage:

@@ -29,13 +29,11 @@ import triton.language
 from benchmarks import RESULTS
 from benchmarks.gpu.data import World
 from benchmarks.gpu.interpreted import numpy_topk
-from benchmarks.gpu.link_cases import CASES, Bench, Encoders, open_scan
+from benchmarks.gpu.link_cases import CASES, Bench, Encoders, Opened, open_scan
 from benchmarks.scan.published_loop import published_scores
 from benchmarks.scan.published_model import Towers
 from mimic_engine.errors import EngineError, MimicError
-from mimic_engine.gpu.graphs import DeviceGraphs
-from mimic_engine.gpu.pictures import PicturePlace
-from mimic_engine.gpu.pipeline import SLOTS, Program, overlapped
+from mimic_engine.gpu.pipeline import SLOTS, CapturedPipeline, overlapped
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.provenance import write_result
 from mimic_engine.types import MODES, Mode
@@ -51,7 +49,6 @@ class Options:
     entities: tuple[int, ...] = (110_000, 1_000_000)
     batches: tuple[int, ...] = (1, 8, 32)
     modes: tuple[Mode, ...] = MODES
-    on_device: tuple[Mode, ...] = ("certified",)  # modes that are also timed with pictures resized there
     cases: tuple[tuple[str, str], ...] = CASES
     towers: Towers = field(default_factory=Towers)
     centroids: int = 1024
@@ -61,7 +58,7 @@ class Options:
     seed: int = 0
 
 
-DRY = Options((40,), (1, 2), ("exact", "certified"), (), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2))
+DRY = Options((40,), (1, 2), ("exact", "certified"), CASES[:1], Towers(1, 64), 8, 0.0, 1e9, (20, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,6 @@ class Row:
     backend: str
     precision: str
     device: str
-    pictures: str  # where they are resized
     mode: str
     n: int
     batch: int
@@ -112,14 +108,14 @@ def row(
     times = times_ms(lambda: bench.answer(prepared, mode), options.seconds)
     whole = times_ms(lambda: bench.answer([bench.prepare(m) for m in mentions], mode), options.seconds)
     p50, p99 = (float(np.quantile(times, q)) for q in (0.5, 0.99))
-    program = bench.chain.programs[bench.bucket(prepared, mode)]
+    captured = bench.pipeline.captured[bench.bucket(prepared, mode)]
     dense = float(np.mean([m == "exact" for m in found.modes])) if mode == "certified" else 0.0
     base = None if published is None else published * n * batch
     return Row(
-        *case, device, bench.place, mode, n, batch, p50, p99, float(np.median(whole)),
+        *case, device, mode, n, batch, p50, p99, float(np.median(whole)),
         per_s=saturation(bench, batch, mode, options.seconds),
         stages=stages(bench, batch, mode, options.seconds),
-        graphs=program.graphs, launched=program.launched,
+        graphs=captured.graphs, launched=captured.launched,
         scored_share=float((found.scored / n).mean()), dense_share=dense, folding_error=error,
         ratio_to_published=None if base is None else base / p50, runs=len(times),
     )  # fmt: skip
@@ -136,9 +132,7 @@ def saturation(bench: Bench, batch: int, mode: Mode, budget_s: float) -> float:
             yield None
             count += 1
 
-    for _ in overlapped(
-        batches(), lambda _: bench.start(prepared, mode), lambda f: bench.finish(f, batch, mode), SLOTS
-    ):
+    for _ in overlapped(batches(), lambda _: bench.start(prepared, mode), bench.finish, SLOTS):
         number += batch
     return number / (time.perf_counter() - begin)
 
@@ -146,23 +140,23 @@ def saturation(bench: Bench, batch: int, mode: Mode, budget_s: float) -> float:
 def stages(bench: Bench, batch: int, mode: Mode, budget_s: float) -> dict[str, float]:
     """Median milliseconds of every stage: on the host by its clock, on the device between events."""
     prepared, mentions = bench.prepared[:batch], bench.encoders.mentions[:batch]
-    chain, device = bench.chain, bench.chain.device
+    pipeline, device = bench.pipeline, bench.pipeline.device
     found = {"prepare": _median(lambda: [bench.prepare(m) for m in mentions])}
     starts, finishes = [], []
     for _ in range(RUNS):
-        flight, took = _timed(lambda: bench.start(prepared, mode))
+        under_way, took = _timed(lambda: bench.start(prepared, mode))
         starts.append(took)
-        finishes.append(_timed(lambda f=flight: bench.finish(f, batch, mode))[1])  # type: ignore[misc]
+        finishes.append(_timed(lambda b=under_way: bench.finish(b))[1])  # type: ignore[misc]
     found |= {"start": float(np.median(starts)), "finish": float(np.median(finishes))}
     bucket = bench.bucket(prepared, mode)
-    program = Program(device, chain.recipe.stages(bucket, chain.arrays(bucket)), apart=True)
+    captured = CapturedPipeline(device, pipeline.plan.stages(bucket, pipeline.arrays(bucket)), apart=True)
     marks = _Marks(device)
     with device.current():
-        program.run()
+        captured.run()
         begin = time.perf_counter()
         for turn in range(RUNS * 100):
             marks.begin()
-            program.run(marks.mark)
+            captured.run(marks.mark)
             marks.end()
             if turn + 1 >= RUNS and time.perf_counter() - begin > budget_s:
                 break
@@ -172,8 +166,8 @@ def stages(bench: Bench, batch: int, mode: Mode, budget_s: float) -> dict[str, f
 class _Marks:
     """Times between stages: CUDA events, or the clock on the CPU."""
 
-    def __init__(self, device: Any) -> None:
-        self._cuda = isinstance(device, TorchDevice) and device.device.type == "cuda"
+    def __init__(self, device: TorchDevice) -> None:
+        self._cuda = device.device.type == "cuda"
         self._turn: list[tuple[str, Any]] = []
         self._times: dict[str, list[float]] = {}
 
@@ -239,25 +233,21 @@ class Run:
         self.world = World.make(device, options.seed)
         self.published = None if options.baseline is None else published_ms(self.world, options.baseline)
         self.encoders = Encoders(folder, self.world, options.towers, max(options.batches))
-        self.graphs: dict[tuple[str, str], tuple[DeviceGraphs, TorchDevice]] = {}
+        self.opened: dict[tuple[str, str], Opened] = {}
         for case in options.cases:
-            chained = TorchDevice(device)
             try:
-                self.graphs[case] = (self.encoders.open(*case, chained), chained)
+                self.opened[case] = self.encoders.open(*case)
             except (MimicError, RuntimeError, ImportError) as error:  # torch raises RuntimeError
                 self._skip(" ".join(case), str(error))
 
     def measure(self) -> None:
-        """Every N, backend, place of resizing, mode and batch, until the time is used up."""
+        """Every N, backend, mode and batch, until the time is used up."""
         options = self.options
         for n in options.entities:
             scan, given = open_scan(self.world, n, options.centroids, max(options.batches), options.seed)
-            for case, (graphs, chained) in self.graphs.items():
-                places: tuple[tuple[PicturePlace, tuple[Mode, ...]], ...]
-                places = (("host", options.modes), ("device", options.on_device))
-                for place, modes in places:
-                    make = partial(Bench.make, self.encoders, graphs, scan, given, chained, place)
-                    self._bench(f"{' '.join(case)} n={n} pictures {place}", make, case, n, modes)
+            for case, opened in self.opened.items():
+                make = partial(Bench.make, self.encoders, opened, scan, given)
+                self._bench(f"{' '.join(case)} n={n}", make, case, n, options.modes)
             del scan, make
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

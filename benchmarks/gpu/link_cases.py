@@ -1,4 +1,4 @@
-"""What ``link_gpu`` measures: encoders on a backend, a chain over N entities, requests, and what checks them.
+"""What ``link`` measures: encoders on a backend, a pipeline over N entities, requests, and what checks them.
 
 Encoders have the published shapes (CLIP ViT-B/32) and random weights, which is
 fine for timing. What random encoders give tells entities apart so badly that no
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,27 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.data import World, cluster, fold_entities, fold_mentions
+from benchmarks.gpu.torch_graphs import torch_graphs
 from benchmarks.scan.published_model import Towers, build_model, export, random_mentions, save_tokenizer
 from mimic_engine.backends.encoders import TOLERANCE
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.torch import TorchSession
-from mimic_engine.engine.gpu_linker import fill
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.export.build_trt import build, plan
 from mimic_engine.export.engines import BuildOptions
 from mimic_engine.gpu.device import open_device
 from mimic_engine.gpu.engine_files import FOLDER
-from mimic_engine.gpu.graphs import BoundGraphs, DeviceGraphs, EngineGraphs, torch_graphs
 from mimic_engine.gpu.layout import Placed
-from mimic_engine.gpu.onnx_cuda import check_provider
-from mimic_engine.gpu.passes import Fetched
-from mimic_engine.gpu.pictures import PicturePlace, Pictures, open_pictures
-from mimic_engine.gpu.pipeline import Chain, HostArrays, Stage
-from mimic_engine.gpu.request import PREFIX, Bucket, RequestRecipe, ScanSearch
+from mimic_engine.gpu.onnx_cuda import CudaSession, check_provider
+from mimic_engine.gpu.pipeline import GpuPipeline, InFlightBatch
+from mimic_engine.gpu.request import PREFIX, Bucket, LaunchableGraph, RequestPlan, Stage
 from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.gpu.stream import TorchDevice
+from mimic_engine.gpu.tensorrt import TensorRtSession
 from mimic_engine.gpu.tensorrt_library import load_library
-from mimic_engine.images import ImagePreprocessor, decode_image
+from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.units import Mimic
 from mimic_engine.scan.scan import TopK
 from mimic_engine.text import TextPreprocessor
@@ -51,6 +49,15 @@ CASES = (("torch", "fp32"), ("torch", "fp16"), ("cuda", "fp16"), ("tensorrt", "f
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 TOP_K = 10
 SCORE_TOLERANCE = 2e-3  # of two searches over one set of folded mentions, in a score
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The graphs of a model on a backend, and the device with the stream that they run on."""
+
+    graphs: Mapping[str, LaunchableGraph]
+    device: TorchDevice
+    owner: Any  # keeps the stream
 
 
 class Encoders:
@@ -66,6 +73,7 @@ class Encoders:
 
     def __init__(self, folder: Path, world: World, towers: Towers, batch: int) -> None:
         weights = {name: value.cpu() for name, value in world.weights.items()}
+        self.world = world
         self.model: Mimic = build_model(folder / "clip", weights, towers)
         self._folder, self._exported = folder, False
         session = TorchSession(self.model)
@@ -76,21 +84,23 @@ class Encoders:
         self.mentions: Sequence[Mention] = random_mentions(batch, seed=1)
         self.folded = self.featurizer.mentions(self.mentions)
 
-    def prepare(self, mention: Mention, pictures: Pictures) -> PreparedMention:
-        """Tokenise, decode, and resize where the device does not."""
-        assert mention.image is not None
-        text = self.featurizer.prepare(replace(mention, image=None))
-        return replace(text, pixels=pictures.prepare(decode_image(mention.image)))
-
-    def open(self, backend: str, precision: str, device: TorchDevice) -> DeviceGraphs:
+    def open(self, backend: str, precision: str) -> Opened:
         """The graphs on a backend; errors as of the backend, before anything is exported."""
+        where = self.world.device
         if backend == "torch":
-            moved = copy.deepcopy(self.model).to(device.device)
+            moved = copy.deepcopy(self.model).to(where)
             moved.encoder.to(TYPES[precision])
-            return torch_graphs(moved)
-        if backend == "cuda":
-            check_provider()
-            return BoundGraphs.open(self._export(), device.stream, precision=precision)
+            own = torch.cuda.Stream(where) if where.type == "cuda" else None
+            handle = 0 if own is None else int(own.cuda_stream)
+            return Opened(torch_graphs(moved), TorchDevice(where, handle), own)
+        session = self._cuda(precision) if backend == "cuda" else self._tensorrt(precision)
+        return Opened(session.graphs, TorchDevice(where, session.device.stream), session)
+
+    def _cuda(self, precision: str) -> CudaSession:
+        check_provider()
+        return CudaSession.open(self._export(), precision=precision)
+
+    def _tensorrt(self, precision: str) -> TensorRtSession:
         library, cuda = load_library("tensorrt"), open_device()
         folder = self._export()
         manifest, jobs = ModelManifest.read(folder), []
@@ -98,7 +108,7 @@ class Encoders:
             jobs += plan(manifest, chosen, [cuda.architecture], [graph])
         for _ in build(library, folder, folder / FOLDER, manifest, jobs, BuildOptions()):
             pass
-        return EngineGraphs.open(folder, device.stream, precision=precision, device=cuda)
+        return TensorRtSession.open(folder, precision=precision, device=cuda)
 
     def _export(self) -> Path:
         if not self._exported:
@@ -107,12 +117,12 @@ class Encoders:
         return self._folder / "model"
 
 
-class Substituted(RequestRecipe):
-    """The recipe of a request with one more stage: the search gets ``folded`` instead of what was folded."""
+class Substituted(RequestPlan):
+    """The plan of a request with one more stage: the search gets ``folded`` instead of what was folded."""
 
     def __init__(self, *given: Any, folded: MentionArrays, **options: Any) -> None:
         super().__init__(*given, **options)
-        self._given = {n: torch.from_numpy(a).to(self._missing[0].device) for n, a in folded.items()}
+        self._given = {n: torch.from_numpy(a).to(self.scan.device) for n, a in folded.items()}
 
     def stages(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> list[Stage]:
         """Those of a request, and the replacement before the last."""
@@ -129,64 +139,42 @@ class Substituted(RequestRecipe):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A chain over N entities with encoders of one backend, and another without the replacement."""
+    """A pipeline over N entities with encoders of one backend, and another without the replacement."""
 
     encoders: Encoders
-    scan: CudaScan
-    chain: Chain[Bucket]
-    honest: Chain[Bucket]  # searches what was folded
+    pipeline: GpuPipeline
+    honest: GpuPipeline  # searches what was folded
     given: MentionArrays  # what the search gets
-    pictures: Pictures
-    place: PicturePlace
     prepared: tuple[PreparedMention, ...]
 
     @classmethod
-    def make(
-        cls,
-        encoders: Encoders,
-        graphs: DeviceGraphs,
-        scan: CudaScan,
-        given: MentionArrays,
-        device: TorchDevice,
-        place: PicturePlace = "host",
-    ) -> Bench:
-        """The chains, and the requests with their pictures as they wait for where they are resized."""
-        options: dict[str, Any] = {"places": (TOP_K,)}
-        missing, search = encoders.featurizer.missing, ScanSearch(scan)
-        pictures = open_pictures(place, encoders.featurizer.images, device.device)
-        inputs = (graphs, search, missing, pictures, device.device)
-        chain: Chain[Bucket] = Chain(device, Substituted(*inputs, folded=given, **options))
-        honest: Chain[Bucket] = Chain(device, RequestRecipe(*inputs, **options))
-        prepared = tuple(encoders.prepare(m, pictures) for m in encoders.mentions)
-        return cls(encoders, scan, chain, honest, given, pictures, place, prepared)
+    def make(cls, encoders: Encoders, opened: Opened, scan: CudaScan, given: MentionArrays) -> Bench:
+        """The pipelines, and the requests."""
+        inputs = (opened.graphs, encoders.featurizer.missing, scan)
+        pipeline = GpuPipeline(opened.device, Substituted(*inputs, folded=given, top_ks=(TOP_K,)))
+        honest = GpuPipeline(opened.device, RequestPlan(*inputs, top_ks=(TOP_K,)))
+        prepared = tuple(encoders.featurizer.prepare(m) for m in encoders.mentions)
+        return cls(encoders, pipeline, honest, given, prepared)
 
     def prepare(self, mention: Mention) -> PreparedMention:
         """A request as it waits for its batch."""
-        return self.encoders.prepare(mention, self.pictures)
+        return self.encoders.featurizer.prepare(mention)
 
     def bucket(self, prepared: Sequence[PreparedMention], mode: Mode) -> Bucket:
         """The bucket of a batch."""
-        recipe = self.chain.recipe
-        assert isinstance(recipe, RequestRecipe)
-        mask = np.concatenate([p.tokens.attention_mask for p in prepared])
-        return recipe.bucket(len(prepared), len(prepared), mask, TOP_K, mode)
+        return self.pipeline.plan.bucket(prepared, TOP_K, mode)
 
-    def start(self, prepared: Sequence[PreparedMention], mode: Mode) -> Any:
+    def start(self, prepared: Sequence[PreparedMention], mode: Mode) -> InFlightBatch:
         """A batch on the device."""
-        return self.chain.start(self.bucket(prepared, mode), lambda host: fill(host, prepared, self.pictures))
+        return self.pipeline.start(prepared, TOP_K, mode)
 
-    def finish(self, flight: Any, batch: int, mode: Mode) -> TopK:
+    def finish(self, batch: InFlightBatch) -> TopK:
         """Its ranked rows."""
-
-        def read(results: HostArrays, folded: Any) -> TopK:
-            del folded
-            return self.scan.settled(Fetched.of(results, batch), TOP_K, mode, self.given.take)
-
-        return self.chain.finish(flight, read)
+        return self.pipeline.finish(batch)
 
     def answer(self, prepared: Sequence[PreparedMention], mode: Mode) -> TopK:
         """Start and finish."""
-        return self.finish(self.start(prepared, mode), len(prepared), mode)
+        return self.finish(self.start(prepared, mode))
 
     def check(self, batch: int, mode: Mode, precision: str) -> float:
         """Relative error of what is folded; EngineError if that or an answer is wrong, captured or not."""
@@ -194,7 +182,7 @@ class Bench:
         worst = max(self._folding_error(prepared, mode) for _ in range(2))
         if not worst <= TOLERANCE[precision]:
             raise EngineError(f"folded mentions are wrong by {worst:.1e}, allowed {TOLERANCE[precision]:.0e}")
-        expected = self.scan.search(self.given.block(0, batch), TOP_K, mode="exact")
+        expected = self.pipeline.plan.scan.search(self.given.block(0, batch), TOP_K, mode="exact")
         for _ in range(3):  # as launches, captured, replayed
             found = self.answer(prepared, mode)
             gap = float(np.abs(found.scores - expected.scores).max())
@@ -205,14 +193,12 @@ class Bench:
         return worst
 
     def _folding_error(self, prepared: Sequence[PreparedMention], mode: Mode) -> float:
-        bucket, batch = self.bucket(prepared, mode), len(prepared)
-
-        def read(results: HostArrays, folded: Any) -> dict[str, Any]:
-            del results
-            return {n.removeprefix(PREFIX): a[:batch].copy() for n, a in folded().items()}
-
-        found = self.honest.run(bucket, lambda host: fill(host, prepared, self.pictures), read)
-        expected = dict(self.encoders.folded.block(0, batch).items())
+        batch = self.honest.start(prepared, TOP_K, mode)
+        try:
+            found = dict(self.honest.folded(batch).items())
+        finally:
+            self.honest.finish(batch)
+        expected = dict(self.encoders.folded.block(0, len(prepared)).items())
         if found.keys() != expected.keys():
             raise EngineError(f"folded arrays {sorted(found)}, expected {sorted(expected)}")
         return max(

@@ -5,9 +5,9 @@ result and the rest still runs; a part is not begun when the time is used up.
 
     ceilings   copy bandwidth and bf16 matrix rate
     checks     every kernel against its twin, fresh random input
-    tuning     the few tiles of each kernel, at N = 110,000
-    scans      modes x N x B: the answer checked, then timed (CUDA graph where it captures)
     baseline   the published loop on the same device, features on the host and resident
+    tiles      the few tiles of each kernel timed, at N = 110,000
+    scans      modes x N x B: the answer checked, then timed (CUDA graph where it captures)
 
     python -m benchmarks.gpu.report --out benchmarks/results/scan_gpu.json
     TRITON_INTERPRET=1 python -m benchmarks.gpu.report --dry-run     (tiny shapes on the CPU)
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -135,7 +134,7 @@ def payload(report: Report) -> dict[str, Any]:
         "ceilings": report.ceilings,
         "expected": EXPECTED,
         "outcome": outcome(report.rows),
-        "tiles": report.tiles.to_json(),
+        "tiles": report.tiles,
         "checks": [asdict(c) | {"error": min(c.error, 1e30), "passed": c.passed} for c in report.checks],
         "baseline": report.baselines,
         "rows": [asdict(r) for r in report.rows],
@@ -152,15 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result file to write")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on the CPU, in the interpreter")
-    tiles = Path(tempfile.gettempdir()) / "mimic_engine_tiles.json"
-    parser.add_argument("--tiles", type=Path, default=tiles, help="file that keeps tuned tiles (%(default)s)")
     parser.add_argument(
         "--budget", type=float, default=540.0, metavar="SECONDS", help="begin no part after this"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        options = replace(DRY if args.dry_run else Options(), seed=args.seed, tiles=args.tiles)
+        options = replace(DRY if args.dry_run else Options(), seed=args.seed)
         if args.dry_run:
             triton.language.topk = numpy_topk
         if not args.dry_run:

@@ -7,13 +7,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.checks import Check
-from mimic_engine.kernels.tuning import Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,6 @@ class Options:
     baseline: tuple[tuple[int, int], ...] = ((20_818, 1), (20_818, 20), (110_000, 20))
     dtypes: tuple[str, ...] = ("float16", "int8")
     seed: int = 0
-    tiles: Path | None = None
 
 
 DRY = Options(
@@ -76,7 +73,7 @@ class Report:
     baselines: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    tiles: Tiles = field(default_factory=Tiles)
+    tiles: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # times by kernel and batch
 
     def part(self, name: str, run: Callable[[], None]) -> None:
         """Run one part; a failure is written down and the next part runs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.gpu.data import World, cluster, fold_entities, fold_mentions
 from benchmarks.gpu.run import Report, Row, device_ms, say
+from benchmarks.gpu.tiles import measure_tiles
 from mimic_engine.errors import EngineError
 from mimic_engine.gpu.scan import CudaScan
-from mimic_engine.kernels.tuning import Tiles, tuned
 from mimic_engine.model.folded_scorer import FoldedScorer
 from mimic_engine.scan.scan import TopK
 from mimic_engine.types import EntityArrays, MentionArrays, Mode
@@ -26,47 +25,16 @@ TOKENS, WIDTH = 40, 96
 TOLERANCE = 2e-2  # two half-precision totals of up to 40 may be told the wrong way round within this
 
 
-def tune(report: Report, scan: CudaScan, world: World) -> None:
-    """Measure the candidates of each kernel on a live scan; keep the winners for what follows."""
-    options = report.options
-    entities = len(scan)
-    gold = torch.arange(max(options.batches)) % entities
-    mentions = fold_mentions(world, gold, options.seed + 1)
-    prepared = {
-        ("attention_one", "exact"): scan.prepare(_first(mentions, 1), "exact"),
-        ("attention_many", "exact"): scan.prepare(mentions, "exact"),
-        ("gated", "exact"): scan.prepare(mentions, "exact"),
-        ("cone", "certified"): scan.prepare(mentions, "certified"),
-        ("coded", "coded"): scan.prepare(mentions, "coded"),
-    }
-    [chunk] = list(scan.index.chunks(entities, queries=True))
-    passes = {"exact": scan.passes.totals, "certified": scan.passes.bounds, "coded": scan.passes.estimates}
-
-    def measure(name: str, mode: str) -> Callable[[Any], float]:
-        def run(tile: Any) -> float:
-            scan.passes.tiles = replace(Tiles(), **{name: tile})
-            return device_ms(
-                report.device, lambda: passes[mode](prepared[name, mode], chunk), options.seconds / 4
-            )
-
-        return run
-
-    assert options.tiles is not None
-    key = f"{report.name} torch {torch.__version__} tokens {TOKENS} width {WIDTH}"
-    report.tiles = tuned(options.tiles, key, {name: measure(name, mode) for name, mode in prepared}, say)
-    scan.passes.tiles = report.tiles
-
-
 def measure_scans(report: Report, world: World, n: int, dtype: str) -> None:
     """All modes and batches over N entities of one storage type."""
     options = report.options
     entities = fold_entities(world, n, dtype)
     book = cluster(world, entities, options.centroids)
-    scan = CudaScan((entities,), world.constants, device=str(report.device), codes=book, tiles=report.tiles)
+    scan = CudaScan((entities,), world.constants, device=str(report.device), codes=book)
     size = sum(a.nbytes for _, a in entities.items())
     say(f"n={n} {dtype}: {size / n:.0f} bytes an entity, {size / 2**30:.2f} GiB")
     if n == options.entities[min(1, len(options.entities) - 1)] and dtype == "float16":
-        report.part("tuning", lambda: tune(report, scan, world))
+        report.part("tiles", lambda: measure_tiles(report, scan, world))
     gold = torch.randint(0, n, (max(options.batches),), generator=torch.Generator().manual_seed(options.seed))
     every = fold_mentions(world, gold, options.seed + 3)
     for b in options.batches:

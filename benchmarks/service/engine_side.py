@@ -133,7 +133,7 @@ def _export_scorer(
         {v.name: tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
         for values in (proto.graph.input, proto.graph.output)
     )
-    entry = GraphEntry(StoredFile.of(folder, "scorer.onnx"), inputs, outputs)
+    entry = GraphEntry.of(StoredFile.of(folder, "scorer.onnx"), inputs, outputs)
     return OnnxScorer(OnnxGraph(folder / "scorer.onnx", entry, threads=1))
 
 

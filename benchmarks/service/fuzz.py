@@ -32,10 +32,10 @@ import hypothesis
 import numpy as np
 import schemathesis
 import torch
-from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -75,7 +75,7 @@ class Held:
     files: int
 
     @classmethod
-    def now(cls, app: FastAPI) -> Held:
+    def now(cls, app: Starlette) -> Held:
         """Count."""
         gc.collect()
         files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the listing itself is one of them
@@ -84,7 +84,7 @@ class Held:
         return cls(app.state.service.batcher.queue.waiting, threads, files)
 
 
-def fuzz_openapi(app: FastAPI, examples: int, tally: Tally, *, seed: int | None = None) -> None:
+def fuzz_openapi(app: Starlette, examples: int, tally: Tally, *, seed: int | None = None) -> None:
     """Send cases drawn from the document to every operation, valid and not; check the answers by it."""
     _register_ndjson()
     schema = schemathesis.openapi.from_asgi("/openapi.json", _without_life(app), headers={"x-api-key": KEY})
@@ -105,7 +105,7 @@ def fuzz_openapi(app: FastAPI, examples: int, tally: Tally, *, seed: int | None 
             _run(check, operation.as_strategy(generation_mode=mode), examples, seed)
 
 
-def _without_life(app: FastAPI) -> ASGIApp:
+def _without_life(app: Starlette) -> ASGIApp:
     """The application as one that is not to be started or ended: it lives on when a client goes."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,7 +157,7 @@ def fuzz_pictures(client: TestClient, examples: int, tally: Tally, *, seed: int 
     _run(check, st.tuples(damaged_pictures(), st.booleans()), examples, seed)
 
 
-def warm_up(app: FastAPI, client: TestClient) -> None:
+def warm_up(app: Starlette, client: TestClient) -> None:
     """Send a little of everything: every thread and file that stays is there after it."""
     fuzz_openapi(app, 1, Tally())
     fuzz_pictures(client, 5, Tally())
@@ -225,7 +225,7 @@ def run_machine(seed: int) -> None:
     subprocess.run([*command, f"--hypothesis-seed={seed}"], check=True, stdout=subprocess.DEVNULL)
 
 
-def open_app(folder: Path) -> FastAPI:
+def open_app(folder: Path) -> Starlette:
     """The service around a small model of the published architecture and 300 random entities."""
     torch.manual_seed(0)
     weights = random_weights(seed=0)

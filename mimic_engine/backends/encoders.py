@@ -21,14 +21,17 @@ from mimic_engine.encoding.cache import CachingFeaturizer, EncodingCache
 from mimic_engine.encoding.featurizer import EncoderSession, Featurizer
 from mimic_engine.encoding.onnx import OnnxSession
 from mimic_engine.errors import BackendError, InvalidInputError, MimicError
+from mimic_engine.gpu.device import import_layer, open_device
 from mimic_engine.gpu.engine_files import FOLDER
-from mimic_engine.gpu.onnx_cuda import CudaSession
+from mimic_engine.gpu.onnx_cuda import CudaSession, check_provider
+from mimic_engine.gpu.session import DeviceSession
 from mimic_engine.gpu.tensorrt import TensorRtSession
 from mimic_engine.images import ImageLimits, ImagePreprocessor
 from mimic_engine.text import TextPreprocessor
-from mimic_engine.types import Array, TokenBatch
+from mimic_engine.types import Array, DeviceLayer, TokenBatch
 
 BACKENDS = ("auto", "onnx", "cuda", "tensorrt", "torch")
+GPU_BACKENDS = ("cuda", "tensorrt")
 # Largest error on the warm-up input, relative to the largest value of the output.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1, "fp8": 5e-1}
 _ROWS = 3  # of the warm-up input: neither one nor a whole bucket
@@ -47,7 +50,8 @@ class BackendOptions:
 
     ``engines`` is the folder of TensorRT engines (``engines`` in the model
     folder by default), ``checkpoint`` the folder that the model was exported
-    from, which the torch backend reads.
+    from, which the torch backend reads, ``device_layer`` what a GPU backend has
+    its memory and stream from.
     """
 
     precision: str = "fp32"
@@ -55,6 +59,7 @@ class BackendOptions:
     verify: bool = True
     engines: Path | None = None
     checkpoint: Path | None = None
+    device_layer: DeviceLayer = "auto"
 
 
 def open_backend(model: Path, backend: str, options: BackendOptions) -> OpenedSession:
@@ -65,17 +70,19 @@ def open_backend(model: Path, backend: str, options: BackendOptions) -> OpenedSe
     InvalidInputError
         If there is no such backend, or it does not take the precision.
     BackendError, MissingDependencyError
-        If the backend was asked for by name and does not work here.
+        If the backend, or the device layer, was asked for by name and does not work here.
     ModelError
         If a file is missing, damaged, or of another model.
     """
     check_packages(_installed())
     if backend not in BACKENDS:
         raise InvalidInputError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}", field="backend")
+    if options.device_layer != "auto" and backend in ("auto", *GPU_BACKENDS):
+        import_layer(options.device_layer)
     if backend == "auto":
         return _fastest(model, options)
     session = _OPEN[backend](model, options)
-    logger.info("encoders on backend %s, %s", session.backend, options.precision)
+    logger.info("encoders on backend %s, %s%s", session.backend, options.precision, _layer(session))
     return session
 
 
@@ -86,12 +93,18 @@ def _open_onnx(model: Path, options: BackendOptions) -> OpenedSession:
 
 
 def _open_cuda(model: Path, options: BackendOptions) -> OpenedSession:
-    return CudaSession.open(model, precision=options.precision, verify=options.verify)
+    check_provider()  # before the device is asked for
+    device = open_device(options.device_layer)
+    return CudaSession.open(model, precision=options.precision, verify=options.verify, device=device)
 
 
 def _open_tensorrt(model: Path, options: BackendOptions) -> OpenedSession:
     return TensorRtSession.open(
-        model, engines=options.engines, precision=options.precision, verify=options.verify
+        model,
+        engines=options.engines,
+        precision=options.precision,
+        verify=options.verify,
+        device=open_device(options.device_layer),
     )
 
 
@@ -131,9 +144,15 @@ def _fastest(model: Path, options: BackendOptions) -> OpenedSession:
         chosen = min(proven, key=lambda name: proven[name])
         passed_over |= {n: f"slower, {1e3 * t:.2f} ms" for n, t in proven.items() if n != chosen}
     logger.info(
-        "encoders on backend %s, %s; passed over: %s", chosen, options.precision, _reasons(passed_over)
+        "encoders on backend %s, %s%s; passed over: %s",
+        *(chosen, options.precision, _layer(opened[chosen]), _reasons(passed_over)),
     )
     return opened[chosen]
+
+
+def _layer(session: OpenedSession) -> str:
+    """The device layer of a session on a GPU, for the log."""
+    return f", device layer {session.device.layer}" if isinstance(session, DeviceSession) else ""
 
 
 def _open_all(model: Path, options: BackendOptions) -> tuple[dict[str, OpenedSession], dict[str, str]]:
@@ -180,7 +199,7 @@ def _prove(session: EncoderSession, reference: EncoderSession, precision: str) -
 
 
 def warm_up_input(session: EncoderSession) -> tuple[TokenBatch, Array]:
-    """Three texts of different lengths of low token ids, and three pictures of noise."""
+    """Three texts of different lengths of low token ids, and three images of noise."""
     length, size = session.text_config.max_length, session.image_config.size
     rng = np.random.default_rng(0)
     mask = (np.arange(length) < np.array([[length], [max(2, length // 2)], [2]])).astype(np.int64)  # (3, L)
@@ -190,7 +209,7 @@ def warm_up_input(session: EncoderSession) -> tuple[TokenBatch, Array]:
 
 
 def outputs(session: EncoderSession, tokens: TokenBatch, pixels: Array) -> list[Array]:
-    """Everything that a session gives for texts and pictures: features and both sides folded."""
+    """Everything that a session gives for texts and images: features and both sides folded."""
     text, image = session.encode_text(tokens), session.encode_image(pixels)
     folded = (*session.fold_mentions(text, image).items(), *session.fold_entities(text, image).items())
     return [text.cls, text.tokens, image.cls, image.tokens, *(array for _, array in folded)]
@@ -236,6 +255,7 @@ def open_featurizer(
     image_limits: ImageLimits | None = None,
     engines: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    device_layer: DeviceLayer = "auto",
     cache_bytes: int = 0,
 ) -> Featurizer:
     """Open the encoders and folds of an exported model; arguments as in ``Linker.open``.
@@ -245,7 +265,7 @@ def open_featurizer(
     ModelError
         If the folder is missing, damaged or lacks the precision.
     BackendError, MissingDependencyError
-        If the backend that was asked for does not work here.
+        If the backend or the device layer that was asked for does not work here.
     """
     options = BackendOptions(
         precision,
@@ -253,6 +273,7 @@ def open_featurizer(
         verify,
         None if engines is None else Path(engines),
         None if checkpoint is None else Path(checkpoint),
+        device_layer,
     )
     session = open_backend(Path(model), backend, options)
     text = TextPreprocessor.open(session.tokenizer_json, session.text_config)

@@ -113,12 +113,10 @@ def _on_gpu(
             importlib.import_module(name)
         except ImportError as error:
             raise MissingDependencyError(f"scorer: 'cuda' needs {name} ({error}): {INSTALL}") from error
-    from mimic_engine.gpu.scan import CudaRanker
+    from mimic_engine.gpu.scan import CudaScan
 
     try:
-        return CudaRanker(
-            segments, constants, device=DEVICE, tie_key=tie_key, codes=codes, placement=placement
-        )
+        return CudaScan(segments, constants, device=DEVICE, tie_key=tie_key, codes=codes, placement=placement)
     except MissingDependencyError as error:
         raise MissingDependencyError(f"scorer: 'cuda': {error}: {INSTALL}") from error
 

@@ -115,7 +115,6 @@ class Batcher(Generic[I, R]):
         warm_up: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
         recovery: Recovery | None = None,
-        name: str = "mimic-device",
     ) -> None:
         self.queue: RequestQueue[I, R] = RequestQueue(limits or BatchLimits(), cost)
         self.recoveries = 0
@@ -127,7 +126,7 @@ class Batcher(Generic[I, R]):
         self._tasks: deque[DeviceTask[Any]] = deque()  # at most one is run before a batch
         self._task: DeviceTask[Any] | None = None  # that is being run
         self._fault: DeviceError | None = None  # to recover from when no batch is under way
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._main, name="mimic-device", daemon=True)
         self._thread.start()
 
     # -- what the outside may ask -------------------------------------------------------------------
@@ -190,9 +189,11 @@ class Batcher(Generic[I, R]):
 
     def _next_batch(self) -> list[QueueEntry[I, R]]:
         """Wait for work and take it; empty when the batcher is closed. No batch is under way here."""
-        self._recover()
+        if self._fault is not None:
+            self._recover()
         while True:
-            self._run_task()
+            if self._tasks:
+                self._run_task()
             if batch := self.queue.next_batch(self._tasks):
                 self._busy_since = time.monotonic()
                 return batch
@@ -201,29 +202,32 @@ class Batcher(Generic[I, R]):
 
     def _answer(self, batch: InFlightBatch[I, R]) -> None:
         """Settle the items of a batch that has ended; DeviceLostError if the device is gone with it."""
-        now, failure, queue = time.monotonic(), batch.failure, self.queue
+        now, failure, size = time.monotonic(), batch.failure, len(batch.entries)
         if failure is not None:
-            logger.error("a batch of %d items failed", len(batch.entries), exc_info=failure)
+            logger.error("a batch of %d items failed", size, exc_info=failure)
         service_s = now - max(batch.started, self._free_since)  # not what it waited behind another
         self._free_since = now
-        self._busy_since = now if queue.running > len(batch.entries) else None
-        queue.settle(batch.entries, batch.outcomes(service_s), service_s, self._broken(failure))
-        self._on_batch(batch.report(service_s))
+        self._busy_since = now if len(self.queue.running) > size else None
+        outcomes = batch.outcomes(service_s)
+        broken = self._broken(failure) if isinstance(failure, DeviceError) else None
+        self.queue.settle(batch.entries, outcomes, service_s, broken)
+        cost, queue_s = sum(entry.cost for entry in batch.entries), tuple(o.queue_s for o in outcomes)
+        self._on_batch(BatchReport(size, cost, queue_s, service_s, failure is not None))
         if isinstance(failure, DeviceLostError):
             raise failure
         if isinstance(failure, DeviceError):
             self._fault = failure
 
-    def _broken(self, failure: Exception | None) -> State | None:
+    def _broken(self, failure: DeviceError) -> State | None:
         """State of a device that has failed; None where its next batch is tried as it is."""
         if isinstance(failure, DeviceLostError):
             return State.LOST
-        return State.RECOVERING if isinstance(failure, DeviceError) and self._recovery is not None else None
+        return None if self._recovery is None else State.RECOVERING
 
     def _recover(self) -> None:
         """Get the device back after a fault, unless the end has come meanwhile."""
-        fault, self._fault = self._fault, None
-        if fault is None or self._recovery is None or self.queue.state is State.CLOSED:
+        self._fault = None
+        if self._recovery is None or self.queue.state is State.CLOSED:
             return
         if self._recovery.run(self._still_recovering):
             self.recoveries += 1

@@ -71,22 +71,12 @@ class InFlightBatch(Generic[I, R]):
 
     def outcomes(self, service_s: float) -> list[Outcome[R]]:
         """Outcome of each item, in order; a failure is all items' own."""
-        waits = self.queue_s
+        waits = [self.started - entry.enqueued for entry in self.entries]
         if self.failure is None:
             pairs = zip(self.results, waits, strict=True)
             return [Outcome(result, None, wait, service_s) for result, wait in pairs]
         failure = self.failure
         return [Outcome(None, engine_error(failure), wait, service_s) for wait in waits]
-
-    @property
-    def queue_s(self) -> tuple[float, ...]:
-        """Seconds that each item waited."""
-        return tuple(self.started - entry.enqueued for entry in self.entries)
-
-    def report(self, service_s: float) -> BatchReport:
-        """Summary for the metrics."""
-        cost = sum(entry.cost for entry in self.entries)
-        return BatchReport(len(self.entries), cost, self.queue_s, service_s, self.failure is not None)
 
 
 def engine_error(cause: BaseException) -> EngineError:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Generic, Self, TypeVar
 
@@ -138,6 +138,8 @@ class RequestQueue(Generic[I, R]):
         Guards all of it; the batcher's other work is guarded by it too.
     work
         Condition that the device thread waits on.
+    running
+        Entries on the device, in the order in which they were taken.
     """
 
     def __init__(self, limits: BatchLimits, cost: Callable[[I], int] = lambda _: 1) -> None:
@@ -148,14 +150,14 @@ class RequestQueue(Generic[I, R]):
         self._idle = threading.Condition(self.mutex)  # drain() waits here
         self._state = State.STARTING
         self._entries: OrderedDict[QueueEntry[I, R], None] = OrderedDict()  # O(1) removal of who gave up
-        self._running: list[QueueEntry[I, R]] = []
+        self.running: list[QueueEntry[I, R]] = []
         self._reserved = 0  # room of callers that still prepare their items
         self._waiting_for_space: list[Callable[[], None]] = []  # called once when some becomes free
         self._item_s: float | None = None  # recent service time of one item, smoothed
 
     @property
     def state(self) -> State:
-        """Where queue and device are in their life."""
+        """State of queue and device."""
         return self._state
 
     @property
@@ -165,8 +167,10 @@ class RequestQueue(Generic[I, R]):
 
     # -- callers: reserve, submit, give up -----------------------------------------------------------
 
-    def reserve(self, count: int) -> Reservation[I, R]:
+    def reserve(self, count: int, *, or_call: Callable[[], None] | None = None) -> Reservation[I, R]:
         """Reserve room for ``count`` items before they are prepared, for all or none.
+
+        With the queue full, ``or_call`` is called once when some becomes free.
 
         Raises
         ------
@@ -177,25 +181,6 @@ class RequestQueue(Generic[I, R]):
         QueueFullError
             If there is no room now.
         """
-        self._reserve(count)
-        return Reservation(self, count)
-
-    async def reserve_when_free(self, count: int) -> Reservation[I, R]:
-        """Reserve as :meth:`reserve` does, but wait for room while the queue is full.
-
-        The items may then wait in the queue as long as their deadline allows.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            free = asyncio.Event()
-            try:
-                self._reserve(count, or_call=partial(call_soon, loop, free.set))
-                return Reservation(self, count, ignore_queue_timeout=True)
-            except QueueFullError:
-                await free.wait()
-
-    def _reserve(self, count: int, or_call: Callable[[], None] | None = None) -> None:
-        """Take room or raise; with the queue full, ``or_call`` is called once when some becomes free."""
         limit = self.limits.max_queue_size
         if count > limit:
             raise TooLargeError(f"items: at most {limit} (max_queue_size) in one call, got {count}")
@@ -209,6 +194,21 @@ class RequestQueue(Generic[I, R]):
                 message = f"queue is full: {self.waiting} of {limit} places taken, {count} asked for"
                 raise QueueFullError(message, retry_after_s=retry_s)
             self._reserved += count
+        return Reservation(self, count)
+
+    async def reserve_when_free(self, count: int) -> Reservation[I, R]:
+        """Reserve as :meth:`reserve` does, but wait for room while the queue is full.
+
+        The items may then wait in the queue as long as their deadline allows.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            free = asyncio.Event()
+            try:
+                reservation = self.reserve(count, or_call=partial(call_soon, loop, free.set))
+                return replace(reservation, ignore_queue_timeout=True)
+            except QueueFullError:
+                await free.wait()
 
     def release(self, count: int) -> None:
         """Give reserved room back (:class:`Reservation` does)."""
@@ -255,18 +255,14 @@ class RequestQueue(Generic[I, R]):
 
     # -- the device thread: take batches, settle them ------------------------------------------------
 
-    @property
-    def running(self) -> int:
-        """Items on the device."""
-        return len(self._running)
-
     def next_batch(self, other_work: Sequence[object]) -> list[QueueEntry[I, R]]:
         """Wait for entries and take a batch; it may be empty once there is other work, or when closed."""
         done: list[Submission[I, R]] = []
         with self.mutex:
             while not (self._entries or other_work) and self._state is not State.CLOSED:
                 self.work.wait()
-            self._collect()
+            if self.limits.max_queue_delay_us:
+                self._collect()
             batch = [] if self._state is State.CLOSED else self._take(done)
         notify_all(done)
         return batch
@@ -298,7 +294,7 @@ class RequestQueue(Generic[I, R]):
             for entry, outcome in zip(batch, outcomes, strict=True):
                 _settle(entry, outcome, done)
             self._item_s = recent if self._item_s is None else 0.8 * self._item_s + 0.2 * recent
-            del self._running[: len(batch)]
+            del self.running[: len(batch)]
             if broken is not None:
                 if self._state is State.READY:
                     self._state = State.RECOVERING
@@ -310,7 +306,7 @@ class RequestQueue(Generic[I, R]):
         """Wait, at most ``max_queue_delay_us`` after the oldest entry came, for a full batch."""
         delay_s = self.limits.max_queue_delay_us / 1e6
         size = self.limits.max_batch_size
-        while delay_s and self._state is State.READY and 0 < len(self._entries) < size:
+        while self._state is State.READY and 0 < len(self._entries) < size:
             left_s = next(iter(self._entries)).enqueued + delay_s - time.monotonic()
             if left_s <= 0:
                 return
@@ -331,7 +327,7 @@ class RequestQueue(Generic[I, R]):
                 break
             del self._entries[entry]
             batch.append(entry)
-        self._running += batch
+        self.running += batch
         self._tell()
         return batch
 
@@ -369,7 +365,7 @@ class RequestQueue(Generic[I, R]):
         self.stop_admitting()
         with self.mutex:
             return self._idle.wait_for(
-                lambda: self._state in (State.CLOSED, *DEAD) or not self._pending(), timeout_s
+                lambda: self._state in (State.CLOSED, *DEAD) or not (self.waiting or self.running), timeout_s
             )
 
     def close(self) -> None:
@@ -388,9 +384,9 @@ class RequestQueue(Generic[I, R]):
         done: list[Submission[I, R]] = []
         with self.mutex:
             self._state = state
-            for entry in (*self._running, *self._entries):
+            for entry in (*self.running, *self._entries):
                 _settle(entry, Outcome(None, error()), done)
-            self._running.clear()
+            self.running.clear()
             self._entries.clear()
             self._tell()
         notify_all(done)
@@ -399,7 +395,7 @@ class RequestQueue(Generic[I, R]):
         """Settle what a device that hangs does not answer."""
         done: list[Submission[I, R]] = []
         with self.mutex:
-            for entry in self._running:
+            for entry in self.running:
                 _settle(entry, Outcome(None, error), done)
         notify_all(done)
 
@@ -407,9 +403,6 @@ class RequestQueue(Generic[I, R]):
         for entry in self._entries:
             _settle(entry, Outcome(None, NotReadyError(reason)), done)
         self._entries.clear()
-
-    def _pending(self) -> bool:
-        return bool(self._reserved or self._entries or self._running)
 
     def _tell(self) -> None:
         """Under the mutex, after every change: tell who waits for space, and who for the end."""
@@ -419,29 +412,31 @@ class RequestQueue(Generic[I, R]):
             told, self._waiting_for_space = self._waiting_for_space, []
             for tell in told:
                 tell()  # leaves a note in an event loop, so harmless under the mutex
-        if self._state in (State.CLOSED, *DEAD) or not self._pending():
+        if self._state in (State.CLOSED, *DEAD) or not (self.waiting or self.running):
             self._idle.notify_all()
 
 
+@dataclass(slots=True)
 class Reservation(Generic[I, R]):
-    """Room for items in a queue. Submit into it once; leaving the ``with`` gives the rest back.
+    """Room for ``count`` items in a queue. Submit into it once; leaving the ``with`` gives the rest back.
 
     With ``ignore_queue_timeout`` the items may wait longer than ``queue_timeout_ms``.
     """
 
-    def __init__(self, queue: RequestQueue[I, R], count: int, *, ignore_queue_timeout: bool = False) -> None:
-        self._queue, self._left, self._ignore_queue_timeout = queue, count, ignore_queue_timeout
+    queue: RequestQueue[I, R]
+    count: int
+    ignore_queue_timeout: bool = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.give_back()
-
-    def give_back(self) -> None:
+    def give_back(self, *_: object) -> None:
         """Give back the room that nothing was submitted into; harmless when done twice."""
-        self._queue.release(self._left)
-        self._left = 0
+        if self.count:
+            self.queue.release(self.count)
+            self.count = 0
+
+    __exit__ = give_back
 
     async def submit(self, items: Sequence[I], deadline: float | None = None) -> list[Outcome[R]]:
         """Queue the items and wait for their outcomes, in order.
@@ -450,15 +445,15 @@ class Reservation(Generic[I, R]):
         ``queue_timeout_ms`` is over, or are not answered at the deadline, get :class:`DeadlineError`
         at that moment. Cancelling the caller takes its items out of the queue.
         """
-        if len(items) > self._left:
-            raise InvalidInputError(f"items: {len(items)} for {self._left} reserved places")
+        if len(items) > self.count:
+            raise InvalidInputError(f"items: {len(items)} for {self.count} reserved places")
         if not items:
             return []
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
         notify = partial(call_soon, loop, answered.set)
-        submission = self._queue.enqueue(items, notify, deadline, self._ignore_queue_timeout)
-        self._left -= len(items)
+        submission = self.queue.enqueue(items, notify, deadline, self.ignore_queue_timeout)
+        self.count -= len(items)
         now, moments = time.monotonic(), ((submission.start_by, False), (submission.deadline, True))
         timers = [
             loop.call_later(max(0.0, moment - now), self._expire, submission, also_running)
@@ -468,7 +463,7 @@ class Reservation(Generic[I, R]):
         try:
             await answered.wait()
         except asyncio.CancelledError:
-            self._queue.give_up(submission, EngineError("cancelled by its caller"), also_running=True)
+            self.queue.give_up(submission, EngineError("cancelled by its caller"), also_running=True)
             raise
         finally:
             for timer in timers:
@@ -477,7 +472,7 @@ class Reservation(Generic[I, R]):
 
     def _expire(self, submission: Submission[I, R], also_running: bool) -> None:
         error = DeadlineError("the request's deadline passed") if also_running else submission.late()
-        self._queue.give_up(submission, error, also_running=also_running)
+        self.queue.give_up(submission, error, also_running=also_running)
 
 
 def _settle(entry: QueueEntry[I, R], outcome: Outcome[R], done: list[Submission[I, R]]) -> None:

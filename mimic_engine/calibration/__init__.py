@@ -1,1 +1,1 @@
-"""What is measured on an index and promised by its manifest: NIL threshold, storage, recall of codes."""
+"""Measurements on a model and an index, kept beside them: nil threshold, storage, recall of codes."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mimic_engine.backends.scan import open_kernels
-from mimic_engine.calibration.recall import CODED, Agreement
+from mimic_engine.calibration.recall import CODED, Recall
 from mimic_engine.encoding.featurizer import Featurizer
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.index.store import Index
@@ -64,12 +64,12 @@ class Calibration:
         """Entries for the manifest's ``agreement``, none without codes; errors as in :meth:`places`."""
         if index.codes is None:
             return {}
-        return {CODED: self.agreement(index, self.places(index)).to_json()}
+        return {CODED: self.recall(index, self.places(index)).to_json()}
 
-    def agreement(self, index: Index, places: NDArray[np.int64]) -> Agreement:
+    def recall(self, index: Index, places: NDArray[np.int64]) -> Recall:
         """What ``places`` (M, k) say of an index with codes."""
         assert index.codes is not None
-        return Agreement.of_places(
+        return Recall.of_places(
             places, centroids=len(index.codes.centroids), entities=len(index), source=self.source
         )
 

@@ -1,4 +1,4 @@
-"""When the best candidate is not good enough: the nil threshold of a model, and how it is chosen and kept.
+"""Nil threshold of a model, below which its best candidate is not good enough: chosen, kept, read.
 
 A mention whose best score lies below the threshold is answered "nil", none of these. The threshold belongs to
 a model and to a kind of knowledge base: :func:`choose` takes it from labelled mentions, ``mimic-engine
@@ -7,17 +7,16 @@ calibrate`` writes it as ``nil.json`` into the model's folder, and ``Linker.open
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from mimic_engine.errors import InvalidInputError, ModelError
-from mimic_engine.files import write_atomic
+from mimic_engine.files import Natural, read_versioned, write_versioned
 
 FILE = "nil.json"
 FORMAT = "mimic-nil"
@@ -35,15 +34,18 @@ class NilThreshold:
     threshold: float
     wanted_precision: float
     precision: float
-    mentions: int
-    answered: int
+    mentions: Natural
+    answered: Natural
     model_hash: str
-    entities: int
+    entities: Natural
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold {self.threshold} is not finite")
 
     def write(self, model: Path) -> None:
         """Store with the model, whole or not at all."""
-        data = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        write_atomic(model / FILE, json.dumps(data, indent=2) + "\n")
+        write_versioned(model / FILE, self, format=FORMAT, version=VERSION)
 
     @classmethod
     def read(cls, model: Path, model_hash: str) -> Self | None:
@@ -56,25 +58,14 @@ class NilThreshold:
         """
         path = model / FILE
         try:
-            data = json.loads(path.read_text("utf-8"))
+            stored = read_versioned(path, cls, format=FORMAT, version=VERSION, error=ModelError)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
-            raise ModelError(f"{path}: not a nil threshold of version {VERSION}; run mimic-engine calibrate")
-        try:
-            found = cls(**{f.name: _KINDS[str(f.type)](data[f.name]) for f in fields(cls)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-        if not math.isfinite(found.threshold):
-            raise ModelError(f"{path}: damaged: threshold {found.threshold} is not finite")
-        if found.model_hash != model_hash:
-            raise ModelError(f"{path}: belongs to model {found.model_hash}, not to {model_hash}")
-        return found
-
-
-_KINDS: dict[str, type] = {"float": float, "int": int, "str": str}  # annotations are texts here
+        except ModelError as error:
+            raise ModelError(f"{error}; run mimic-engine calibrate") from error
+        if stored.model_hash != model_hash:
+            raise ModelError(f"{path}: belongs to model {stored.model_hash}, not to {model_hash}")
+        return stored
 
 
 @dataclass(frozen=True, slots=True)

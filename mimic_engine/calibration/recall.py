@@ -1,11 +1,11 @@
-"""How far the answers of a shortcut are the exact ones: the shares an index promises, and whether they hold.
+"""Recall of the coded mode: the shares of exact answers that an index promises, and whether they hold.
 
 Known of the coded mode: for each mention the exact best k, and for each of
 those how many entities the estimate puts at or before it. Re-scoring the best R
 by estimate finds every one whose place is within R. Measuring the places is in
 :mod:`mimic_engine.calibration.coded`.
 
-Rule of :func:`broken_promises`: at the promised R, the share of mentions with
+Rule of :func:`regressions`: at the promised R, the share of mentions with
 the same best entity and the share whose whole best k is found are compared with
 the promise by Fisher's exact test, one-sided. A share that is lower than chance
 would make it once in 1,000 times, were both measurements of one and the same
@@ -14,8 +14,7 @@ share, is a promise broken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import ceil, comb
 from typing import Any, Self
 
@@ -23,23 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
+from mimic_engine.files import Natural, Share, decode
 from mimic_engine.index.manifest import IndexManifest
 
 CODED = "coded"  # name of the coded mode's measurement in the manifest's ``agreement``
 PROMISED_SHARE = 0.999
 CHANCE = 0.001
 
-_FIELDS: Mapping[str, Callable[[Any], bool]] = {  # by annotation
-    "int": lambda value: type(value) is int and value >= 0,
-    "float": lambda value: type(value) in (int, float) and 0 <= value <= 1,
-    "str": lambda value: isinstance(value, str),
-    "tuple[AgreementRow, ...]": lambda value: isinstance(value, list),
-}
 _LADDER = (10, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, slots=True)
-class AgreementRow:
+class RecallRow:
     """Shares of mentions (0 to 1) when the best ``r`` by estimate are scored exactly.
 
     Attributes
@@ -50,15 +44,15 @@ class AgreementRow:
     mentions_contained : the whole exact best k is found
     """
 
-    r: int
-    top1_identical: float
-    top10_contained: float
-    mentions_contained: float
+    r: Natural
+    top1_identical: Share
+    top10_contained: Share
+    mentions_contained: Share
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
-    """What was measured: by which mentions, over how many entities, and the shares at a ladder of R.
+class Recall:
+    """One measurement: by which mentions, over how many entities, and the shares at a ladder of R.
 
     Attributes
     ----------
@@ -69,17 +63,21 @@ class Agreement:
     r_999 : smallest R that finds the whole best k of 99.9 % of the mentions
     """
 
-    centroids: int
-    entities: int
-    mentions: int
+    centroids: Natural
+    entities: Natural
+    mentions: Natural
     source: str
-    k: int
-    rows: tuple[AgreementRow, ...]
-    r_999: int
+    k: Natural
+    rows: tuple[RecallRow, ...]
+    r_999: Natural
+
+    def __post_init__(self) -> None:
+        if self.mentions < 1 or self.k < 1 or self.r_999 not in [row.r for row in self.rows]:
+            raise ValueError(f"mentions {self.mentions}, k {self.k}, or no row of r_999 {self.r_999}")
 
     @classmethod
     def of_places(cls, places: NDArray[np.int64], *, centroids: int, entities: int, source: str) -> Self:
-        """The agreement that ``places`` (M, k) of :func:`measure_places` show."""
+        """The recall that ``places`` (M, k) of :func:`measure_places` show."""
         mentions, k = places.shape
         needed = np.sort(places.max(axis=1))  # (M,): the R that finds everything
         r_999 = int(needed[ceil(PROMISED_SHARE * mentions) - 1])
@@ -87,30 +85,19 @@ class Agreement:
         rows = tuple(_row(places, r) for r in ladder)
         return cls(centroids, entities, mentions, source, k, rows, r_999)
 
-    def row(self, r: int) -> AgreementRow:
+    def row(self, r: int) -> RecallRow:
         """The row of this R of the ladder."""
         return next(row for row in self.rows if row.r == r)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that :meth:`from_json` reads."""
+        """The JSON object of the manifest."""
         return asdict(self) | {"rows": [asdict(row) for row in self.rows]}
 
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Read the object that :meth:`to_json` wrote; raises ``ValueError``."""
-        _check_fields(cls, data)
-        for row in data["rows"]:
-            _check_fields(AgreementRow, row)
-        read = cls(**{**data, "rows": tuple(AgreementRow(**row) for row in data["rows"])})
-        if read.mentions < 1 or read.k < 1 or read.r_999 not in [row.r for row in read.rows]:
-            raise ValueError(f"mentions {read.mentions}, k {read.k}, or no row of r_999 {read.r_999}")
-        return read
-
     def __str__(self) -> str:
-        found = (
+        what = (
             f"{self.mentions} mentions ({self.source}), {self.entities} entities, {self.centroids} centroids"
         )
-        lines = [found, f"{'R':>6}  top 1 identical  top {self.k} contained  whole top {self.k}"]
+        lines = [what, f"{'R':>6}  top 1 identical  top {self.k} contained  whole top {self.k}"]
         lines += [
             f"{r.r:>6}  {r.top1_identical:15.4%}  {r.top10_contained:16.4%}  {r.mentions_contained:12.4%}"
             for r in self.rows
@@ -118,8 +105,8 @@ class Agreement:
         return "\n".join([*lines, f"smallest R for {PROMISED_SHARE:.1%}: {self.r_999}"])
 
 
-def promised(manifest: IndexManifest) -> Agreement | None:
-    """What the coded mode promises on an index; None where nothing was measured.
+def promised(manifest: IndexManifest) -> Recall | None:
+    """The recall that an index promises of the coded mode; None where nothing was measured.
 
     Raises
     ------
@@ -127,47 +114,34 @@ def promised(manifest: IndexManifest) -> Agreement | None:
         If the manifest's record of it is not one that this version reads.
     """
     data = manifest.agreement.get(CODED)
-    if data is None:
-        return None
-    try:
-        return Agreement.from_json(data)
-    except (TypeError, ValueError) as error:
-        raise IndexFormatError(f"agreement.{CODED} of the manifest: {error}") from error
+    where = f"agreement.{CODED} of the manifest"
+    return None if data is None else decode(data, Recall, where, IndexFormatError)
 
 
-def broken_promises(promise: Agreement, places: NDArray[np.int64]) -> list[str]:
-    """What today's ``places`` (M, k) say against a promise; the rule is in the module's docstring."""
+def regressions(promise: Recall, places: NDArray[np.int64]) -> list[str]:
+    """Promised shares that ``places`` (M, k) of today break, in words; see the module's rule."""
     then, now = promise.row(promise.r_999), _row(places, promise.r_999)
-    broken = []
+    worse = []
     for name in ("top1_identical", "mentions_contained"):
-        was, found = getattr(then, name), getattr(now, name)
-        chance = _chance_of_less(was, promise.mentions, found, len(places))
+        was, share = getattr(then, name), getattr(now, name)
+        chance = _chance_of_less(was, promise.mentions, share, len(places))
         if chance < CHANCE:
-            broken.append(
-                f"{name} at R = {promise.r_999}: {found:.4%} of {len(places)} mentions, promised {was:.4%} "
+            worse.append(
+                f"{name} at R = {promise.r_999}: {share:.4%} of {len(places)} mentions, promised {was:.4%} "
                 f"of {promise.mentions}; chance makes so great a difference with probability {chance:.1g}"
             )
-    return broken
+    return worse
 
 
-def _row(places: NDArray[np.int64], r: int) -> AgreementRow:
+def _row(places: NDArray[np.int64], r: int) -> RecallRow:
     within = places <= r  # (M, k)
     shares = (within[:, 0].mean(), within.mean(), within.all(axis=1).mean())
-    return AgreementRow(r, *(float(share) for share in shares))
+    return RecallRow(r, *(float(share) for share in shares))
 
 
-def _chance_of_less(promised: float, then: int, found: float, now: int) -> float:
-    """Chance that ``now`` mentions show no more than the share ``found``, given what both groups missed."""
-    missed_now = now - round(found * now)
+def _chance_of_less(promised: float, then: int, share: float, now: int) -> float:
+    """Chance that ``now`` mentions show no more than ``share``, given what both groups missed."""
+    missed_now = now - round(share * now)
     missed = then - round(promised * then) + missed_now
     ways = sum(comb(now, i) * comb(then, missed - i) for i in range(missed_now, min(missed, now) + 1))
     return ways / comb(then + now, missed)
-
-
-def _check_fields(kind: type[Agreement] | type[AgreementRow], data: Any) -> None:
-    known = {f.name: str(f.type) for f in fields(kind)}
-    if not isinstance(data, Mapping) or set(data) != set(known):
-        raise ValueError(f"fields are not {sorted(known)}")
-    for name, wanted in known.items():
-        if not _FIELDS[wanted](data[name]):
-            raise ValueError(f"{name} is {data[name]!r}")

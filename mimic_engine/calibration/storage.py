@@ -1,4 +1,4 @@
-"""Measures what storing an index in fewer bits changes, by its best entities folded again in float32.
+"""Recall of an index stored in fewer bits, measured by its best entities folded again in float32.
 
 For each mention the best 2 k entities of the index are folded again from what it
 keeps of them. Their float32 scores are compared with the stored ones, and the
@@ -9,9 +9,9 @@ at hand (given as bytes, or moved since) is left out and counted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from mimic_engine.data.images import BrokenImages
 from mimic_engine.encoding.featurizer import Featurizer
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.errors import IndexFormatError, InvalidInputError
+from mimic_engine.files import Natural, NonNegative, Share, decode
 from mimic_engine.index.manifest import IndexManifest
 from mimic_engine.index.store import Index
 from mimic_engine.scan.scan import Scan, TopK
@@ -38,8 +39,8 @@ _ENTITIES_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class StorageAgreement:
-    """What was measured.
+class StorageRecall:
+    """One measurement.
 
     Attributes
     ----------
@@ -53,34 +54,15 @@ class StorageAgreement:
     """
 
     dtype: str
-    mentions: int
-    entities: int
-    left_out: int
+    mentions: Natural
+    entities: Natural
+    left_out: Natural
     source: str
-    k: int
-    error_mean: float
-    error_max: float
-    top1_identical: float
-    topk_contained: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that :meth:`from_json` reads."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Read the object that :meth:`to_json` wrote; raises ``ValueError``."""
-        known = {f.name: str(f.type) for f in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != set(known):
-            raise ValueError(f"fields are not {sorted(known)}")
-        for name, kind in known.items():
-            value = data[name]
-            number = type(value) in (int, float) and 0 <= value < float("inf")
-            if not (
-                isinstance(value, str) if kind == "str" else number and (kind != "int" or value % 1 == 0)
-            ):
-                raise ValueError(f"{name} is {value!r}")
-        return cls(**data)
+    k: Natural
+    error_mean: NonNegative
+    error_max: NonNegative
+    top1_identical: Share
+    topk_contained: Share
 
     def __str__(self) -> str:
         left_out = f" ({self.left_out} without their pictures left out)" if self.left_out else ""
@@ -122,9 +104,9 @@ class StorageCalibration:
 
     def __call__(self, index: Index) -> Mapping[str, Any]:
         """The entry for the manifest's ``agreement``; errors as in :meth:`measure`."""
-        return {STORAGE: self.measure(index).to_json()}
+        return {STORAGE: asdict(self.measure(index))}
 
-    def measure(self, index: Index, k: int = DEFAULT_K) -> StorageAgreement:
+    def measure(self, index: Index, k: int = DEFAULT_K) -> StorageRecall:
         """Measure.
 
         Raises
@@ -148,7 +130,7 @@ class StorageCalibration:
         errors = np.abs(stored.scores - exact) / (1 + np.abs(exact))  # (M, R), NaN where left out
         usable = ~np.isnan(exact)  # (M, R)
         compared = [_compare(stored.scores[b, u], exact[b, u], k) for b, u in enumerate(usable) if u.any()]
-        return StorageAgreement(
+        return StorageRecall(
             index.manifest.dtype,
             len(compared),
             len(rows),
@@ -195,8 +177,8 @@ class StorageCalibration:
         return exact
 
 
-def recorded(manifest: IndexManifest) -> StorageAgreement | None:
-    """What the manifest says of the storage; None where it was not measured.
+def recorded(manifest: IndexManifest) -> StorageRecall | None:
+    """The measurement that the manifest keeps; None where it was not measured.
 
     Raises
     ------
@@ -204,16 +186,12 @@ def recorded(manifest: IndexManifest) -> StorageAgreement | None:
         If the record is not one that this version reads.
     """
     data = manifest.agreement.get(STORAGE)
-    if data is None:
-        return None
-    try:
-        return StorageAgreement.from_json(data)
-    except (TypeError, ValueError) as error:
-        raise IndexFormatError(f"agreement.{STORAGE} of the manifest: {error}") from error
+    where = f"agreement.{STORAGE} of the manifest"
+    return None if data is None else decode(data, StorageRecall, where, IndexFormatError)
 
 
-def broken_record(then: StorageAgreement, now: StorageAgreement) -> list[str]:
-    """What a measurement says against a recorded one: that the mean error is over twice as large."""
+def regressions(then: StorageRecall, now: StorageRecall) -> list[str]:
+    """A mean error over twice the recorded one, in words; none where it is not."""
     limit = TOLERANCE * max(then.error_mean, _FLOOR)
     if now.error_mean <= limit:
         return []

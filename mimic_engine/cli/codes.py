@@ -114,18 +114,18 @@ def verify_agreement(args: argparse.Namespace) -> int:
 
 
 def _verify_storage(args: argparse.Namespace, index: Index, featurizer: Featurizer) -> list[str]:
-    from mimic_engine.calibration.storage import broken_record, recorded
+    from mimic_engine.calibration.storage import recorded, regressions
 
     then = recorded(index.manifest)
     now = storage(args, featurizer, sys.stderr.isatty()).measure(index)
     print(f"storage, recorded: {then or 'nothing, the index was not calibrated'}")
     print(f"storage, measured: {now}")
-    return [] if then is None else broken_record(then, now)
+    return [] if then is None else regressions(then, now)
 
 
 def _verify_coded(args: argparse.Namespace, index: Index, featurizer: Featurizer) -> list[str]:
     from mimic_engine.calibration.coded import DEFAULT_K
-    from mimic_engine.calibration.recall import broken_promises, promised
+    from mimic_engine.calibration.recall import promised, regressions
 
     promise = promised(index.manifest)
     measured = calibration(args, featurizer, progress=sys.stderr.isatty())
@@ -134,8 +134,8 @@ def _verify_coded(args: argparse.Namespace, index: Index, featurizer: Featurizer
         print("promised: nothing, the index was not calibrated")
     else:
         print(f"promised: {promise}")
-    print(f"measured: {measured.agreement(index, places)}")
-    return [] if promise is None else broken_promises(promise, places)
+    print(f"measured: {measured.recall(index, places)}")
+    return [] if promise is None else regressions(promise, places)
 
 
 def _index_recode(args: argparse.Namespace) -> int:
@@ -145,7 +145,7 @@ def _index_recode(args: argparse.Namespace) -> int:
         raise InvalidInputError("--mentions: goes with --model")
     measure = None if args.model is None else calibration(args, open_model(args), progress=not args.quiet)
     manifest = recode_index(
-        args.index, args.centroids, threads=args.threads, progress=not args.quiet, agreement=measure
+        args.index, args.centroids, threads=args.threads, progress=not args.quiet, measure=measure
     )
     assert manifest.codes is not None
     print(codes_line(manifest), file=sys.stderr)
@@ -158,15 +158,15 @@ def codes_line(manifest: IndexManifest) -> str:
     """What an index's codes are and promise, in a line."""
     from mimic_engine.calibration.recall import promised
 
-    codes, agreement = manifest.codes, promised(manifest)
+    codes, recall = manifest.codes, promised(manifest)
     if codes is None:
         return "no codes: the coded mode is not available"
     line = (
         f"{codes.centroids} centroids, mean distance {codes.error:.3g} of a mean length of {codes.norm:.3g}"
     )
-    if agreement is None:
+    if recall is None:
         return line
     return (
-        f"{line}; the exact top {agreement.k} is in the coded top {agreement.r_999} "
-        f"for 99.9 % of {agreement.mentions} mentions ({agreement.source})"
+        f"{line}; the exact top {recall.k} is in the coded top {recall.r_999} "
+        f"for 99.9 % of {recall.mentions} mentions ({recall.source})"
     )

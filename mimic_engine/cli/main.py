@@ -163,7 +163,7 @@ def _index_build(args: argparse.Namespace) -> int:
         options={"precision": args.precision},
         centroids=args.centroids,
         threads=args.threads,
-        agreement=None if args.no_calibrate else measures(args, featurizer, progress=not args.quiet),
+        measure=None if args.no_calibrate else measures(args, featurizer, progress=not args.quiet),
     )
     counts = stream.counts
     print(
@@ -253,12 +253,12 @@ def _mentions(args: argparse.Namespace, counts: ReadCounts) -> Iterator[Mention]
 
 
 def _as_json(mention: Mention, result: LinkResult) -> dict[str, Any]:
-    found = asdict(result)
-    for optional in (found, *found["candidates"]):
+    fields = asdict(result)
+    for optional in (fields, *fields["candidates"]):
         for name in ("tokens", "explanation"):
             if optional.get(name, ...) is None:
                 del optional[name]
-    return {"mention": mention.mention, "sentence": mention.sentence, **found}
+    return {"mention": mention.mention, "sentence": mention.sentence, **fields}
 
 
 def _print_json(data: Any, indent: int | None = None) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimic_engine.types import DEVICE_LAYERS
+
 if TYPE_CHECKING:
     from mimic_engine.encoding.featurizer import Featurizer
 
@@ -22,12 +24,18 @@ def add_backend(parser: argparse.ArgumentParser, precision: str | None = "fp32")
     )
     add("--engines", type=Path, help="folder of TensorRT engines; MODEL/engines by default")
     add("--checkpoint", type=Path, help="folder that the model was exported from, for --backend torch")
+    add(
+        "--device-layer",
+        choices=DEVICE_LAYERS,
+        default="auto",
+        help="what encoders on a GPU have memory from; auto: PyCUDA where it is installed (%(default)s)",
+    )
     add("--threads", type=int, help="CPU cores to use; all by default")
 
 
 def backend_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options as ``Linker.open`` and ``open_featurizer`` take them."""
-    names = ("backend", "precision", "engines", "checkpoint", "threads")
+    names = ("backend", "precision", "engines", "checkpoint", "device_layer", "threads")
     return {name: getattr(args, name) for name in names}
 
 

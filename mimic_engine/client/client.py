@@ -21,23 +21,23 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from mimic_engine.client.protocol import (
     STREAM_LINES,
     Call,
+    Exchange,
     Options,
     Outcome,
     Retries,
     ServiceError,
-    Talk,
     UnreachableError,
     batch_call,
     delete_call,
     entity_call,
+    exchange,
     info_call,
     link_call,
     put_call,
     reload_call,
     score_call,
+    stream_exchange,
     stream_line,
-    stream_talk,
-    talk,
 )
 from mimic_engine.errors import MissingDependencyError
 from mimic_engine.types import Entity, Mention
@@ -123,7 +123,7 @@ class Client:
         """Rank the entities for any number of mentions, in order, a piece of the stream at a time."""
         lines = (stream_line(mention, options) for mention in mentions)
         while piece := list(islice(lines, STREAM_LINES)):
-            yield from self._run(stream_talk(piece, self._retries))
+            yield from self._run(stream_exchange(piece, self._retries))
 
     def score(self, mention: Mention, candidates: Sequence[str], *, explain: bool = False) -> LinkAnswer:
         """Score the given entities for a mention, in the order given."""
@@ -134,7 +134,7 @@ class Client:
         return self._do(entity_call(entity_id))
 
     def upsert(self, entity: Entity) -> ReloadAnswer:
-        """Add or replace an entity, its pictures bytes or paths; needs the admin's key."""
+        """Add or replace an entity, its images bytes or paths; needs the admin's key."""
         return self._do(put_call(entity))
 
     def delete(self, entity_id: str) -> ReloadAnswer:
@@ -157,13 +157,13 @@ class Client:
         return self._do(reload_call())
 
     def _do(self, call: Call[T]) -> T:
-        return self._run(talk(call, self._retries))
+        return self._run(exchange(call, self._retries))
 
-    def _run(self, conversation: Talk[T]) -> T:
+    def _run(self, steps: Exchange[T]) -> T:
         outcome: Outcome = None
         while True:
             try:
-                step = conversation.send(outcome)
+                step = steps.send(outcome)
             except StopIteration as stop:
                 return stop.value
             if isinstance(step, float):
@@ -231,11 +231,11 @@ class AsyncClient:
         async for mention in mentions:
             piece.append(stream_line(mention, options))
             if len(piece) == STREAM_LINES:
-                for answer in await self._run(stream_talk(piece, self._retries)):
+                for answer in await self._run(stream_exchange(piece, self._retries)):
                     yield answer
                 piece = []
         if piece:
-            for answer in await self._run(stream_talk(piece, self._retries)):
+            for answer in await self._run(stream_exchange(piece, self._retries)):
                 yield answer
 
     async def score(
@@ -249,7 +249,7 @@ class AsyncClient:
         return await self._do(entity_call(entity_id))
 
     async def upsert(self, entity: Entity) -> ReloadAnswer:
-        """Add or replace an entity, its pictures bytes or paths; needs the admin's key."""
+        """Add or replace an entity, its images bytes or paths; needs the admin's key."""
         return await self._do(put_call(entity))
 
     async def delete(self, entity_id: str) -> ReloadAnswer:
@@ -272,13 +272,13 @@ class AsyncClient:
         return await self._do(reload_call())
 
     async def _do(self, call: Call[T]) -> T:
-        return await self._run(talk(call, self._retries))
+        return await self._run(exchange(call, self._retries))
 
-    async def _run(self, conversation: Talk[T]) -> T:
+    async def _run(self, steps: Exchange[T]) -> T:
         outcome: Outcome = None
         while True:
             try:
-                step = conversation.send(outcome)
+                step = steps.send(outcome)
             except StopIteration as stop:
                 return stop.value
             if isinstance(step, float):

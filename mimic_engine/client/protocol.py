@@ -1,7 +1,7 @@
-"""What a client says to the service and what it makes of the answers, without a connection: calls, retries.
+"""Protocol between client and service, without a connection: calls, retries, what is made of the answers.
 
-A conversation is a generator: it yields a :class:`Call` to send or seconds to wait, and is sent the outcome.
-:mod:`mimic_engine.client.client` holds it, once with threads in mind and once with asyncio.
+An exchange is a generator: it yields a :class:`Call` to send or seconds to wait, and is sent the outcome.
+:mod:`mimic_engine.client.client` runs it, once with threads in mind and once with asyncio.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class UnreachableError(MimicError):
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a call is tried and how long it may take in all, waiting included.
+    """Patience of a client: attempts of a call, and how long it may take in all, waiting included.
 
     ``first_pause_s`` doubles with every attempt, up to ``longest_pause_s``, where the service names no time.
     """
@@ -67,7 +67,7 @@ class Retries:
 
 
 class Options(TypedDict, total=False):
-    """What a call may ask for beyond the mention; see the service's ``/docs``."""
+    """Options of a call beyond the mention; see the service's ``/docs``."""
 
     top_k: int
     ids: Sequence[str]
@@ -97,10 +97,10 @@ class Call(Generic[T]):
 
 
 Outcome = Any  # an httpx2.Response, or the exception that came instead
-Talk = Generator["Call[Any] | float", Outcome, T]
+Exchange = Generator["Call[Any] | float", Outcome, T]
 
 
-def talk(call: Call[T], retries: Retries) -> Talk[T]:
+def exchange(call: Call[T], retries: Retries) -> Exchange[T]:
     """Send, wait and send again, until there is an answer or no more time.
 
     Raises
@@ -125,12 +125,14 @@ def talk(call: Call[T], retries: Retries) -> Talk[T]:
     raise _service_error(outcome)
 
 
-def stream_talk(lines: Sequence[bytes], retries: Retries) -> Talk[list[LinkAnswer | ServiceError]]:
+def stream_exchange(lines: Sequence[bytes], retries: Retries) -> Exchange[list[LinkAnswer | ServiceError]]:
     """Get the answers to a piece of a stream; what a draining service left undone is sent again."""
     answers: list[LinkAnswer | ServiceError] = []
     for attempt in range(retries.attempts):
         rest = b"\n".join(lines[len(answers) :])
-        answers += yield from talk(Call("POST", _STREAM, _read_lines, rest, "application/x-ndjson"), retries)
+        answers += yield from exchange(
+            Call("POST", _STREAM, _read_lines, rest, "application/x-ndjson"), retries
+        )
         last = answers[-1] if answers else None
         if not isinstance(last, ServiceError) or last.code != "not_ready":
             break

@@ -1,1 +1,1 @@
-"""Readers that turn files into mentions and entities, and the embedded demo data."""
+"""Readers of mentions and entities from files."""

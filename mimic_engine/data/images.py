@@ -21,7 +21,7 @@ BrokenPolicy = Literal["error", "as-missing"]
 
 @dataclass(slots=True)
 class ReadCounts:
-    """What a reader has passed so far; a reader adds to it as its records are drawn."""
+    """Counts of what a reader has passed so far; a reader adds to it as its records are drawn."""
 
     records: int = 0  # given out
     with_image: int = 0  # records with at least one picture on disk

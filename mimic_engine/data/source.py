@@ -1,4 +1,4 @@
-"""Opens a data set or a knowledge base, whatever its format.
+"""A data set or a knowledge base opened, whatever its format.
 
 A data set is a folder in MIMIC's published format, or one of own records:
 ``kb.jsonl`` or ``kb.parquet`` and a ``train`` / ``dev`` / ``test`` file of either kind.
@@ -22,7 +22,7 @@ KB = "kb"
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What was read and what was not there: counts of the entities and of each split."""
+    """Report of a reading, of what was not there too: counts of the entities and of each split."""
 
     entities: ReadCounts
     splits: Mapping[str, ReadCounts]
@@ -145,10 +145,10 @@ def _own_files(folder: Path, stem: str) -> list[Path]:
 def _own_file(folder: Path, stem: str) -> Path:
     files = _own_files(folder, stem)
     if len(files) != 1:
-        found = " and ".join(f.name for f in files) or "neither"
+        there = " and ".join(f.name for f in files) or "neither"
         wanted = " or ".join(stem + suffix for suffix in records.SUFFIXES)
         also = f" (nor {mimic_format.ENTITY_FILE})" if stem == KB and not files else ""
-        raise DataError(f"{folder}: one file {wanted} is needed, found {found}{also}")
+        raise DataError(f"{folder}: one file {wanted} is needed, found {there}{also}")
     return files[0]
 
 

@@ -66,7 +66,7 @@ class MentionWithCandidates:
 
 @dataclass(slots=True)
 class CandidateCounts(ReadCounts):
-    """What a reader of candidates has passed so far."""
+    """Counts of what a reader of candidates has passed so far."""
 
     candidates: int = 0  # given out
     repeated_candidates: int = 0  # named more than once for a mention
@@ -104,9 +104,9 @@ def read_with_candidates(
             counts.nil_skipped += 1
             continue
         there = counts.add([pictures / picture] if picture else [])
-        found = known.id(answer) or ""
-        counts.unknown_answers += not found
-        labelled = _labelled(record, number, there[0] if there else None, found)
+        entity_id = known.id(answer) or ""
+        counts.unknown_answers += not entity_id
+        labelled = _labelled(record, number, there[0] if there else None, entity_id)
         yield MentionWithCandidates(labelled, known.ids(candidates, counts))
 
 
@@ -133,15 +133,15 @@ class _KnownEntities:
 
     def ids(self, texts: Iterable[str], counts: CandidateCounts) -> tuple[str, ...]:
         """Ids of the candidates that are known, each once."""
-        found: dict[str, None] = {}
+        ids: dict[str, None] = {}
         for text in texts:
             one = self.id(text)
             counts.unknown_candidates += one is None
-            counts.repeated_candidates += one in found
+            counts.repeated_candidates += one in ids
             if one is not None:
-                found[one] = None
-        counts.candidates += len(found)
-        return tuple(found)
+                ids[one] = None
+        counts.candidates += len(ids)
+        return tuple(ids)
 
 
 def _title(text: str) -> str:

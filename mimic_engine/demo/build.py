@@ -1,4 +1,4 @@
-"""Build the demo's knowledge base and mentions from the fetched files; instant when they are built.
+"""Build of the demo's knowledge base and mentions from the fetched files; instant when they are built.
 
 Writes ``kb.jsonl``, ``train.jsonl``, ``dev.jsonl``, ``test.jsonl`` and
 ``challenge.jsonl`` in the project's own record format, and the pictures, into

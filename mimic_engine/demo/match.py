@@ -1,4 +1,4 @@
-"""Which articles become entities of the demo, and which drawings show them.
+"""Choice of the articles that become entities of the demo, and of the drawings that show them.
 
 Article titles meet emoji labels by an exact or singular match; ``tables.json``
 holds our own hand-checked facts: labels that mean something else than the
@@ -117,9 +117,9 @@ def match_things(titles: Iterable[str], labels: Iterable[str], tables: Tables) -
     for label in labels:
         if label in tables.false_friends:
             continue
-        found = {title for form in singulars(slug(label)) for title in by_name.get(form, ())}
-        if len(found) == 1:
-            matched[found.pop()] = slug(label)
+        titles = {title for form in singulars(slug(label)) for title in by_name.get(form, ())}
+        if len(titles) == 1:
+            matched[titles.pop()] = slug(label)
     matched.update({title: icon for title, icon in tables.things.items() if title in set(known)})
     return matched
 

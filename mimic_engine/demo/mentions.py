@@ -117,9 +117,9 @@ class MentionFinder:
     def find_self(self, title: str, sentences: Sequence[str]) -> Iterator[FoundMention]:
         """Later sentences of the entity's own article that name it; the first is its description."""
         for index, sentence in enumerate(sentences[1:], start=1):
-            found = self._find(title, sentence, beside_capitals=True)
-            if found is not None:
-                yield FoundMention(title, title, index, sentence, *found, kind="self")
+            place = self._find(title, sentence, beside_capitals=True)
+            if place is not None:
+                yield FoundMention(title, title, index, sentence, *place, kind="self")
 
     def find_cross(self, article: str, sentences: Sequence[str]) -> Iterator[FoundMention]:
         """Countries and brands that another article names: the first clear mention of each."""
@@ -130,10 +130,10 @@ class MentionFinder:
             for title in sorted(candidates - seen):
                 if self._articles[title].type not in ("country", "brand"):
                     continue
-                found = self._find(title, sentence, beside_capitals=False)
-                if found is not None:
+                place = self._find(title, sentence, beside_capitals=False)
+                if place is not None:
                     seen.add(title)
-                    yield FoundMention(title, article, index, sentence, *found, kind="cross")
+                    yield FoundMention(title, article, index, sentence, *place, kind="cross")
 
     def _is_ambiguous(self, name: str) -> bool:
         return any(form in self.ambiguous for form in (name.lower(), name.lower().removesuffix("s")))
@@ -180,13 +180,13 @@ def find_all(
     """
     finder = MentionFinder(articles, wiki, tables)
     entities = {article.title for article in articles}
-    found: list[FoundMention] = []
+    mentions: list[FoundMention] = []
     for title in sorted(wiki):
         sentences = split_sentences(wiki[title]["extract"])
         if title in entities:
-            found.extend(finder.find_self(title, sentences))
-        found.extend(finder.find_cross(title, sentences))
-    return found
+            mentions.extend(finder.find_self(title, sentences))
+        mentions.extend(finder.find_cross(title, sentences))
+    return mentions
 
 
 def _whole_words(names: Iterable[str]) -> re.Pattern[str]:

@@ -9,7 +9,6 @@ opens what is there, and needs no torch.
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from mimic_engine.demo import DemoFiles, build_demo, default_cache, fetch_demo
 from mimic_engine.demo.build import fingerprint
 from mimic_engine.encoding.manifest import VERSION as MODEL_VERSION
 from mimic_engine.errors import MissingDependencyError, ModelError
-from mimic_engine.files import create_private
+from mimic_engine.files import create_private, read_object
 from mimic_engine.index.manifest import VERSION as INDEX_VERSION
 
 CENTROIDS = 256  # of 23,600 tokens
@@ -115,7 +114,7 @@ def _index(paths: DemoPaths, progress: bool) -> None:
         paths.index,
         progress=progress,
         centroids=CENTROIDS,
-        agreement=Calibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
+        measure=Calibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
     )
 
 
@@ -127,8 +126,8 @@ def _version(weights: Path) -> str:
 
 def _trained_hash(weights: Path) -> str:
     try:
-        return str(json.loads((weights / "config.json").read_text("utf-8"))["model_hash"])
-    except (OSError, ValueError, KeyError) as error:
+        return str(read_object(weights / "config.json", ModelError)["model_hash"])
+    except (FileNotFoundError, KeyError, ModelError) as error:
         raise ModelError(
             f"{weights}: the demo's trained weights are not in this installation: {error}"
         ) from error

@@ -126,6 +126,11 @@ class Featurizer:
         self._session.rebuild()
 
     @property
+    def session(self) -> EncoderSession:
+        """The model on its backend."""
+        return self._session
+
+    @property
     def constants(self) -> FoldConstants:
         """What the scores need beyond the folded arrays."""
         return self._session.constants

@@ -1,4 +1,4 @@
-"""Why an entity got its score: what each unit gave, and the tokens that TGLU attended to (equation 7).
+"""Explanation of a score: what each unit gave, and the tokens that TGLU attended to (equation 7).
 
 Works on the folded arrays of the few entities that were returned, with the readable formulas.
 """

@@ -1,171 +1,103 @@
-"""A linker whose requests stay on the device: one upload, one chain of launches, one download.
+"""A linker whose requests stay on the GPU: one upload, the stages of the pipeline, one download.
 
-What the chain has no program for goes the way of every linker, on the same
-stream: candidates given by id or type, explanations, another ``rerank`` or one that the
-device has no room for, more results than :data:`~mimic_engine.gpu.request.PLACES` knows.
+What the pipeline has no bucket for goes the way of every linker, on the same
+stream: candidates given by id or type, explanations, another ``rerank`` or one
+that the device has no room for, more results than
+:data:`~mimic_engine.gpu.request.TOP_K_BUCKETS` knows.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from mimic_engine.calibration.nil import NilThreshold
 from mimic_engine.device_errors import device_faults
-from mimic_engine.encoding.cache import CachingFeaturizer
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention, blank_texts
-from mimic_engine.engine.linker import Linker, PreparedRequest, Search
+from mimic_engine.engine.linker import Linker, PreparedRequest
 from mimic_engine.engine.warmup import WarmUp, first_and_steady
-from mimic_engine.errors import BackendError, InvalidInputError
-from mimic_engine.gpu.graphs import SharedGraphs
-from mimic_engine.gpu.passes import Fetched
-from mimic_engine.gpu.pictures import PicturePlace, Pictures, open_pictures
-from mimic_engine.gpu.pipeline import Chain, Flight, HostArrays, overlapped
-from mimic_engine.gpu.request import IDS, PREFIX, Bucket, RequestRecipe, ScanSearch, allowed_rows
-from mimic_engine.gpu.scan import CudaRanker, CudaScan
+from mimic_engine.gpu.pipeline import GpuPipeline, InFlightBatch, overlapped
+from mimic_engine.gpu.request import RequestPlan
+from mimic_engine.gpu.scan import CudaScan
+from mimic_engine.gpu.session import DeviceSession
 from mimic_engine.gpu.stream import TorchDevice
-from mimic_engine.images import decode_image
 from mimic_engine.index.store import Index
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import TopK
-from mimic_engine.types import LinkOptions, LinkResult, Mention, MentionArrays, Mode
+from mimic_engine.types import LinkOptions, LinkResult, Mode
 
 logger = logging.getLogger(__name__)
 
-WARM_TOP_K = 10  # results that programs are made for beforehand: the default of a request
+WARM_TOP_K = 10  # results that buckets are captured for beforehand: the default of a request
 
 Finish = Callable[[], list[LinkResult]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Mentions that travel together: their places in the batch, the results asked for, and the mode."""
+class _Group:
+    """Mentions that travel together: their numbers in the batch, the results asked for, and the mode."""
 
     members: tuple[int, ...]
     k: int
     mode: Mode
 
 
-@dataclass(frozen=True, slots=True)
-class _Flying:
-    """A part on the device, and the chain that it is to be finished by."""
-
-    part: _Part
-    chain: RequestChain
-    flight: Flight[Bucket]
-
-
-class RequestChain(Chain[Bucket]):
-    """A chain of requests that knows which encoders and which scan it was made of."""
-
-    def __init__(
-        self, device: TorchDevice, recipe: RequestRecipe, capture: bool, made_of: tuple[int, CudaScan]
-    ) -> None:
-        super().__init__(device, recipe, graphs=capture)
-        self.requests, self.made_of = recipe, made_of
-
-
-class DeviceLinker(Linker):
-    """A :class:`~mimic_engine.engine.linker.Linker` over a :class:`Chain`; from one thread at a time.
+class GpuLinker(Linker):
+    """A :class:`~mimic_engine.engine.linker.Linker` over a :class:`GpuPipeline`; from one thread at a time.
 
     Parameters
     ----------
-    featurizer : preprocessing, and a session for what the chain does not do; without a cache.
+    featurizer : without a cache, over a session on the GPU; linkers of one model share it.
     index : that is searched.
-    scan : over the index, on ``device``.
+    scan : over the index, on the same GPU.
     nil, verify : as of every linker.
-    graphs : encoders and fold, on the stream of ``device``; linkers of one model share them.
-    device : of the chain.
-    resize : where pictures are resized and normalised; the values are the same.
-    capture : whether programs become CUDA graphs.
-
-    Raises
-    ------
-    InvalidInputError
-        If the featurizer has a cache: what it remembers is on the host.
-    BackendError
-        If the device's resize is not this machine's.
     """
 
     def __init__(
         self,
         featurizer: Featurizer,
         index: Index,
-        scan: CudaRanker,
+        scan: CudaScan,
         nil: NilThreshold | None = None,
         *,
         verify: bool = True,
-        graphs: SharedGraphs,
-        device: TorchDevice,
-        resize: PicturePlace = "host",
-        capture: bool = True,
     ) -> None:
         super().__init__(featurizer, index, scan, nil, verify=verify)
-        if isinstance(featurizer, CachingFeaturizer):
-            raise InvalidInputError("cache_bytes: a chain on the device remembers nothing; give 0")
-        self._ranker, self._shared, self._device = scan, graphs, device
-        self._resize: PicturePlace = resize
-        self._capture = capture
-        self._pictures = open_pictures(resize, featurizer.images, device.device)
-        self._chain: RequestChain | None = None  # made by the thread that links
+        session = featurizer.session
+        assert isinstance(session, DeviceSession)
+        self._session, self._cuda_scan = session, scan
+        self._stream = TorchDevice(scan.device, session.device.stream)
+        self._pipeline: GpuPipeline | None = None  # made by the thread that links
 
     @classmethod
-    def of(
-        cls, linker: Linker, graphs: SharedGraphs, device: TorchDevice, resize: PicturePlace = "host"
-    ) -> Self:
-        """A chain over the parts of a linker whose scan is on the GPU; it takes the linker's place.
-
-        Raises
-        ------
-        InvalidInputError, BackendError
-            As of the class; BackendError too if the scan is not on the GPU.
-        """
+    def over(cls, linker: Linker) -> Self:
+        """A linker over the same parts, all on the GPU; it takes the other's place."""
         scan = linker._scan
-        if not isinstance(scan, CudaRanker):
-            raise BackendError(f"chain: the scan runs on {scan.scorer_name!r}, not on the GPU")
-        return cls(
-            linker.featurizer,
-            linker.index,
-            scan,
-            linker.nil,
-            verify=linker._verify,
-            graphs=graphs,
-            device=device,
-            resize=resize,
-        )
+        assert isinstance(scan, CudaScan)
+        return cls(linker.featurizer, linker.index, scan, linker.nil, verify=linker._verify)
 
     @property
-    def chain(self) -> RequestChain:
-        """The chain over the encoders and the index as they lie on the device now."""
-        if self._chain is None or self._chain.made_of != (self._shared.generation, self._ranker.opened):
-            self._chain = None
-            with device_faults("chain"):
-                self._chain = self._new_chain()
-        return self._chain
+    def pipeline(self) -> GpuPipeline:
+        """The pipeline over the encoders and the index as they lie on the device now."""
+        if self._pipeline is None or self._is_stale(self._pipeline):
+            self._pipeline = None  # it holds memory, which the new one will ask for
+            with device_faults("GPU pipeline"):
+                self._pipeline = GpuPipeline(self._stream, self._plan())
+        return self._pipeline
 
-    def _new_chain(self) -> RequestChain:
-        scan = self._ranker.opened
-        search = ScanSearch(scan, allowed_rows(scan, self.index.alive), self._rerank)
-        missing = self.featurizer.missing
-        recipe = RequestRecipe(self._shared.graphs, search, missing, self._pictures, self._device.device)
-        return RequestChain(self._device, recipe, self._capture, (self._shared.generation, scan))
+    def _is_stale(self, pipeline: GpuPipeline) -> bool:
+        """Whether the encoders or the index were taken up anew since."""
+        plan = pipeline.plan
+        return plan.graphs is not self._session.graphs or plan.passes is not self._cuda_scan.passes
 
-    def _prepare(self, mention: Mention, options: LinkOptions, search: Search) -> PreparedRequest:
-        """Tokenise and decode one mention, and resize its picture where the device does not."""
-        text = self.featurizer.prepare(replace(mention, image=None), spans=options.explain)
-        if mention.image is None:
-            return PreparedRequest(text, options, search)
-        image = decode_image(mention.image, self.featurizer.images.limits)
-        return PreparedRequest(replace(text, pixels=self._pictures.prepare(image)), options, search)
+    def _plan(self) -> RequestPlan:
+        missing, allowed = self.featurizer.missing, self.index.alive
+        return RequestPlan(self._session.graphs, missing, self._cuda_scan, allowed, self._rerank)
 
     def link_prepared(self, requests: Sequence[PreparedRequest]) -> list[LinkResult]:
         """Encode and rank B prepared requests, as every linker does."""
@@ -175,35 +107,33 @@ class DeviceLinker(Linker):
         """Start B prepared requests and return while the device works; the call waits and gives the results.
 
         At most :data:`~mimic_engine.gpu.pipeline.SLOTS` batches may be under way. A batch
-        that takes more than one program is answered before this returns.
+        that takes more than one bucket is answered before this returns.
         """
         prepared = [request.mention for request in requests]
-        parts, others = self._parts([request.options for request in requests])
-        if len(parts) == 1 and not others:
-            flying = self._start(prepared, parts[0])
-            return lambda: self._results(requests, parts[0], self._finish(flying))
+        groups, others = self._groups([request.options for request in requests])
+        if len(groups) == 1 and not others:
+            batch = self._start(prepared, groups[0])
+            return lambda: self._results(requests, groups[0], self._finish(batch))
         results: dict[int, LinkResult] = {}
         if others:
-            with self._device.current():
-                normal = [replace(requests[b], mention=self._normalised(prepared[b])) for b in others]
-                found = super().link_prepared(normal)
+            with self._stream.current():
+                found = super().link_prepared([requests[b] for b in others])
             results.update(zip(others, found, strict=True))
-        for part, top in zip(parts, self._run(prepared, parts), strict=True):
-            results.update(zip(part.members, self._results(requests, part, top), strict=True))
+        for group, top in zip(groups, self._run(prepared, groups), strict=True):
+            results.update(zip(group.members, self._results(requests, group, top), strict=True))
         return lambda: [results[b] for b in range(len(prepared))]
 
     def warm_up(self) -> None:
-        """Run what other linkers run, then the program of every bucket in every mode until it is captured.
+        """Run what other linkers run, then every bucket in every mode until it is captured.
 
-        Programs are made for :data:`WARM_TOP_K` results; one for more is made when it is first asked for,
-        and ``info`` says for how many there are programs.
+        Buckets are captured for :data:`WARM_TOP_K` results; one for more is when it is first asked for,
+        and ``info`` says for how many there are.
         """
         start = time.perf_counter()
         _, seen = self._examples(self.featurizer.max_text_tokens)
         encoder_runs = self.featurizer.warm_up()
-        folded = self.featurizer.fold_prepared([self._normalised(seen)])
-        with self._device.current():
-            searches = self._scan.warm_up(folded, self.index.alive)
+        with self._stream.current():
+            searches = self._scan.warm_up(self.featurizer.fold_prepared([seen]), self.index.alive)
         for _ in self.warm_in_steps():
             pass
         seconds = time.perf_counter() - start
@@ -213,17 +143,17 @@ class DeviceLinker(Linker):
         logger.info("%s", self.warmed)
 
     def warm_in_steps(self) -> Iterator[None]:
-        """Run the programs of one bucket, until they are captured, every time it is advanced.
+        """Run one size of batch in every mode, until it is captured, every time it is advanced.
 
         On the thread that links. For another state of the index there is no more to a warm-up: the
         encoders are the same, and kernels are compiled.
         """
-        requests, k = self.chain.requests, min(WARM_TOP_K, len(self.index))
-        sizes = [(n, p) for n in requests.rows for p in (0, *requests.rows) if p <= n]
-        for length, (rows, pictures) in product(requests.lengths, sizes):
+        plan, k = self.pipeline.plan, min(WARM_TOP_K, len(self.index))
+        sizes = [(rows, images) for rows in plan.rows for images in (0, *plan.rows) if images <= rows]
+        for length, (rows, images) in product(plan.lengths, sizes):
             blank, seen = self._examples(length)
-            batch = [seen] * pictures + [blank] * (rows - pictures)
-            for mode in requests.modes:
+            batch = [seen] * images + [blank] * (rows - images)
+            for mode in plan.modes:
                 for _ in range(2):  # as launches, then as graphs
                     self.link_prepared(self._requests(batch, LinkOptions(k, mode=mode)))
             yield
@@ -233,48 +163,38 @@ class DeviceLinker(Linker):
         return [PreparedRequest(mention, options, search) for mention in mentions]
 
     def _examples(self, length: int) -> tuple[PreparedMention, PreparedMention]:
-        """A mention of ``length`` tokens without a picture, and with one."""
+        """A mention of ``length`` tokens without an image, and with one."""
         blank = PreparedMention(blank_texts(1, length, self.featurizer.max_text_tokens), None)
-        return blank, replace(blank, pixels=self._pictures.prepare(Image.new("RGB", (64, 48))))
+        return blank, replace(blank, pixels=self.featurizer.images.missing())
 
     def recover(self) -> None:
         """Take the device up anew after a DeviceError, and warm up; errors as of every linker."""
-        self._chain = None  # it holds memory, which the new one will ask for
-        self._shared.rebuild()
+        self._pipeline = None  # it holds memory, which the new one will ask for
         super().recover()
 
     def info(self) -> dict[str, Any]:
-        """As of every linker, with the chain's backend and its programs."""
-        programs = {} if self._chain is None else dict(self._chain.programs)
+        """As of every linker, with the pipeline's backend and the buckets that there were batches for."""
+        captured = {} if self._pipeline is None else dict(self._pipeline.captured)
         chain = {
-            "backend": self._shared.graphs.backend,
-            "programs": len(programs),
-            "graphs": sum(p.graphs for p in programs.values()),
-            "launched": sorted({name for p in programs.values() for name in p.launched}),
-            "top_k": sorted({bucket.k for bucket in programs}),
+            "backend": self.featurizer.backend,
+            "programs": len(captured),
+            "graphs": sum(c.graphs for c in captured.values()),
+            "launched": sorted({name for c in captured.values() for name in c.launched}),
+            "top_k": sorted({bucket.k for bucket in captured}),
         }
         return {**super().info(), "chain": chain}
 
     def _over(self, index: Index, scan: Ranker) -> Self:
-        assert isinstance(scan, CudaRanker)  # over() keeps the kind
-        linker = type(self)(
-            self.featurizer,
-            index,
-            scan,
-            self.nil,
-            verify=self._verify,
-            graphs=self._shared,
-            device=self._device,
-            resize=self._resize,
-            capture=self._capture,
-        )
+        assert isinstance(scan, CudaScan)  # over() keeps the kind
+        linker = type(self)(self.featurizer, index, scan, self.nil, verify=self._verify)
+        linker._stream = self._stream  # with the memory that its graphs share
         linker.warmed = self.warmed
         return linker
 
     # -- which way each mention goes -------------------------------------------------------------------
 
-    def _parts(self, options: Sequence[LinkOptions]) -> tuple[list[_Part], list[int]]:
-        """Mentions by the program they take, and those that take none."""
+    def _groups(self, options: Sequence[LinkOptions]) -> tuple[list[_Group], list[int]]:
+        """Mentions by the bucket they take, and those that take none."""
         by_mode: dict[Mode, list[int]] = {}
         others = []
         for b, option in enumerate(options):
@@ -282,73 +202,40 @@ class DeviceLinker(Linker):
                 by_mode.setdefault(option.mode, []).append(b)
             else:
                 others.append(b)
-        most = self.chain.requests.rows[-1]
-        parts = []
+        most = self.pipeline.plan.rows[-1]
+        groups = []
         for mode, members in by_mode.items():
             for start in range(0, len(members), most):
                 own = tuple(members[start : start + most])
-                parts.append(_Part(own, max(options[b].top_k for b in own), mode))
-        return parts, others
+                groups.append(_Group(own, max(options[b].top_k for b in own), mode))
+        return groups, others
 
     def _fits(self, option: LinkOptions) -> bool:
+        plan = self.pipeline.plan
         plain = option.candidates is None and option.types is None and not option.explain
         return (
             plain
             and option.rerank in (None, self._rerank)
-            and option.mode in self.chain.requests.modes
-            and 1 <= option.top_k <= self.chain.requests.places[-1]
+            and option.mode in plan.modes
+            and 1 <= option.top_k <= plan.top_ks[-1]
         )
 
-    # -- one part --------------------------------------------------------------------------------------
+    # -- one group -------------------------------------------------------------------------------------
 
-    def _run(self, prepared: Sequence[PreparedMention], parts: Sequence[_Part]) -> list[TopK]:
-        """Several parts, as many at a time as there are slots."""
-        if not parts:
+    def _run(self, prepared: Sequence[PreparedMention], groups: Sequence[_Group]) -> list[TopK]:
+        """Several groups, as many at a time as there are slots."""
+        if not groups:
             return []
         start = partial(self._start, prepared)
-        return list(overlapped(parts, start, self._finish, max(1, self.chain.free)))
+        return list(overlapped(groups, start, self._finish, max(1, self.pipeline.free)))
 
-    def _start(self, prepared: Sequence[PreparedMention], part: _Part) -> _Flying:
-        own = [prepared[b] for b in part.members]
-        mask = np.concatenate([m.tokens.attention_mask for m in own])  # (B, L)
-        pictures = sum(m.pixels is not None for m in own)
-        with device_faults("chain"):
-            chain = self.chain
-            bucket = chain.requests.bucket(len(own), pictures, mask, part.k, part.mode)
-            flight = chain.start(bucket, lambda host: fill(host, own, self._pictures))
-        return _Flying(part, chain, flight)
+    def _start(self, prepared: Sequence[PreparedMention], group: _Group) -> InFlightBatch:
+        with device_faults("GPU pipeline"):
+            return self.pipeline.start([prepared[b] for b in group.members], group.k, group.mode)
 
-    def _finish(self, flying: _Flying) -> TopK:
-        part, (_, scan) = flying.part, flying.chain.made_of
+    def _finish(self, batch: InFlightBatch) -> TopK:
+        with device_faults("GPU pipeline"):
+            return batch.pipeline.finish(batch)
 
-        def read(results: HostArrays, folded: Callable[[], HostArrays]) -> TopK:
-            fetched = Fetched.of(results, len(part.members))
-
-            def take(rows: Sequence[int]) -> MentionArrays:
-                return MentionArrays(**{n.removeprefix(PREFIX): a[list(rows)] for n, a in folded().items()})
-
-            return scan.settled(fetched, part.k, part.mode, take, allowed=self.index.alive)
-
-        with device_faults("chain"):
-            return flying.chain.finish(flying.flight, read)
-
-    def _normalised(self, mention: PreparedMention) -> PreparedMention:
-        """A mention as every other linker takes it."""
-        pixels = mention.pixels
-        return mention if pixels is None else replace(mention, pixels=self._pictures.normalised(pixels))
-
-    def _results(self, requests: Sequence[PreparedRequest], part: _Part, found: TopK) -> list[LinkResult]:
-        return [self._result(requests[b], found, i) for i, b in enumerate(part.members)]
-
-
-def fill(host: Mapping[str, NDArray[Any]], mentions: Sequence[PreparedMention], pictures: Pictures) -> None:
-    """Write B mentions to the inputs of a bucket; rows and pictures beyond them repeat the last."""
-    rows, tokens = host["input_ids"].shape
-    places = [min(row, len(mentions) - 1) for row in range(rows)]
-    for name in IDS:
-        for row, place in enumerate(places):
-            host[name][row] = getattr(mentions[place].tokens, name)[0, :tokens]
-    has = np.array([m.pixels is not None for m in mentions])  # (B,)
-    host["picture"][:] = np.where(has, np.cumsum(has) - 1, -1)[places]
-    if has.any():
-        pictures.fill(host, [m.pixels for m in mentions if m.pixels is not None])
+    def _results(self, requests: Sequence[PreparedRequest], group: _Group, found: TopK) -> list[LinkResult]:
+        return [self._result(requests[b], found, i) for i, b in enumerate(group.members)]

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.backends.encoders import open_featurizer
+from mimic_engine.backends.encoders import GPU_BACKENDS, open_featurizer
 from mimic_engine.backends.scan import ScanOptions, open_scan
 from mimic_engine.calibration.nil import NilThreshold
 from mimic_engine.calibration.recall import promised
@@ -34,7 +34,9 @@ from mimic_engine.index.store import Index
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
 from mimic_engine.types import (
+    DEFAULT_OPTIONS,
     Candidate,
+    DeviceLayer,
     LinkOptions,
     LinkResult,
     Mention,
@@ -43,8 +45,6 @@ from mimic_engine.types import (
     ScorerChoice,
 )
 
-GPU_BACKENDS = ("cuda", "tensorrt")  # of the encoders
-DEFAULTS = LinkOptions()
 KEPT_MASKS = 16  # of types that were asked for together
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ class Linker:
         image_limits: ImageLimits | None = None,
         engines: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        device_layer: DeviceLayer = "auto",
         cache_bytes: int = 0,
     ) -> Self:
         """Open an exported model and an index built with it.
@@ -147,14 +148,16 @@ class Linker:
         image_limits : byte, pixel and format limits of mention images.
         engines : folder of TensorRT engines; ``engines`` in ``model`` by default.
         checkpoint : folder that ``model`` was exported from, which the torch backend reads.
-        cache_bytes : memory for mentions and pictures that come again; 0 remembers none.
+        device_layer : what encoders on a GPU have memory from: "pycuda", "cuda-core", or "auto", PyCUDA
+            where it is installed.
+        cache_bytes : memory for mentions and images that come again; 0 remembers none.
 
         Raises
         ------
         ModelError
             If the model folder is missing, damaged or lacks the precision.
         BackendError, MissingDependencyError
-            If the backend that was asked for does not work here.
+            If the backend or the device layer that was asked for does not work here.
         IndexFormatError, IndexMismatchError
             If the index is missing, damaged, empty, or was built with another model.
         MissingDependencyError
@@ -172,6 +175,7 @@ class Linker:
             image_limits=image_limits,
             engines=engines,
             checkpoint=checkpoint,
+            device_layer=device_layer,
             cache_bytes=cache_bytes,
         )
         opened.check_model(featurizer.model_hash)
@@ -261,7 +265,7 @@ class Linker:
             raise _outside(top_k, search.count)
         return self.link_prepared([self._prepare(m, options, search) for m in mentions])
 
-    def prepare(self, mention: Mention, options: LinkOptions = DEFAULTS) -> PreparedRequest:
+    def prepare(self, mention: Mention, options: LinkOptions = DEFAULT_OPTIONS) -> PreparedRequest:
         """Tokenise and decode one mention, and resolve its options: all that needs no device.
 
         Errors as in :meth:`link`, but for a ``top_k`` above the number of candidates: it is lowered to that.
@@ -308,7 +312,7 @@ class Linker:
 
     @property
     def cache(self) -> EncodingCache | None:
-        """The memory of mentions and pictures that were encoded before, if there is one."""
+        """The memory of mentions and images that were encoded before, if there is one."""
         return self.featurizer.cache if isinstance(self.featurizer, CachingFeaturizer) else None
 
     def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -352,7 +356,7 @@ class Linker:
         self.warm_up()
 
     def info(self) -> dict[str, Any]:
-        """What is loaded, for people and for ``/v1/info``; JSON types only."""
+        """Description of what is loaded, for people and for ``/v1/info``; JSON types only."""
         return {
             "model_hash": self.model_hash,
             "units": list(self.featurizer.constants.units),

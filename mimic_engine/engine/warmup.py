@@ -1,4 +1,4 @@
-"""How warm an engine is: what its first request costs against those that follow."""
+"""Warmth of an engine: what its first request costs against those that follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STEADY_RUNS = 7
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """What a warm-up did, and what the first request after it took against the median of those after that."""
+    """Record of a warm-up, and what the first request after it took against the median of later ones."""
 
     seconds: float
     encoder_runs: int

@@ -1,4 +1,4 @@
-"""How many entities bear the name that a mention uses: how ambiguous it is before anyone reads the sentence.
+"""Ambiguity of surface forms: how many entities bear the name that a mention uses, whatever its sentence.
 
 Words are compared without case and accents; an entity bears a name if its own holds every word of it.
 """
@@ -23,8 +23,8 @@ GROUPS: Mapping[str, tuple[int, int | None]] = {
 }
 
 
-class Namesakes:
-    """Counts namesakes among the entities of a knowledge base.
+class SurfaceAmbiguity:
+    """Ambiguity of surface forms in a knowledge base.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ class Namesakes:
 
     def count(self, surface: str) -> int:
         """Entities whose names hold every word of a surface form; 0 if it has no word."""
-        found = sorted((self._rows.get(word, set()) for word in _words(surface)), key=len)
-        return len(found[0].intersection(*found[1:])) if found else 0
+        bearers = sorted((self._rows.get(word, set()) for word in _words(surface)), key=len)
+        return len(bearers[0].intersection(*bearers[1:])) if bearers else 0
 
     def counts(self, surfaces: Sequence[str]) -> NDArray[np.int64]:
         """:meth:`count` of each of M surface forms, (M,) int64."""

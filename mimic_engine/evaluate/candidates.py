@@ -1,8 +1,8 @@
-"""Evaluation where every mention comes with its own candidates (:mod:`mimic_engine.data.with_candidates`).
+"""Evaluation in candidate sets: every mention brings its own (:mod:`mimic_engine.data.with_candidates`).
 
-The gold entity is ranked among the given candidates alone, so figures say nothing of a search among all
-entities, and depend on who drew the candidates. A mention whose answer was not given counts as missed at
-every k; how many there are is told, for no model can do better.
+The gold entity is ranked in its candidate set alone, so figures say nothing of a search among all entities,
+and depend on who drew the sets. A mention whose answer is not in its set counts as missed at every k; how
+many there are is told, for no model can do better.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mimic_engine.types import MentionArrays
 
 
 @dataclass(frozen=True, slots=True)
-class GivenEvaluation:
-    """Metrics among given candidates, ``candidates`` in all.
+class CandidateSetEvaluation:
+    """Metrics in candidate sets of ``candidates`` in all.
 
-    ``answerable`` are those of the mentions whose answer was given, None where there are none;
+    ``answerable`` are those of the mentions whose answer is in their set, None where there are none;
     their ``candidates`` are the most that a mention has.
     """
 
@@ -35,20 +35,20 @@ class GivenEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Metrics over all mentions, a missing answer being a miss, and ``answerable`` beside them."""
-        given = self.answerable
-        share = given.mentions / self.mentions if given else 0.0
-        hits = given.hits if given else (0.0,) * len(HITS)
+        own = self.answerable
+        share = own.mentions / self.mentions if own else 0.0
+        hits = own.hits if own else (0.0,) * len(HITS)
         return {
             **{f"hits@{k}": share * h for k, h in zip(HITS, hits, strict=True)},
-            "mrr": share * given.mrr if given else 0.0,
+            "mrr": share * own.mrr if own else 0.0,
             "mentions": self.mentions,
             "candidates_per_mention": self.candidates / self.mentions,
             "answer_given": share,
-            "answerable": given and given.to_json(),
+            "answerable": own and own.to_json(),
         }
 
 
-class GivenRanks:
+class CandidateSetRanks:
     """Collects ranks of mentions, batch by batch.
 
     Parameters
@@ -73,8 +73,8 @@ class GivenRanks:
                 gold = int(rows[one.candidates.index(one.labelled.answer)])
                 self._ranks.append(rank_among(self._scan, arrays.take([b]), rows, gold))
 
-    def result(self) -> GivenEvaluation:
-        """What was collected.
+    def result(self) -> CandidateSetEvaluation:
+        """Metrics of the mentions added.
 
         Raises
         ------
@@ -85,11 +85,11 @@ class GivenRanks:
             raise InvalidInputError("candidates: no mentions to evaluate")
         ranks = np.array(self._ranks, np.int64)
         answerable = ranking_metrics(ranks, self._most) if len(ranks) else None
-        return GivenEvaluation(self._mentions, self._candidates, answerable)
+        return CandidateSetEvaluation(self._mentions, self._candidates, answerable)
 
 
 def rank_among(scan: Scan, mention: MentionArrays, rows: NDArray[np.int64], gold: int) -> int:
     """1-based rank of row ``gold`` among ``rows`` (n,), which hold it; ties count against it."""
-    found = scan.search(mention, len(rows), rows=rows)
-    own = found.scores[0, found.rows[0] == gold][0]
-    return int(np.count_nonzero(found.scores[0] >= own))
+    ranked = scan.search(mention, len(rows), rows=rows)
+    own = ranked.scores[0, ranked.rows[0] == gold][0]
+    return int(np.count_nonzero(ranked.scores[0] >= own))

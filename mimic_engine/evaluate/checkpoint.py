@@ -1,4 +1,4 @@
-"""Opens a training checkpoint for evaluation on PyTorch: featurizer and scorer, in float32 on the CPU."""
+"""A training checkpoint opened for evaluation on PyTorch: featurizer and scorer, in float32 on the CPU."""
 
 from __future__ import annotations
 

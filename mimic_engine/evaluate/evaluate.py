@@ -31,8 +31,8 @@ from mimic_engine.encoding.featurizer import Featurizer, PreparedMention
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.manifest import CPU_PRECISIONS
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
-from mimic_engine.evaluate.ambiguity import GROUPS, Namesakes, in_group
-from mimic_engine.evaluate.candidates import GivenRanks
+from mimic_engine.evaluate.ambiguity import GROUPS, SurfaceAmbiguity, in_group
+from mimic_engine.evaluate.candidates import CandidateSetRanks
 from mimic_engine.index.store import Index
 from mimic_engine.metrics import Metrics, ranking_metrics
 from mimic_engine.provenance import header, write_result
@@ -47,7 +47,7 @@ TIES = "counted against the gold entity: its rank is the number of entities that
 
 
 class Ranker(Protocol):
-    """What ranks gold entities: :class:`~mimic_engine.scan.scan.Scan`."""
+    """A ranking of gold entities: :class:`~mimic_engine.scan.scan.Scan`, or one among the rows alive."""
 
     def __len__(self) -> int:
         """Entities N."""
@@ -79,7 +79,7 @@ class Evaluation:
     all: Metrics
     with_image: Metrics | None
     without_image: Metrics | None
-    namesakes: Mapping[str, Metrics | None]  # by how many entities bear the mention's name
+    by_ambiguity: Mapping[str, Metrics | None]  # by how many entities bear the mention's name
 
     def to_json(self) -> dict[str, Any]:
         """The metrics of all mentions, with ``with_image``, ``without_image``, ``namesakes`` beside them."""
@@ -87,7 +87,7 @@ class Evaluation:
         return (
             self.all.to_json()
             | {name: m and m.to_json() for name, m in parts.items()}
-            | {"namesakes": {group: m and m.to_json() for group, m in self.namesakes.items()}}
+            | {"namesakes": {group: m and m.to_json() for group, m in self.by_ambiguity.items()}}
         )
 
 
@@ -96,7 +96,7 @@ def evaluate(
     scan: Ranker,
     mentions: Sequence[LabelledMention],
     gold: NDArray[np.int64],
-    namesakes: Namesakes,
+    ambiguity: SurfaceAmbiguity,
     broken: BrokenImages,
     *,
     batch_size: int = 64,
@@ -110,7 +110,7 @@ def evaluate(
     scan : over the folded entities of the same model.
     mentions : M labelled mentions, at least one.
     gold : (M,) int64, entity row of each answer.
-    namesakes : of the knowledge base.
+    ambiguity : of surface forms in the knowledge base.
     broken : policy for mention images that cannot be decoded; lists them.
     batch_size : mentions that are encoded and ranked at a time.
     progress : show a progress bar.
@@ -131,13 +131,13 @@ def evaluate(
             images.append(np.array([p.pixels is not None for p in prepared]))
             bar.update(stop - start)
     rank, has_image = np.concatenate(ranks), np.concatenate(images)
-    bearers = namesakes.counts([m.mention.mention for m in mentions])
+    bearers = ambiguity.counts([m.mention.mention for m in mentions])
 
     def part(chosen: NDArray[np.bool_]) -> Metrics | None:
         return ranking_metrics(rank[chosen], len(scan)) if chosen.any() else None
 
-    by_namesakes = {group: part(in_group(bearers, group)) for group in GROUPS}
-    return Evaluation(ranking_metrics(rank, len(scan)), part(has_image), part(~has_image), by_namesakes)
+    by_ambiguity = {group: part(in_group(bearers, group)) for group in GROUPS}
+    return Evaluation(ranking_metrics(rank, len(scan)), part(has_image), part(~has_image), by_ambiguity)
 
 
 def fold_in_memory(
@@ -171,14 +171,14 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     splits = () if args.candidates is not None else tuple(dict.fromkeys(args.split or ["test"]))
     dataset = open_dataset(args.data, splits=splits)
     counts = CandidateCounts()
-    given = _given(args, dataset, counts)
+    candidate_sets = _candidate_sets(args, dataset, counts)
     broken = BrokenImages(args.broken_images)
     featurizer, kernels, notes = _open_model(args)
     segments, alive, rows_of = _entities(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
     scan = Scan(segments, kernels, threads=1 if kernels.name == "torch" else args.threads)
     ranker = scan if alive is None else _Alive(scan, alive)
-    namesakes = Namesakes([entity.name for entity in dataset.entities])
+    ambiguity = SurfaceAmbiguity([entity.name for entity in dataset.entities])
     result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": kernels.name} | notes
     try:
         for split, mentions in dataset.splits.items():
@@ -187,9 +187,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
                 raise DataError(f"{args.data}: no mentions in split {split!r}")
             options = {"batch_size": args.batch_size, "progress": not args.quiet}
             gold = rows_of([m.answer for m in chosen])
-            result[split] = evaluate(featurizer, ranker, chosen, gold, namesakes, broken, **options).to_json()
+            result[split] = evaluate(featurizer, ranker, chosen, gold, ambiguity, broken, **options).to_json()
         if args.candidates is not None:
-            result["candidates"] = _among_given(args, featurizer, GivenRanks(scan, rows_of), given, broken)
+            ranks = CandidateSetRanks(scan, rows_of)
+            result["candidates"] = _among_candidates(args, featurizer, ranks, candidate_sets, broken)
     finally:
         scan.close()
     result["data"] = dataset.report.to_json()
@@ -212,23 +213,23 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _given(
+def _candidate_sets(
     args: argparse.Namespace, dataset: Dataset, counts: CandidateCounts
 ) -> Sequence[MentionWithCandidates]:
     """The mentions of ``--candidates``, none without it."""
     if args.candidates is None:
         return ()
-    found = read_with_candidates(args.candidates, dataset.entities, counts=counts)
-    chosen = list(islice(found, args.limit or None))
+    mentions = read_with_candidates(args.candidates, dataset.entities, counts=counts)
+    chosen = list(islice(mentions, args.limit or None))
     if not chosen:
         raise DataError(f"{args.candidates}: no mentions")
     return chosen
 
 
-def _among_given(
+def _among_candidates(
     args: argparse.Namespace,
     featurizer: Featurizer,
-    ranks: GivenRanks,
+    ranks: CandidateSetRanks,
     mentions: Sequence[MentionWithCandidates],
     broken: BrokenImages,
 ) -> dict[str, Any]:

@@ -8,16 +8,15 @@ builds it anew. This module reads and writes; it needs no TensorRT.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from mimic_engine.encoding.manifest import GraphEntry
 from mimic_engine.errors import ModelError
-from mimic_engine.files import sha256_of, write_atomic
+from mimic_engine.files import Natural, read_versioned, sha256_of, write_versioned
 
 FORMAT = "mimic-engine"
 VERSION = 1
@@ -39,11 +38,11 @@ class EngineRecord:
     target: str  # architecture: "sm_89"
     profiles: tuple[Spans, ...]
     seconds: float
-    bytes: int
+    bytes: Natural
     sha256: str
-    stripped: bool = False  # without weights: they are put in from the graph when it is loaded
-    version_compatible: bool = False
-    verified: Mapping[str, Any] | None = None  # what export/verify.py found, None before
+    stripped: bool  # without weights: they are put in from the graph when it is loaded
+    version_compatible: bool
+    verified: Mapping[str, Any] | None  # what export/verify.py found, None before
 
     @property
     def file(self) -> str:
@@ -52,8 +51,7 @@ class EngineRecord:
 
     def write(self, folder: Path) -> None:
         """Write the sidecar beside the engine, whole or not at all."""
-        data = {"format": FORMAT, "version": VERSION} | asdict(self)
-        write_atomic(sidecar(folder / self.file), json.dumps(data, indent=2) + "\n")
+        write_versioned(sidecar(folder / self.file), self, format=FORMAT, version=VERSION)
 
     @classmethod
     def read(cls, engine: Path) -> Self:
@@ -68,17 +66,7 @@ class EngineRecord:
         for file in (engine, path):
             if not file.is_file():
                 raise ModelError(f"{file}: missing; build it with export/build_trt.py")
-        try:
-            data = json.loads(path.read_text("utf-8"))
-            if (data["format"], data["version"]) != (FORMAT, VERSION):
-                raise ModelError(f"{path}: not the manifest of an engine of version {VERSION}")
-            values = {f.name: data[f.name] for f in fields(cls)}
-            values["profiles"] = tuple(
-                {axis: _span(span) for axis, span in profile.items()} for profile in values["profiles"]
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-        return cls(**values)
+        return read_versioned(path, cls, format=FORMAT, version=VERSION, error=ModelError)
 
     def check_graph(self, engine: Path, model: Path, model_hash: str, entry: GraphEntry) -> None:
         """Raise ModelError unless the engine was built from this graph and is the file that was built."""
@@ -135,8 +123,3 @@ def sidecar(engine: Path) -> Path:
 def graph_sha256(entry: GraphEntry) -> str:
     """What identifies a graph: the SHA-256 of its file, joined with that of its weights file."""
     return entry.onnx.sha256 + ("" if entry.data is None else "+" + entry.data.sha256)
-
-
-def _span(values: Any) -> tuple[int, int, int]:
-    low, usual, high = (int(v) for v in values)
-    return low, usual, high

@@ -52,7 +52,6 @@ class DeviceIndex:
     device : where kernels run.
     codes : codes (rows, L) of every segment, or None.
     placement : where token queries lie; "auto" prefers the device.
-    free_bytes : device memory that may be used; what is free by default.
 
     Raises
     ------
@@ -69,7 +68,6 @@ class DeviceIndex:
         *,
         codes: Sequence[Codes] | None = None,
         placement: Placement = "auto",
-        free_bytes: int | None = None,
     ) -> None:
         filled = [s for s in segments if s.rows]
         if not filled:
@@ -81,7 +79,7 @@ class DeviceIndex:
             raise InvalidInputError("segments: they do not hold the same arrays")
         sizes = {name: sum(p[name].nbytes for p in parts) for name in parts[0]}
         extra = 0 if codes is None else sum(c.nbytes for c in codes)
-        self.placement = self._place(placement, sizes, extra, free_bytes)
+        self.placement = self._place(placement, sizes, extra)
         try:
             self.arrays = {name: self._joined(name, [p[name] for p in parts]) for name in parts[0]}
             self.codes = None if codes is None else self._by_token(codes)
@@ -90,11 +88,6 @@ class DeviceIndex:
         except torch.OutOfMemoryError as error:
             raise _too_small(sizes, extra, _free(device), self.rows) from error
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    @property
-    def half(self) -> bool:
-        """Whether global vectors are stored in half precision."""
-        return any(t.dtype == torch.float16 for t in self.arrays.values())
 
     def chunks(self, rows: int, *, queries: bool) -> Iterator[Chunk]:
         """The index in chunks of at most ``rows`` entities, on the device.
@@ -165,9 +158,9 @@ class DeviceIndex:
             event.record(self._stream)
         return event
 
-    def _place(self, wanted: Placement, sizes: Mapping[str, int], extra: int, free: int | None) -> Placement:
+    def _place(self, wanted: Placement, sizes: Mapping[str, int], extra: int) -> Placement:
         """Where the token queries go; EngineError where that cannot be."""
-        room = (_free(self.device) - RESERVE_BYTES) if free is None else free
+        room = _free(self.device) - RESERVE_BYTES
         rest = sum(n for name, n in sizes.items() if name != QUERY) + extra
         everything = rest + sizes.get(QUERY, 0)
         if wanted != "host" and everything <= room:

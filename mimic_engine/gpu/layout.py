@@ -43,7 +43,7 @@ class Placed:
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    native: Any
+    native: Any = None
 
 
 class Layout:
@@ -81,6 +81,10 @@ class Layout:
             name: memory[f.offset : f.offset + f.size_bytes].view(f.dtype).reshape(f.shape)
             for name, f in self.fields.items()
         }
+
+    def placed(self, address: int) -> dict[str, Placed]:
+        """The arrays in memory that begins at an address."""
+        return {name: Placed(address + f.offset, f.shape, f.dtype) for name, f in self.fields.items()}
 
     def check(self, size_bytes: int) -> None:
         """Raise InvalidInputError if memory of this size does not hold the arrays."""

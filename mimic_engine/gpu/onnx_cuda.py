@@ -1,14 +1,15 @@
-"""The ONNX Runtime CUDA session: I/O bound to the device, one CUDA graph a bucket. No torch here.
+"""The ONNX Runtime CUDA session: arrays at fixed addresses, one CUDA graph a bucket. No torch here.
 
-ONNX Runtime falls back to the CPU with a log line alone; here a provider that
-did not come up is an error.
+Sessions are opened on the device's stream (``user_compute_stream``). ONNX
+Runtime keeps a CUDA graph of its own for every binding, which no other graph
+may hold, and waits for it. It falls back to the CPU with a log line alone; here
+a provider that did not come up is an error.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,97 +17,75 @@ import numpy as np
 import onnxruntime
 
 from mimic_engine.device_errors import device_faults
-from mimic_engine.encoding.buckets import ROWS, bucket, pad_rows
+from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket
 from mimic_engine.encoding.manifest import GraphEntry, ModelManifest
 from mimic_engine.encoding.onnx import CPU, check_names, cpu_options, open_session, precisions
-from mimic_engine.encoding.session import Arrays, GraphSession, RunnableGraph
 from mimic_engine.errors import BackendError, MimicError
+from mimic_engine.gpu.device import Device, open_device
 from mimic_engine.gpu.layout import Placed
-from mimic_engine.types import Array
+from mimic_engine.gpu.session import DeviceGraph, DeviceSession, Launch, Sizes
 
 CUDA = "CUDAExecutionProvider"
 INSTALL = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps onnxruntime-gpu "
     "(never both: they overwrite each other)"
 )
+_TYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(float)": np.dtype(np.float32),
+}
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Bound:
-    """One bucket's inputs and outputs at fixed addresses."""
-
-    binding: Any
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    options: Any
-
-
-class BoundGraph(RunnableGraph):
-    """A graph whose inputs and outputs lie on the device; from one thread at a time.
+class BoundGraph(DeviceGraph):
+    """A graph whose inputs and outputs lie on the device; no other CUDA graph can hold it.
 
     Parameters
     ----------
     path : of the ``.onnx`` file, already checked.
     entry : names and shapes of its inputs and outputs.
-    device : "cuda", or "cpu" for the same binding without a device.
+    device : where it runs, on its stream.
+    longest : text tokens at most.
     cuda_graphs : capture one CUDA graph a bucket.
-    stream : handle of the stream to run on, where others queue work too; a stream of its own by default.
     """
 
+    capturable = False
+    memory = "cuda"  # ONNX Runtime's name of what addresses are of
+
     def __init__(
-        self,
-        path: Path,
-        entry: GraphEntry,
-        *,
-        device: str = "cuda",
-        cuda_graphs: bool = True,
-        stream: int | None = None,
+        self, path: Path, entry: GraphEntry, device: Device, longest: int, *, cuda_graphs: bool = True
     ) -> None:
-        super().__init__(path.name, entry)
-        self._kind = device
-        self._stream = stream
+        self._cuda_graphs = cuda_graphs
         self._launchers = 0
-        self._cuda_graphs = cuda_graphs and device == "cuda"
-        self._session = self._open(path)
+        self._session = self.open(path, device.stream)
         check_names(path, self._session, entry)
-        self._bound: dict[tuple[int, ...], _Bound] = {}
+        dtypes = {t.name: _TYPES[t.type] for t in (*self._session.get_inputs(), *self._session.get_outputs())}
+        axes = {axis for shape in entry.inputs.values() for axis in shape if isinstance(axis, str)}
+        largest = {axis: longest if axis == LENGTH else ROWS[-1] for axis in axes}
+        super().__init__(path.name, entry, device, dtypes, largest)
 
     @property
     def runs_until_steady(self) -> int:
         """One that ONNX Runtime captures, and one that replays it."""
         return 2 if self._cuda_graphs else 1
 
-    def execute(self, feeds: Arrays) -> dict[str, Array]:
-        """Run on checked inputs, padded to their bucket by repeating the last row."""
-        rows = len(next(iter(feeds.values())))
-        size = bucket(rows, ROWS)
-        padded = {name: np.ascontiguousarray(pad_rows(array, size)) for name, array in feeds.items()}
-        bound = self._bind(padded)
-        for name, array in padded.items():
-            bound.inputs[name].update_inplace(array)
-        self._session.run_with_iobinding(bound.binding, bound.options)
-        return {name: value.numpy()[:rows].copy() for name, value in bound.outputs.items()}
+    def padded(self, sizes: Sizes) -> Sizes:
+        """The next bucket of rows; texts come at the length of theirs."""
+        return {axis: size if axis == LENGTH else bucket(size, ROWS) for axis, size in sizes.items()}
 
-    def launcher(self, arrays: Mapping[str, Placed]) -> Callable[[], None]:
-        """A call that runs the graph on arrays at fixed addresses, on the stream the session was opened with.
+    def launcher(self, arrays: Mapping[str, Placed]) -> Launch:
+        """A call that runs the graph on arrays at fixed addresses.
 
         With a CUDA graph of its own the library waits for it; without, the call
-        returns while the device works. Neither may be captured in another graph.
-
-        Parameters
-        ----------
-        arrays : all inputs and outputs of the graph, by name.
+        returns while the device works.
         """
         binding = self._session.io_binding()
         for names, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for name in names:
                 at = arrays[name]
-                bind(name, self._kind, 0, at.dtype.type, list(at.shape), at.address)
-        options = self._run_options(len(self._bound) + self._launchers)
+                bind(name, self.memory, 0, at.dtype.type, list(at.shape), at.address)
         self._launchers += 1
-        if self._kind == "cuda" and not self._cuda_graphs:
-            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        options = self._run_options(self._launchers)
 
         def launch() -> None:
             with device_faults(self.title):
@@ -114,77 +93,60 @@ class BoundGraph(RunnableGraph):
 
         return launch
 
-    def _open(self, path: Path) -> onnxruntime.InferenceSession:
-        providers: list[tuple[str, dict[str, str]]] = [(CPU, {})]
-        options = cpu_options(1)
-        if self._kind == "cuda":
-            cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(self._cuda_graphs))}
-            if self._stream is not None:
-                cuda["user_compute_stream"] = str(self._stream)
-            providers.insert(0, (CUDA, cuda))
-        return open_session(path, options, providers)
-
-    def _bind(self, feeds: Arrays) -> _Bound:
-        key = tuple(n for array in feeds.values() for n in array.shape)
-        if key not in self._bound:
-            self._bound[key] = self._new_binding(feeds)
-        return self._bound[key]
-
-    def _new_binding(self, feeds: Arrays) -> _Bound:
-        make = onnxruntime.OrtValue
-        sizes = {
-            axis: array.shape[i]
-            for name, array in feeds.items()
-            for i, axis in enumerate(self.inputs[name])
-            if isinstance(axis, str)
+    def open(self, path: Path, stream: int) -> onnxruntime.InferenceSession:
+        """The graph on the CUDA provider; what that does not run is left to the CPU's."""
+        cuda = {
+            "use_tf32": "0",
+            "enable_cuda_graph": str(int(self._cuda_graphs)),
+            "user_compute_stream": str(stream),
         }
-        inputs = {name: make.ortvalue_from_numpy(array, self._kind, 0) for name, array in feeds.items()}
-        outputs = {
-            name: make.ortvalue_from_shape_and_type(
-                [sizes[n] if isinstance(n, str) else n for n in shape], np.float32, self._kind, 0
-            )
-            for name, shape in self.outputs.items()
-        }
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
-            binding.bind_ortvalue_output(name, value)
-        return _Bound(binding, inputs, outputs, self._run_options(len(self._bound) + self._launchers))
+        return open_session(path, cpu_options(1), [(CUDA, cuda), (CPU, {})])
 
     def _run_options(self, number: int) -> Any:
         options = onnxruntime.RunOptions()
         if self._cuda_graphs:
-            options.add_run_config_entry("gpu_graph_id", str(number + 1))
+            options.add_run_config_entry("gpu_graph_id", str(number))
+        else:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
 
-class CudaSession(GraphSession):
+class CudaSession(DeviceSession):
     """Encoders and folds of an exported model on ONNX Runtime's CUDA provider."""
 
     @classmethod
-    def open(cls, folder: str | Path, *, precision: str = "fp32", verify: bool = True) -> Self:
-        """Open an exported model folder; arguments as in :meth:`OnnxSession.open`.
+    def open(
+        cls, folder: str | Path, *, precision: str = "fp32", verify: bool = True, device: Device | None = None
+    ) -> Self:
+        """Open an exported model folder.
+
+        Parameters
+        ----------
+        folder, precision, verify : as in :meth:`OnnxSession.open`.
+        device : where to run; the first one by default.
 
         Raises
         ------
         BackendError
             If ONNX Runtime has no CUDA provider here, or it does not come up.
+        MissingDependencyError
+            If nothing is installed that gives memory on the device.
         ModelError
             If a file is missing or damaged, the version is another, or the precision is not there.
         """
         folder = Path(folder)
         manifest = ModelManifest.read(folder)
         check_provider()
+        on = open_device() if device is None else device
+        on.activate()
 
         def graphs() -> dict[str, BoundGraph]:
             return {
-                name: open_graph(folder, manifest, name, chosen, verify)
+                name: open_graph(folder, manifest, name, chosen, verify, on)
                 for name, chosen in precisions(precision).items()
             }
 
-        tokenizer = manifest.tokenizer.check(folder, verify=verify)
-        return cls(manifest, graphs(), tokenizer, "cuda", reopen=graphs)
+        return cls(manifest, graphs, manifest.tokenizer.check(folder, verify=verify), "cuda", on)
 
 
 def check_provider() -> None:
@@ -195,21 +157,16 @@ def check_provider() -> None:
 
 
 def open_graph(
-    folder: Path,
-    manifest: ModelManifest,
-    name: str,
-    precision: str,
-    verify: bool,
-    stream: int | None = None,
+    folder: Path, manifest: ModelManifest, name: str, precision: str, verify: bool, device: Device
 ) -> BoundGraph:
-    """Open one graph on the device, on its own stream or a given one; errors as in ``CudaSession.open``."""
-    entry = manifest.entry(name, precision)
+    """Open one graph on the device; errors as in ``CudaSession.open``."""
+    entry, longest = manifest.entry(name, precision), manifest.widths["length"]
     if entry.data is not None:
         entry.data.check(folder, verify=verify)
     path = entry.onnx.check(folder, verify=verify)
     try:
-        return BoundGraph(path, entry, stream=stream)
+        return BoundGraph(path, entry, device, longest)
     except MimicError as error:
         # Captured graphs need every operator on the device; not all versions put all of ours there.
         logger.warning("%s: opened without CUDA graphs: %s", path.name, error)
-        return BoundGraph(path, entry, cuda_graphs=False, stream=stream)
+        return BoundGraph(path, entry, device, longest, cuda_graphs=False)

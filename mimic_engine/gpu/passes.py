@@ -19,11 +19,10 @@ from torch import Tensor
 from mimic_engine.errors import EngineError
 from mimic_engine.gpu.index import QUERY, Chunk, DeviceIndex
 from mimic_engine.kernels.coded_tglu import coded_table, coded_tglu, table_shape
-from mimic_engine.kernels.cone_bound_gpu import STEPS, Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound import Cones, cone_axes, cone_bound
 from mimic_engine.kernels.gated_units import GlobalMentions, gated_units, global_entities, pack_globals
 from mimic_engine.kernels.stream_topk import NOTHING, key_room, survivors, top_keys, unpack_keys
 from mimic_engine.kernels.tglu_attention import TextMentions, pack_text, tglu_attention
-from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.types import Array, FoldConstants, MentionArrays
 
 FIRST = 64  # entities with the highest bounds, scored before a threshold is known
@@ -43,7 +42,7 @@ class DeviceMentions:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DeviceShortList:
     """Candidates of B mentions on the device: rows (B, K), how many count (B,), and entities scored (B,).
 
     ``overflow`` (B,) counts survivors that had no room: such a mention must be scored densely.
@@ -57,14 +56,14 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """What a search found, on the host: K candidates of B mentions, and the parts of their scores.
+class ShortList:
+    """Candidates of B mentions on the host, K each, and the parts of their scores.
 
     The names are those of the result arrays that a captured search writes.
     """
 
     rows: NDArray[np.int32]  # (B, K)
-    first: Array  # (B, K) the scores that they were found by
+    first: Array  # (B, K) the scores that they are listed by
     counts: NDArray[np.int32]  # (B,) how many of the K there are
     scored: NDArray[np.int64]  # (B,) entities scored exactly
     overflow: NDArray[np.int64]  # (B,) survivors that had no room
@@ -97,12 +96,10 @@ class DevicePasses:
         batch: int,
         chunk_rows: int,
         rounding: float,
-        tiles: Tiles | None = None,
     ) -> None:
         self.index = index
         self.constants = constants
         self.rounding = rounding
-        self.tiles = tiles or Tiles()
         self.chunk_rows = min(chunk_rows, index.rows)
         self._eps = constants.layer_norm_eps
         self._factor = 0.5 / len(constants.units)
@@ -159,7 +156,7 @@ class DevicePasses:
             tglu_attention(
                 mentions.text, arrays[QUERY], arrays["tglu_cls"], arrays["tglu_bias"], out,
                 scale=arrays.get("tglu_query_scale"), weight=arrays.get("tglu_token_weight"), base=out,
-                eps=self._eps, factor=self._factor, tile=self.tiles.attention(mentions.batch),
+                eps=self._eps, factor=self._factor,
             )  # fmt: skip
         return out
 
@@ -169,7 +166,7 @@ class DevicePasses:
         if mentions.cones is not None:
             cone_bound(
                 mentions.cones, chunk.arrays["tglu_cls"], chunk.arrays["tglu_bias"], out,
-                base=out, factor=self._factor, steps=STEPS, tile=self.tiles.cone,
+                base=out, factor=self._factor,
             )  # fmt: skip
         return out
 
@@ -181,7 +178,7 @@ class DevicePasses:
             coded_tglu(
                 mentions.text, mentions.table, chunk.codes, chunk.arrays["tglu_cls"],
                 chunk.arrays["tglu_bias"], out, weight=chunk.weight, base=out, eps=self._eps,
-                factor=self._factor, tile=self.tiles.coded,
+                factor=self._factor,
             )  # fmt: skip
         return out
 
@@ -212,26 +209,30 @@ class DevicePasses:
 
     # -- the best of all -------------------------------------------------------------------------------
 
-    def exact(self, mentions: DeviceMentions, k: int, allowed: Tensor | None, candidates: int) -> Found:
+    def exact(
+        self, mentions: DeviceMentions, k: int, allowed: Tensor | None, candidates: int
+    ) -> DeviceShortList:
         """The k (a power of two) best by exact totals."""
         best = self._no_keys(mentions.batch, k)
         for chunk in self.index.chunks(self.chunk_rows, queries=mentions.text is not None):
             self._keep(best, self.totals(mentions, chunk), chunk, allowed, finite=True)
-        return self._found(best, self._full(mentions.batch, candidates), self._full(mentions.batch, 0))
+        return self._shortlist(best, self._full(mentions.batch, candidates), self._full(mentions.batch, 0))
 
-    def coded(self, mentions: DeviceMentions, k: int, allowed: Tensor | None) -> Found:
+    def coded(self, mentions: DeviceMentions, k: int, allowed: Tensor | None) -> DeviceShortList:
         """The k (a power of two) best by the codes, scored exactly."""
         best = self._no_keys(mentions.batch, k)
         for chunk in self.index.chunks(self.chunk_rows, queries=False):
             self._keep(best, self.estimates(mentions, chunk), chunk, allowed, finite=True)
-        found = self._found(best, self._full(mentions.batch, 0), self._full(mentions.batch, 0))
-        return Found(found.rows, found.scores, found.counts, found.counts.long(), found.overflow)
+        rows, scores, counts = self._unpacked(best)
+        return DeviceShortList(rows, scores, counts, counts.long(), self._full(mentions.batch, 0))
 
-    def certified(self, mentions: DeviceMentions, place: int, k: int, allowed: Tensor | None) -> Found:
-        """The k (a power of two) best, of which the first ``place`` are proved, by bounds and exact totals.
+    def certified(
+        self, mentions: DeviceMentions, rank: int, k: int, allowed: Tensor | None
+    ) -> DeviceShortList:
+        """The k (a power of two) best, of which the first ``rank`` are proved, by bounds and exact totals.
 
         Chunk by chunk: score those with the highest bounds, then every other whose
-        bound reaches the exact score in ``place`` of all chunks so far.
+        bound reaches the exact score in ``rank`` of all chunks so far.
         """
         batch = mentions.batch
         best = self._no_keys(batch, k)
@@ -246,30 +247,28 @@ class DevicePasses:
             scored += counts
             more = self._new((batch, self._room_for_survivors), torch.int32)
             survivors(
-                bounds, best, place, first, more, counts, offset=chunk.start, rounding=self.rounding,
+                bounds, best, rank, first, more, counts, offset=chunk.start, rounding=self.rounding,
                 allowed=_part(allowed, chunk),
             )  # fmt: skip
             overflow += (counts - more.shape[1]).clamp_(min=0)
             self._score_and_keep(mentions, best, more, counts.clamp(max=more.shape[1]))
             scored += counts
-        return self._found(best, scored, overflow)
+        return self._shortlist(best, scored, overflow)
 
-    def among(self, mentions: DeviceMentions, rows: Tensor, k: int) -> Found:
+    def among(self, mentions: DeviceMentions, rows: Tensor, k: int) -> DeviceShortList:
         """The k (a power of two) best of ``rows`` (M,) int32, by exact totals."""
         best = self._no_keys(mentions.batch, k)
         for start in range(0, len(rows), self.chunk_rows):
             part = rows[start : start + self.chunk_rows].expand(mentions.batch, -1)  # (B, n)
             counts = self._full(mentions.batch, part.shape[1]).int()
             self._score_and_keep(mentions, best, part, counts)
-        return self._found(best, self._full(mentions.batch, len(rows)), self._full(mentions.batch, 0))
+        return self._shortlist(best, self._full(mentions.batch, len(rows)), self._full(mentions.batch, 0))
 
     # -- parts -----------------------------------------------------------------------------------------
 
     def _cheap(self, mentions: DeviceMentions, chunk: Chunk) -> Tensor:
         out = self._scores[: mentions.batch, : chunk.rows]
-        gated_units(
-            mentions.globals, global_entities(chunk.arrays), self.constants, out, tile=self.tiles.gated
-        )
+        gated_units(mentions.globals, global_entities(chunk.arrays), self.constants, out)
         return out
 
     def _listed_attention(
@@ -316,8 +315,8 @@ class DevicePasses:
         unpack_keys(keys, rows, scores, counts)
         return rows, scores, counts
 
-    def _found(self, best: Tensor, scored: Tensor, overflow: Tensor) -> Found:
-        return Found(*self._unpacked(best), scored, overflow)
+    def _shortlist(self, best: Tensor, scored: Tensor, overflow: Tensor) -> DeviceShortList:
+        return DeviceShortList(*self._unpacked(best), scored, overflow)
 
     def _no_keys(self, batch: int, k: int) -> Tensor:
         return torch.full((batch, k), NOTHING, dtype=torch.int64, device=self.index.device)

@@ -1,56 +1,35 @@
-"""Batches through the device, two at a time: slots, the way of a batch, the hand-back of its results.
+"""The GPU pipeline: batches of requests through the device, two at a time.
 
-    fill slot (host) -> upload (own stream) -> copy to the fixed inputs -> program -> copy of what was
+    fill slot (host) -> upload (own stream) -> copy to the fixed inputs -> stages -> copy of what was
     folded to the slot -> download of the results -> host waits for this batch alone
 
 While one batch is on the device the next one is written to the other slot and
-uploaded. All programs share one set of fixed arrays, which is right because one
-stream runs them one after the other. Knows neither what the stages compute nor
-what the device is.
+uploaded. All buckets share one set of fixed arrays, which is right because one
+stream runs them one after the other. What the stages are is said by
+:mod:`mimic_engine.gpu.request`. Nothing but :meth:`GpuPipeline.finish` waits for
+the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from numpy.typing import NDArray
+from torch import Tensor
 
+from mimic_engine.encoding.featurizer import PreparedMention
 from mimic_engine.errors import EngineError, InvalidInputError
-from mimic_engine.gpu.layout import Bytes, Layout, Placed
+from mimic_engine.gpu.layout import Bytes, Placed
+from mimic_engine.gpu.request import PREFIX, Bucket, Layouts, RequestPlan, Stage
+from mimic_engine.gpu.stream import TorchDevice
+from mimic_engine.scan.scan import TopK
+from mimic_engine.types import MentionArrays, Mode
 
-# The stages of one bucket in their order: as they are the first time, then as CUDA graphs. Stages that
-# can be captured and follow each other become one graph; one that cannot (an ONNX Runtime session,
-# which keeps graphs of its own and allows no other around them) is launched between them. Nothing here
-# waits for the device.
-
+SLOTS = 2
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Work that is queued on the chain's stream by ``launch``, on arrays at fixed addresses."""
-
-    name: str
-    launch: Callable[[], None]
-    capturable: bool = True
-
-
-class Recorder(Protocol):
-    """What a program needs of a device."""
-
-    def capture(self, work: Callable[[], None]) -> Any:
-        """A graph of what ``work`` queues; it is not run yet."""
-        ...
-
-    def replay(self, graph: Any) -> None:
-        """Queue a graph."""
-        ...
 
 
 @dataclass(slots=True)
@@ -69,26 +48,27 @@ class _Part:
             stage.launch()
 
 
-class Program:
-    """Runs stages in order.
+class CapturedPipeline:
+    """The stages of one bucket: as they are the first time, then as CUDA graphs.
 
     The first run launches every stage, which compiles kernels and makes
-    workspaces. Then each group of neighbours that can be captured is, once. A
-    capture that fails is logged with its reason and its stages are launched one
-    by one from then on: :attr:`launched` says which.
+    workspaces. Then each group of neighbours that can be captured is, once; a
+    stage that cannot is launched between them. A capture that fails is logged with
+    its reason and its stages are launched one by one from then on:
+    :attr:`launched` says which.
 
     Parameters
     ----------
-    recorder : of the device; without graphs where ``graphs`` is false.
+    device : that captures and replays.
     stages : in order.
     graphs : whether to capture at all.
     apart : make every stage a graph of its own, to time them one by one.
     """
 
     def __init__(
-        self, recorder: Recorder, stages: Sequence[Stage], *, graphs: bool = True, apart: bool = False
+        self, device: TorchDevice, stages: Sequence[Stage], *, graphs: bool = True, apart: bool = False
     ) -> None:
-        self._recorder = recorder
+        self._device = device
         self._graphs = graphs
         self._ran = False
         self._parts = [_Part(group) for group in _groups(stages, apart)]
@@ -109,7 +89,7 @@ class Program:
             if part.graph is None:
                 part.launch()
             else:
-                self._recorder.replay(part.graph)
+                self._device.replay(part.graph)
             between(part.name)
         if not self._ran and self._graphs:
             self._capture()
@@ -120,7 +100,7 @@ class Program:
             if not part.stages[0].capturable:
                 continue
             try:
-                part.graph = self._recorder.capture(part.launch)
+                part.graph = self._device.capture(part.launch)
             except Exception as error:  # whatever the driver or a library raises; the launches still work
                 logger.warning("stages %s are launched one by one, not as a graph: %s", part.name, error)
 
@@ -137,128 +117,48 @@ def _groups(stages: Sequence[Stage], apart: bool) -> list[tuple[Stage, ...]]:
     return [tuple(group) for group in groups]
 
 
-B = TypeVar("B", bound=Hashable)  # a bucket: whatever shapes and options a program is made for
-I = TypeVar("I")  # noqa: E741 - an item of a stream of work
-F = TypeVar("F")  # its flight
-T = TypeVar("T")
-
-HostArrays = Mapping[str, NDArray[Any]]
-SLOTS = 2
-
-
-class ChainDevice(Recorder, Protocol):
-    """A device with a stream that everything runs on, and another for uploads; from one thread at a time.
-
-    What is queued returns at once. Host memory of a copy comes from :meth:`pinned`.
-    """
-
-    def current(self) -> AbstractContextManager[object]:
-        """Make the main stream the one that libraries launch on within the block."""
-        ...
-
-    def memory(self, size_bytes: int) -> Any:
-        """Device memory, kept as long as the object."""
-        ...
-
-    def pinned(self, size_bytes: int) -> Bytes:
-        """Page-locked host memory."""
-        ...
-
-    def place(self, memory: Any, layout: Layout) -> dict[str, Placed]:
-        """The arrays of a layout at the start of device memory."""
-        ...
-
-    def upload(self, host: Bytes, memory: Any) -> Any:
-        """Queue a copy to the start of device memory on the upload stream; an event for its end."""
-        ...
-
-    def wait(self, event: Any) -> None:
-        """Hold the main stream until an event has happened."""
-        ...
-
-    def copy(self, source: Any, target: Any, size_bytes: int) -> None:
-        """Queue a copy within the device on the main stream."""
-        ...
-
-    def download(self, memory: Any, host: Bytes) -> None:
-        """Queue a copy from the start of device memory on the main stream."""
-        ...
-
-    def mark(self) -> Any:
-        """An event that happens when the main stream gets here."""
-        ...
-
-    def finish(self, event: Any) -> None:
-        """Wait on the host for an event; raises what went wrong on the device."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Layouts:
-    """The arrays of one bucket: what is uploaded, what stages pass on, what is folded, what comes back."""
-
-    inputs: Layout
-    work: Layout
-    folded: Layout
-    results: Layout
-
-
-class Recipe(Protocol[B]):
-    """How a bucket is computed."""
-
-    @property
-    def largest(self) -> B:
-        """The bucket that takes the most memory in every respect."""
-        ...
-
-    def layouts(self, bucket: B) -> Layouts:
-        """The arrays of a bucket."""
-        ...
-
-    def stages(self, bucket: B, arrays: Mapping[str, Placed]) -> Sequence[Stage]:
-        """The stages of a bucket, over its arrays of all four kinds by name."""
-        ...
-
-
 @dataclass(slots=True)
 class _Slot:
     """What one batch under way owns."""
 
     inputs: Bytes  # pinned
-    uploaded: Any  # device memory
-    folded: Any  # device memory
+    uploaded: Tensor
+    folded: Tensor
     results: Bytes  # pinned
     taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Flight(Generic[B]):
-    """A batch on the device; to be given to :meth:`Chain.finish` once."""
+class InFlightBatch:
+    """A batch on the device; to be given to :meth:`GpuPipeline.finish` of its pipeline, once."""
 
-    bucket: B
+    pipeline: GpuPipeline
+    bucket: Bucket
+    mentions: int
+    k: int
     slot: _Slot
     done: Any
 
 
-class Chain(Generic[B]):
-    """Programs by bucket, and the slots that batches travel in.
+class GpuPipeline:
+    """Requests over one model and one state of an index; from one thread at a time.
 
     Parameters
     ----------
     device : that runs it.
-    recipe : what a bucket's program is made of.
-    graphs : capture programs as CUDA graphs.
+    plan : what is done to a batch.
+    graphs : capture CUDA graphs.
     """
 
-    def __init__(self, device: ChainDevice, recipe: Recipe[B], *, graphs: bool = True) -> None:
-        self.device, self.recipe = device, recipe
+    def __init__(self, device: TorchDevice, plan: RequestPlan, *, graphs: bool = True) -> None:
+        self.device, self.plan = device, plan
         self._graphs = graphs
-        self._most = most = recipe.layouts(recipe.largest)
+        self._most = most = plan.layouts(plan.largest)
         self._inputs, self._work, self._folded, self._results = (
             device.memory(layout.size_bytes) for layout in (most.inputs, most.work, most.folded, most.results)
         )
         self._slots = [self._new_slot() for _ in range(SLOTS)]
-        self._programs: dict[B, Program] = {}
+        self._captured: dict[Bucket, CapturedPipeline] = {}
 
     @property
     def free(self) -> int:
@@ -266,17 +166,12 @@ class Chain(Generic[B]):
         return sum(not slot.taken for slot in self._slots)
 
     @property
-    def programs(self) -> Mapping[B, Program]:
-        """The programs made so far, by bucket."""
-        return self._programs
+    def captured(self) -> Mapping[Bucket, CapturedPipeline]:
+        """The buckets that there were batches for."""
+        return self._captured
 
-    def start(self, bucket: B, fill: Callable[[HostArrays], None]) -> Flight[B]:
-        """Queue a batch and return while the device works.
-
-        Parameters
-        ----------
-        bucket : its program is made on first use.
-        fill : writes the inputs, by name; every value of them, a slot is used again and again.
+    def start(self, mentions: Sequence[PreparedMention], k: int, mode: Mode) -> InFlightBatch:
+        """Queue B mentions, the k best for each, and return while the device works.
 
         Raises
         ------
@@ -285,43 +180,46 @@ class Chain(Generic[B]):
         """
         slot = next((s for s in self._slots if not s.taken), None)
         if slot is None:
-            raise EngineError(f"staging: all {SLOTS} slots hold a batch; finish one first")
+            raise EngineError(f"GPU pipeline: all {SLOTS} slots hold a batch; finish one first")
+        bucket = self.plan.bucket(mentions, k, mode)
         layouts = self._checked(bucket)
-        fill(layouts.inputs.views(slot.inputs))
+        self.plan.fill(layouts.inputs.views(slot.inputs), mentions)
         slot.taken = True
         try:
-            return self._queue(bucket, layouts, slot)
+            done = self._queue(bucket, layouts, slot)
+            return InFlightBatch(self, bucket, len(mentions), k, slot, done)
         except BaseException:
             self._abandon(slot)
             raise
 
-    def finish(self, flight: Flight[B], read: Callable[[HostArrays, Callable[[], HostArrays]], T]) -> T:
-        """Wait for a batch and read its results; the slot is free afterwards, whatever happens.
-
-        Parameters
-        ----------
-        flight : of :meth:`start`.
-        read : given views of the results, good until it returns, and a call that fetches
-            what was folded from the device, for those who need more of it.
-        """
-        if not flight.slot.taken:
-            raise InvalidInputError("staging: this batch was finished before")
+    def finish(self, batch: InFlightBatch) -> TopK:
+        """Wait for a batch and rank what was found; its slot is free afterwards, whatever happens."""
+        if not batch.slot.taken:
+            raise InvalidInputError("GPU pipeline: this batch was finished before")
         try:
-            self.device.finish(flight.done)
-            layouts = self.recipe.layouts(flight.bucket)
-            with self.device.current():  # whoever needs more computes where the chain does
-                results = layouts.results.views(flight.slot.results)
-                return read(results, partial(self._fetch, flight, layouts))
+            self.device.finish(batch.done)
+            results = self.plan.layouts(batch.bucket).results.views(batch.slot.results)
+
+            def take(members: Sequence[int]) -> MentionArrays:
+                return self.folded(batch).take(list(members))
+
+            with self.device.current():  # a mention that fell short is searched again where the batch was
+                return self.plan.answer(results, batch.mentions, batch.k, batch.bucket.mode, take)
         finally:
-            flight.slot.taken = False
+            batch.slot.taken = False
 
-    def run(self, bucket: B, fill: Callable[[HostArrays], None], read: Callable[..., T]) -> T:
-        """Start and finish one batch."""
-        return self.finish(self.start(bucket, fill), read)
+    def folded(self, batch: InFlightBatch) -> MentionArrays:
+        """The mentions of a batch that is not finished, folded, fetched from its slot on the device."""
+        layout = self.plan.layouts(batch.bucket).folded
+        host = self.device.pinned(layout.size_bytes)
+        self.device.download(batch.slot.folded, host)
+        self.device.finish(self.device.mark())
+        arrays = layout.views(host)
+        return MentionArrays(**{n.removeprefix(PREFIX): a[: batch.mentions] for n, a in arrays.items()})
 
-    def arrays(self, bucket: B) -> dict[str, Placed]:
+    def arrays(self, bucket: Bucket) -> dict[str, Placed]:
         """The fixed arrays of a bucket, of all four kinds, by name."""
-        layouts = self.recipe.layouts(bucket)
+        layouts = self.plan.layouts(bucket)
         kinds = (
             (self._inputs, layouts.inputs),
             (self._work, layouts.work),
@@ -334,32 +232,26 @@ class Chain(Generic[B]):
             for name, placed in self.device.place(memory, layout).items()
         }
 
-    def _queue(self, bucket: B, layouts: Layouts, slot: _Slot) -> Flight[B]:
+    def _queue(self, bucket: Bucket, layouts: Layouts, slot: _Slot) -> Any:
+        """Queue a batch that lies in its slot; an event for its end."""
         device, size = self.device, layouts.inputs.size_bytes
-        program = self._program(bucket)
+        captured = self._bucket(bucket)
         device.wait(device.upload(slot.inputs[:size], slot.uploaded))
         device.copy(slot.uploaded, self._inputs, size)
         with device.current():
-            program.run()
+            captured.run()
         device.copy(self._folded, slot.folded, layouts.folded.size_bytes)
         device.download(self._results, slot.results[: layouts.results.size_bytes])
-        return Flight(bucket, slot, device.mark())
+        return device.mark()
 
-    def _program(self, bucket: B) -> Program:
-        if bucket not in self._programs:
-            stages = self.recipe.stages(bucket, self.arrays(bucket))
-            self._programs[bucket] = Program(self.device, stages, graphs=self._graphs)
-        return self._programs[bucket]
+    def _bucket(self, bucket: Bucket) -> CapturedPipeline:
+        if bucket not in self._captured:
+            stages = self.plan.stages(bucket, self.arrays(bucket))
+            self._captured[bucket] = CapturedPipeline(self.device, stages, graphs=self._graphs)
+        return self._captured[bucket]
 
-    def _fetch(self, flight: Flight[B], layouts: Layouts) -> HostArrays:
-        """What was folded for a batch, from its slot on the device."""
-        host = self.device.pinned(layouts.folded.size_bytes)
-        self.device.download(flight.slot.folded, host)
-        self.device.finish(self.device.mark())
-        return layouts.folded.views(host)
-
-    def _checked(self, bucket: B) -> Layouts:
-        layouts = self.recipe.layouts(bucket)
+    def _checked(self, bucket: Bucket) -> Layouts:
+        layouts = self.plan.layouts(bucket)
         for kind in ("inputs", "work", "folded", "results"):
             getattr(layouts, kind).check(getattr(self._most, kind).size_bytes)
         return layouts
@@ -380,6 +272,11 @@ class Chain(Generic[B]):
         )
 
 
+I = TypeVar("I")  # noqa: E741 - an item of a stream of work
+F = TypeVar("F")  # the item under way
+T = TypeVar("T")
+
+
 def overlapped(
     items: Iterable[I], start: Callable[[I], F], finish: Callable[[F], T], depth: int = SLOTS
 ) -> Iterator[T]:
@@ -388,15 +285,15 @@ def overlapped(
     At most ``depth`` items are under way. When something raises, what is under way
     is finished, so that no slot stays taken, and the first error goes on.
     """
-    flights: list[F] = []
+    in_flight: list[F] = []
     try:
         for item in items:
-            if len(flights) == depth:
-                yield finish(flights.pop(0))
-            flights.append(start(item))
-        while flights:
-            yield finish(flights.pop(0))
+            if len(in_flight) == depth:
+                yield finish(in_flight.pop(0))
+            in_flight.append(start(item))
+        while in_flight:
+            yield finish(in_flight.pop(0))
     finally:
-        for flight in flights:
+        for batch in in_flight:
             with contextlib.suppress(Exception):  # an error is on its way already
-                finish(flight)
+                finish(batch)

@@ -1,14 +1,22 @@
-"""The recipe of a request: token ids and pixels -> encoders -> fold -> search, on fixed arrays of a bucket.
+"""Plan of a batch of requests on the GPU: token ids and pixels -> encoders -> fold -> search.
 
-A bucket is (rows, pictures, tokens, k, mode). Pictures are fewer than rows where
-mentions have none: a row without one gets the features of the missing picture,
-which were computed once. A text encoder of free length runs at the bucket's
-length; its states are padded with zeros to the model's.
+A batch takes the least bucket that holds it: (rows, images, tokens, k, mode).
+Images are fewer than rows where mentions have none: a row without one gets the
+features of the missing image, which were computed once. A text encoder of free
+length runs at the bucket's length; its states are padded with zeros to the
+model's.
+
+A search is all launches, in every mode: the chunks of an index are known
+beforehand, and a certified search counts the survivors that had no room instead
+of asking the host what to do. What is left to the host is the order of a short
+list, and another search for a mention that fell short
+(:meth:`~mimic_engine.gpu.scan.CudaScan.settle`), which the answer's mode then
+says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,256 +26,212 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
+from mimic_engine.encoding.featurizer import PreparedMention
 from mimic_engine.encoding.manifest import Shape
-from mimic_engine.gpu.graphs import DeviceGraphs
 from mimic_engine.gpu.layout import Layout, Placed, Spec
-from mimic_engine.gpu.pictures import Pictures
-from mimic_engine.gpu.pipeline import Layouts, Stage
-from mimic_engine.gpu.scan import SPARE, CudaScan, list_length
+from mimic_engine.gpu.passes import ShortList
+from mimic_engine.gpu.scan import SPARE, CudaScan, Mask, list_length
+from mimic_engine.gpu.session import Launch, lengths
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
-from mimic_engine.types import ImageFeatures, Mode
+from mimic_engine.scan.scan import TopK
+from mimic_engine.types import ImageFeatures, MentionArrays, Mode
 
-# A whole search as launches alone, from folded mentions at fixed addresses to results at fixed
-# addresses. What a CUDA graph can hold of a search is all of it, in every mode: the chunks of an index
-# are known beforehand, and a certified search counts the survivors that had no room instead of asking
-# the host what to do. What is left to the host is the order of a short list, and another search for a
-# mention that fell short (:meth:`CudaScan.settled`), which the answer's mode then says. Only exact
-# searches whose token queries lie on the host cannot be captured: they copy chunks on a stream of their
-# own.
+# A pipeline is captured for one k. Requests get the first of these that is no less, and the rest is cut off.
+TOP_K_BUCKETS = (10, *(2**n - SPARE for n in range(5, 11)))
+PREFIX = "mention_"  # of the fold's outputs
+_IDS = ("input_ids", "attention_mask", "token_type_ids")
+_FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
 
-# A graph is made for one k. Requests get the first of these that is no less, and the rest is cut off.
-PLACES = (10, *(2**n - SPARE for n in range(5, 11)))
+HostArrays = Mapping[str, NDArray[Any]]
 
 
-def result_arrays(batch: int, room: int) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    """Shapes and types of the results of B mentions: fields of ``Fetched``, K = ``room``."""
-    listed, one = (batch, room), (batch,)
-    return {
-        "rows": (listed, np.int32),
-        "first": (listed, np.float32),
-        "counts": (one, np.int32),
-        "scored": (one, np.int64),
-        "overflow": (one, np.int64),
-        "parts": ((3, *listed), np.float32),
-        "g2l": (listed, np.float32),
-    }
+class LaunchableGraph(Protocol):
+    """A graph that a stage can launch; a :class:`~mimic_engine.gpu.session.DeviceGraph` is one."""
 
+    @property
+    def inputs(self) -> Mapping[str, Shape]:
+        """Shapes by name; a string stands for an axis of any length."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
-    """One kind of search: the k best in a mode, among the allowed rows (N,) uint8 on the device."""
-
-    k: int
-    mode: Mode
-    rerank: int | None = None
-    allowed: Tensor | None = None
-    candidates: int | None = None
-
-
-class SearchStage:
-    """Launches one search; what it launches may be captured.
-
-    Parameters
-    ----------
-    scan : over the index.
-    plan : what is searched.
-    mentions : folded arrays of B mentions, on the device, by name.
-    results : of :func:`result_arrays`, on the device, by name.
-    """
-
-    def __init__(
-        self, scan: CudaScan, plan: SearchPlan, mentions: Mapping[str, Tensor], results: Mapping[str, Tensor]
-    ) -> None:
-        self._scan, self._plan, self._mentions, self._results = scan, plan, mentions, results
-        self._kept: tuple[Tensor, ...] = ()
+    @property
+    def outputs(self) -> Mapping[str, Shape]:
+        """Shapes by name, as the inputs."""
+        ...
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold it."""
-        return self._plan.mode != "exact" or self._scan.index.placement == "device"
+        """Whether a CUDA graph can hold what a launcher queues."""
+        ...
 
-    def launch(self) -> None:
-        """Queue the search on the current stream."""
-        plan, scan = self._plan, self._scan
-        prepared = scan.prepare(self._mentions, plan.mode)
-        found = scan.launch(prepared, plan.k, plan.mode, plan.allowed, plan.candidates, plan.rerank)
-        parts, g2l = scan.passes.units(prepared, found.rows, found.counts)
-        given = {
-            "rows": found.rows,
-            "first": found.scores,
-            "counts": found.counts,
-            "scored": found.scored,
-            "overflow": found.overflow,
-            "parts": parts,
-            "g2l": g2l,
-        }
-        for name, tensor in given.items():
-            self._results[name].copy_(tensor)
-        self._kept = scan.passes.workspace  # a later search may replace them; what was captured needs these
-
-
-def allowed_rows(scan: CudaScan, allowed: np.ndarray | None) -> Tensor | None:
-    """A mask (N,) on the device of the scan, as :class:`SearchPlan` takes it."""
-    if allowed is None:
-        return None
-    return torch.from_numpy(allowed.astype(np.uint8)).to(scan.index.device)
-
-
-IDS = ("input_ids", "attention_mask", "token_type_ids")
-_FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
-PREFIX = "mention_"  # of the fold's outputs
+    def launcher(self, arrays: Mapping[str, Placed]) -> Launch:
+        """A call that queues the graph on arrays at fixed addresses."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What a program is made for."""
+    """Sizes and mode that a pipeline is captured for."""
 
     rows: int
-    pictures: int
+    images: int
     tokens: int
     k: int
     mode: Mode
 
 
-class Search(Protocol):
-    """The last stage of a request."""
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """The arrays of one bucket: uploaded, passed on by stages, folded, and downloaded."""
 
-    @property
-    def modes(self) -> Sequence[Mode]:
-        """The modes that there are."""
-        ...
-
-    def room(self, bucket: Bucket) -> int:
-        """Candidates that come back for a mention."""
-        ...
-
-    def stage(self, bucket: Bucket, folded: Mapping[str, Placed], results: Mapping[str, Placed]) -> Stage:
-        """A search of folded mentions, by field name, to the arrays of ``result_arrays``."""
-        ...
+    inputs: Layout
+    work: Layout
+    folded: Layout
+    results: Layout
 
 
-class ScanSearch:
-    """The search by a scan on the same device.
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Work that ``launch`` queues on the device's stream, on arrays at fixed addresses."""
+
+    name: str
+    launch: Launch
+    capturable: bool = True  # whether a CUDA graph can hold it
+
+
+class RequestPlan:
+    """The buckets, arrays and stages of requests over one model and one state of an index.
 
     Parameters
     ----------
-    scan : over the index.
-    allowed : rows (N,) uint8 on the device that may be answered with, or None.
+    graphs : of the model, on the device.
+    missing : features of the missing image, of one row.
+    scan : over the index, on the same device.
+    allowed : rows (N,) that may be answered with; all by default.
     rerank : estimates that mode "coded" scores exactly.
-    """
-
-    def __init__(self, scan: CudaScan, allowed: Tensor | None = None, rerank: int | None = None) -> None:
-        self._scan, self._allowed, self._rerank = scan, allowed, rerank
-        self._candidates = len(scan) if allowed is None else int(allowed.count_nonzero())
-
-    @property
-    def modes(self) -> Sequence[Mode]:
-        """Those of the scan whose list the device has room for."""
-        return tuple(m for m in self._scan.modes if list_length(1, m, self._rerank) <= MAX_K)
-
-    def room(self, bucket: Bucket) -> int:
-        """What the scan keeps."""
-        return check_k(list_length(bucket.k, bucket.mode, self._rerank))
-
-    def stage(self, bucket: Bucket, folded: Mapping[str, Placed], results: Mapping[str, Placed]) -> Stage:
-        """The scan's launches."""
-        plan = SearchPlan(bucket.k, bucket.mode, self._rerank, self._allowed, self._candidates)
-        search = SearchStage(self._scan, plan, _tensors(folded), _tensors(results))
-        return Stage("search", search.launch, search.capturable)
-
-
-class RequestRecipe:
-    """A :class:`~mimic_engine.gpu.pipeline.Recipe` of requests.
-
-    Parameters
-    ----------
-    graphs : encoders and fold.
-    search : the last stage.
-    missing : features of the missing picture, of one row.
-    pictures : how pictures come to the image encoder.
-    device : where ``missing`` is kept.
-    rows : numbers of mentions that programs are made for.
-    places : numbers of results that programs are made for.
+    rows : numbers of mentions that there are buckets for.
+    top_ks : numbers of results that there are buckets for.
     """
 
     def __init__(
         self,
-        graphs: DeviceGraphs,
-        search: Search,
+        graphs: Mapping[str, LaunchableGraph],
         missing: ImageFeatures,
-        pictures: Pictures,
-        device: torch.device,
+        scan: CudaScan,
+        allowed: Mask | None = None,
+        rerank: int | None = None,
         *,
         rows: Sequence[int] = ROWS,
-        places: Sequence[int] = PLACES,
+        top_ks: Sequence[int] = TOP_K_BUCKETS,
     ) -> None:
-        self._graphs, self._search, self.pictures = graphs, search, pictures
-        self.rows, self.places = tuple(rows), tuple(places)
-        self._missing = [torch.from_numpy(np.array(a)).to(device) for a in (missing.cls, missing.tokens)]
-        self._length = graphs.text_config.max_length
-        free = LENGTH in graphs.entries["text_encoder"].inputs["input_ids"]
+        self.graphs, self.scan, self.allowed = graphs, scan, allowed
+        self.passes = scan.passes  # of the index as it lies on the device now
+        self.rows, self.top_ks = tuple(rows), tuple(top_ks)
+        self._rerank = rerank
+        self._missing = [torch.from_numpy(np.array(a)).to(scan.device) for a in (missing.cls, missing.tokens)]
+        self._length = int(graphs["mention_fold"].inputs["text_mask"][1])  # tokens of the model
+        free = LENGTH in graphs["text_encoder"].inputs["input_ids"]
         self.lengths = length_buckets(self._length) if free else (self._length,)
+        self._mask = scan.mask(allowed)
+        self._candidates = len(scan) if allowed is None else int(np.count_nonzero(allowed))
 
     @property
     def modes(self) -> Sequence[Mode]:
-        """The modes that programs are made for."""
-        return self._search.modes
+        """Those of the scan whose list the device has room for."""
+        return tuple(m for m in self.scan.modes if list_length(1, m, self._rerank) <= MAX_K)
 
     @property
     def largest(self) -> Bucket:
-        """As many rows, pictures, tokens and results as there may be."""
-        rows, k = self.rows[-1], self.places[-1]
-        return max((Bucket(rows, rows, self._length, k, mode) for mode in self.modes), key=self._search.room)
+        """As many rows, images, tokens and results as there may be."""
+        rows, k = self.rows[-1], self.top_ks[-1]
+        return max((Bucket(rows, rows, self._length, k, mode) for mode in self.modes), key=self._room)
 
-    def bucket(self, rows: int, pictures: int, mask: NDArray[np.int64], k: int, mode: Mode) -> Bucket:
-        """The least bucket for a batch, whose texts have the attention mask (B, L)."""
+    def bucket(self, mentions: Sequence[PreparedMention], k: int, mode: Mode) -> Bucket:
+        """The least bucket for a batch."""
+        mask = np.concatenate([m.tokens.attention_mask for m in mentions])  # (B, L)
         used = int(np.flatnonzero(mask.any(axis=0)).max(initial=0)) + 1
-        size = bucket(rows, self.rows)
-        room = 0 if not pictures else min(size, bucket(pictures, self.rows))
-        return Bucket(size, room, bucket(used, self.lengths), bucket(k, self.places), mode)
+        images = sum(m.pixels is not None for m in mentions)
+        rows = bucket(len(mentions), self.rows)
+        room = 0 if not images else min(rows, bucket(images, self.rows))
+        return Bucket(rows, room, bucket(used, self.lengths), bucket(k, self.top_ks), mode)
 
     def layouts(self, bucket: Bucket) -> Layouts:
         """The arrays of a bucket; see the module for what they are."""
         rows, tokens = bucket.rows, bucket.tokens
-        inputs: dict[str, Spec] = dict.fromkeys(IDS, ((rows, tokens), np.int64))
-        inputs["picture"] = ((rows,), np.int64)  # number of a row's picture, -1 without one
-        pictures, work = self.pictures.arrays(bucket.pictures)
-        inputs |= pictures
-        entries = self._graphs.entries
-        for kind, count in (("text", rows), ("image", bucket.pictures)):
-            for name, shape in entries[f"{kind}_encoder"].outputs.items():
+        inputs: dict[str, Spec] = dict.fromkeys(_IDS, ((rows, tokens), np.int64))
+        inputs["image_of"] = ((rows,), np.int64)  # number of a row's image, -1 without one
+        pixels = self.graphs["image_encoder"].inputs["pixels"]
+        inputs["pixels"] = (_sized(pixels, bucket.images, tokens), np.float32)
+        work: dict[str, Spec] = {}
+        for kind, count in (("text", rows), ("image", bucket.images)):
+            for name, shape in self.graphs[f"{kind}_encoder"].outputs.items():
                 work[f"{kind}.{name}"] = (_sized(shape, count, tokens), np.float32)
                 work[f"{kind}_{name}"] = (_sized(shape, rows, self._length), np.float32)
         work["text_mask"] = ((rows, self._length), np.float32)
         folded: dict[str, Spec] = {
             name: (_sized(shape, rows, self._length), np.float32)
-            for name, shape in entries["mention_fold"].outputs.items()
+            for name, shape in self.graphs["mention_fold"].outputs.items()
         }
-        results = result_arrays(rows, self._search.room(bucket))
+        results = _result_arrays(rows, self._room(bucket))
         return Layouts(Layout(inputs), Layout(work), Layout(folded), Layout(results))
 
+    def fill(self, host: HostArrays, mentions: Sequence[PreparedMention]) -> None:
+        """Write B mentions to the inputs of their bucket; rows and images beyond them repeat the last."""
+        rows, tokens = host["input_ids"].shape
+        source = [min(row, len(mentions) - 1) for row in range(rows)]
+        for name in _IDS:
+            for row, b in enumerate(source):
+                host[name][row] = getattr(mentions[b].tokens, name)[0, :tokens]
+        has = np.array([m.pixels is not None for m in mentions])  # (B,)
+        host["image_of"][:] = np.where(has, np.cumsum(has) - 1, -1)[source]
+        pixels = [m.pixels for m in mentions if m.pixels is not None]
+        for row in range(len(host["pixels"])):
+            host["pixels"][row] = pixels[min(row, len(pixels) - 1)]
+
     def stages(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> list[Stage]:
-        """Encoders, assembly, fold, search."""
-        graphs = self._graphs
-        layouts = self.layouts(bucket)
-        stages = [graphs.stage("text_encoder", {n: arrays[n] for n in IDS} | _part(arrays, "text."))]
-        if bucket.pictures:
-            stages += self.pictures.stages(arrays)
+        """Encoders, assembly, fold, search, over the bucket's arrays of all four kinds."""
+        stages = [self._graph("text_encoder", {n: arrays[n] for n in _IDS} | _part(arrays, "text."))]
+        if bucket.images:
             feeds = {"pixels": arrays["pixels"]} | _part(arrays, "image.")
-            stages.append(graphs.stage("image_encoder", feeds))
-        stages.append(Stage("assemble", _Assembly(_tensors(arrays), self._missing, bucket.pictures)))
-        fold = (*_FEATURES, *self._graphs.entries["mention_fold"].outputs)
-        stages.append(graphs.stage("mention_fold", {name: arrays[name] for name in fold}))
-        folded = {name.removeprefix(PREFIX): arrays[name] for name in layouts.folded.fields}
-        stages.append(self._search.stage(bucket, folded, {n: arrays[n] for n in layouts.results.fields}))
+            stages.append(self._graph("image_encoder", feeds))
+        stages.append(Stage("assemble", _Assembly(_tensors(arrays), self._missing, bucket.images)))
+        fold = (*_FEATURES, *self.graphs["mention_fold"].outputs)
+        stages.append(self._graph("mention_fold", {name: arrays[name] for name in fold}))
+        stages.append(self.search(bucket, arrays))
         return stages
+
+    def search(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> Stage:
+        """The last stage: from folded mentions to results."""
+        tensors = _tensors(arrays)
+        mentions = {n.removeprefix(PREFIX): tensors[n] for n in self.graphs["mention_fold"].outputs}
+        launch = _Search(self.scan, bucket, mentions, tensors, self._mask, self._candidates, self._rerank)
+        return Stage("search", launch, self.scan.capturable(bucket.mode))
+
+    def answer(
+        self,
+        results: HostArrays,
+        mentions: int,
+        k: int,
+        mode: Mode,
+        take: Callable[[Sequence[int]], MentionArrays],
+    ) -> TopK:
+        """The k best of B mentions, from the results of their bucket; ``take`` folds some of them."""
+        shortlist = ShortList.of(results, mentions)
+        return self.scan.settle(shortlist, k, mode, take, allowed=self.allowed)
+
+    def _graph(self, name: str, arrays: Mapping[str, Placed]) -> Stage:
+        graph = self.graphs[name]
+        return Stage(name, graph.launcher(arrays), graph.capturable)
+
+    def _room(self, bucket: Bucket) -> int:
+        """Candidates that come back for a mention: what the scan keeps."""
+        return check_k(list_length(bucket.k, bucket.mode, self._rerank))
 
 
 class _Assembly:
-    """What the fold reads, of what the encoders gave: text of the model's length, a picture a row."""
+    """The fold's inputs from the encoders' outputs: text of the model's length, an image a row."""
 
-    def __init__(self, arrays: Mapping[str, Tensor], missing: Sequence[Tensor], pictures: int) -> None:
-        self._arrays, self._missing, self._pictures = arrays, missing, pictures
+    def __init__(self, arrays: Mapping[str, Tensor], missing: Sequence[Tensor], images: int) -> None:
+        self._arrays, self._missing, self._images = arrays, missing, images
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -281,14 +245,64 @@ class _Assembly:
             self._spread(arrays[f"image_{name}"], missing, f"image.{name}")
 
     def _spread(self, out: Tensor, missing: Tensor, encoded: str) -> None:
-        """A picture's features for every row that has one, those of the missing picture for the others."""
-        if not self._pictures:
+        """An image's features for every row that has one, those of the missing image for the others."""
+        if not self._images:
             out.copy_(missing.expand_as(out))
             return
-        picture = self._arrays["picture"]  # (R,)
-        chosen = self._arrays[encoded].index_select(0, picture.clamp(min=0))  # (R, ...)
-        absent = (picture < 0).view(-1, *[1] * (chosen.dim() - 1))
+        image_of = self._arrays["image_of"]  # (R,)
+        chosen = self._arrays[encoded].index_select(0, image_of.clamp(min=0))  # (R, ...)
+        absent = (image_of < 0).view(-1, *[1] * (chosen.dim() - 1))
         out.copy_(torch.where(absent, missing, chosen))
+
+
+class _Search:
+    """A search as launches alone, from folded mentions at fixed addresses to the result arrays."""
+
+    def __init__(
+        self,
+        scan: CudaScan,
+        bucket: Bucket,
+        mentions: Mapping[str, Tensor],
+        results: Mapping[str, Tensor],
+        allowed: Tensor | None,
+        candidates: int,
+        rerank: int | None,
+    ) -> None:
+        self._scan, self._bucket, self._mentions, self._results = scan, bucket, mentions, results
+        self._allowed, self._candidates, self._rerank = allowed, candidates, rerank
+        self._kept: tuple[Tensor, ...] = ()
+
+    def __call__(self) -> None:
+        scan, k, mode = self._scan, self._bucket.k, self._bucket.mode
+        prepared = scan.prepare(self._mentions, mode)
+        shortlist = scan.launch(prepared, k, mode, self._allowed, self._candidates, self._rerank)
+        parts, g2l = scan.passes.units(prepared, shortlist.rows, shortlist.counts)
+        given = {
+            "rows": shortlist.rows,
+            "first": shortlist.scores,
+            "counts": shortlist.counts,
+            "scored": shortlist.scored,
+            "overflow": shortlist.overflow,
+            "parts": parts,
+            "g2l": g2l,
+        }
+        for name, tensor in given.items():
+            self._results[name].copy_(tensor)
+        self._kept = scan.passes.workspace  # a later search may replace them; what was captured needs these
+
+
+def _result_arrays(rows: int, room: int) -> dict[str, Spec]:
+    """The results of R mentions: fields of ``ShortList``, K = ``room``."""
+    kinds: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+        "rows": ((rows, room), np.int32),
+        "first": ((rows, room), np.float32),
+        "counts": ((rows,), np.int32),
+        "scored": ((rows,), np.int64),
+        "overflow": ((rows,), np.int64),
+        "parts": ((3, rows, room), np.float32),
+        "g2l": ((rows, room), np.float32),
+    }
+    return kinds
 
 
 def _part(arrays: Mapping[str, Placed], prefix: str) -> dict[str, Placed]:
@@ -297,7 +311,9 @@ def _part(arrays: Mapping[str, Placed], prefix: str) -> dict[str, Placed]:
 
 def _sized(shape: Shape, rows: int, tokens: int) -> tuple[int, ...]:
     """A graph's shape with its free axes given."""
-    return tuple(n if isinstance(n, int) else tokens if n == LENGTH else rows for n in shape)
+    return lengths(
+        shape, {axis: tokens if axis == LENGTH else rows for axis in shape if isinstance(axis, str)}
+    )
 
 
 def _tensors(arrays: Mapping[str, Placed]) -> dict[str, Any]:

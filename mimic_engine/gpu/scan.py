@@ -2,10 +2,10 @@
 
 Same modes, same answers, same errors. Kernels are in ``kernels/`` (Triton),
 memory in :mod:`mimic_engine.gpu.index`, launches in
-:mod:`mimic_engine.gpu.passes`. Here: which passes answer a search, and
-the one fetch at its end. What the device finds is a short list; its order, the
-ties and the units' scores come from one more exact pass over that list, so
-that all modes give the same numbers.
+:mod:`mimic_engine.gpu.passes`. Here: which passes answer a search, the one
+fetch at its end, and the index taken up anew after a fault. What the device
+finds is a short list; its order, the ties and the units' scores come from one
+more exact pass over that list, so that all modes give the same numbers.
 
 A search whose list would be longer than the kernels keep, and a certified one for
 which too many entities survive their bounds, is answered by scoring all of them,
@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from mimic_engine.device_errors import device_faults
 from mimic_engine.errors import DeviceError, InvalidInputError, MissingDependencyError
 from mimic_engine.gpu.index import DeviceIndex, Placement
-from mimic_engine.gpu.passes import DeviceMentions, DevicePasses, Fetched, Found
+from mimic_engine.gpu.passes import DeviceMentions, DevicePasses, DeviceShortList, ShortList
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
-from mimic_engine.kernels.tuning import Tiles
 from mimic_engine.scan.passes import MENTIONS_PER_PASS, CodeBook, Segments
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
 from mimic_engine.scan.topk import TieKey, check_finite, order, pessimistic_ranks, topk_with_ties
@@ -34,6 +33,8 @@ from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, Mentio
 
 CHUNK_ROWS = 1 << 20  # with 64 mentions, 256 MB of scores
 SPARE = 8  # candidates beyond the k-th that are looked at again: rounding may exchange neighbours
+WARM_MENTIONS = tuple(range(1, MENTIONS_PER_PASS + 1))  # kernels are compiled for sizes as they divide
+WARM_TOP_K = (1, 10, 50, 100)  # lists of 16, 32, 64 and 128 candidates
 # Sums in another order; half-precision attention weights that fall on the other side.
 _ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-4, torch.int8: 2e-4, torch.bfloat16: 2e-3}
 
@@ -42,18 +43,20 @@ _Rows = NDArray[np.int64]
 
 
 class CudaScan:
-    """Ranks entities for mentions on a GPU; safe to use from one thread at a time.
+    """A :class:`~mimic_engine.scan.ranker.Ranker` on a GPU; safe to use from one thread at a time.
+
+    The entities' arrays stay mapped on the host as well: a rebuild copies them
+    anew, and explanations read them.
 
     Parameters
     ----------
-    segments : folded entities, row numbers running on from one to the next.
+    segments : folded entities, memory-mapped or not, row numbers running on from one to the next.
     constants : of the model that folded them.
     device : "cuda", "cuda:1"...; "cpu" runs under Triton's interpreter alone.
     tie_key : entity ids of rows, to break ties; by row number if absent.
     codes : for the mode "coded".
     placement : "device", "host" (token queries in pinned host memory), or "auto".
     chunk_rows : entities scored at a time: bounds the (B, rows) float32 scores on the device.
-    tiles : launch options that tuning has chosen.
 
     Raises
     ------
@@ -62,6 +65,8 @@ class CudaScan:
     EngineError
         If the index does not fit in the device's memory.
     """
+
+    threads = 1
 
     def __init__(
         self,
@@ -73,62 +78,134 @@ class CudaScan:
         codes: CodeBook | None = None,
         placement: Placement = "auto",
         chunk_rows: int = CHUNK_ROWS,
-        tiles: Tiles | None = None,
     ) -> None:
-        where = torch.device(device)
-        if where.type == "cuda" and not torch.cuda.is_available():
+        self.device = torch.device(device)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and not torch.cuda.is_available():
             raise MissingDependencyError(f"device: {device!r} needs a CUDA device and a CUDA build of torch")
-        coded = None if codes is None else codes.segments
-        self.index = DeviceIndex(segments, where, codes=coded, placement=placement)
-        stored = self.index.arrays.get("tglu_query", next(iter(self.index.arrays.values()))).dtype
-        self.passes = DevicePasses(
-            self.index, constants, MENTIONS_PER_PASS, chunk_rows, _ROUNDING[stored], tiles
-        )
-        self._constants = constants
-        self._tie_key = tie_key
-        self._centroids = None
-        if codes is not None:
-            self._centroids = torch.from_numpy(np.array(codes.centroids, np.float32)).to(where)
-        self.scorer_name = f"triton {torch.cuda.get_device_name(where)}" if where.type == "cuda" else "triton"
-        self.threads = 1
+        self._segments = Segments(segments)
+        self._constants, self._tie_key, self._codes = constants, tie_key, codes
+        self._placement, self._chunk_rows = placement, chunk_rows
+        self._passes: DevicePasses | None = None
+        self._open()
+        self.scorer_name = f"triton {torch.cuda.get_device_name(self.device)}" if on_gpu else "triton"
 
     def __len__(self) -> int:
-        return self.index.rows
+        return len(self._segments)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes that :meth:`search` can answer in."""
-        return MODES if self._centroids is not None else tuple(m for m in MODES if m != "coded")
+        return MODES if self._codes is not None else tuple(m for m in MODES if m != "coded")
+
+    @property
+    def passes(self) -> DevicePasses:
+        """The passes over the index on the device, others after a rebuild; DeviceError where that failed."""
+        if self._passes is None:
+            raise DeviceError("scan: the index is not on the device since it failed", reason="no index")
+        return self._passes
+
+    @property
+    def index(self) -> DeviceIndex:
+        """The index on the device; errors as of :attr:`passes`."""
+        return self.passes.index
+
+    def token_queries(self, rows: _Rows) -> EntityArrays:
+        """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
+        return self._segments.token_queries(rows)
+
+    def over(
+        self, segments: Sequence[EntityArrays], tie_key: TieKey | None, codes: CodeBook | None = None
+    ) -> CudaScan:
+        """A scan of other entities; both lie on the device until the old one goes."""
+        return CudaScan(
+            segments,
+            self._constants,
+            device=str(self.device),
+            tie_key=tie_key,
+            codes=codes,
+            placement=self._placement,
+            chunk_rows=self._chunk_rows,
+        )
+
+    def warm_up(self, mention: MentionArrays, allowed: Mask | None) -> int:
+        """Search with every number of mentions and length of list, in every mode; the number of searches.
+
+        ``mention`` is one, and copied.
+        """
+        most = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        top_ks = sorted({min(k, most) for k in WARM_TOP_K})
+        few = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
+        for count in WARM_MENTIONS:
+            mentions = mention.take([0] * count)
+            for k in top_ks:
+                for mode in self.modes:
+                    self.search(mentions, k, mode=mode, allowed=allowed)
+            self.search(mentions, 1, rows=few[:1])
+        return len(WARM_MENTIONS) * (len(top_ks) * len(self.modes) + 1)
+
+    def rebuild(self) -> None:
+        """Free the index on the device and copy it there anew; errors as of opening."""
+        self._passes = None
+        gc.collect()  # tensors go with the objects, before the new ones ask for their memory
+        if torch.cuda.is_available():
+            with device_faults("scan"):
+                torch.cuda.empty_cache()
+        self._open()
 
     def close(self) -> None:
         """Nothing to stop; device memory goes with the object."""
+
+    def _open(self) -> None:
+        codes = self._codes
+        with device_faults("scan"):
+            index = DeviceIndex(
+                self._segments.arrays,
+                self.device,
+                codes=None if codes is None else codes.segments,
+                placement=self._placement,
+            )
+            stored = index.arrays.get("tglu_query", next(iter(index.arrays.values()))).dtype
+            rounding = _ROUNDING[stored]
+            self._passes = DevicePasses(index, self._constants, MENTIONS_PER_PASS, self._chunk_rows, rounding)
+            self._centroids = None
+            if codes is not None:
+                centroids = np.array(codes.centroids, np.float32)
+                self._centroids = torch.from_numpy(centroids).to(self.device)
 
     # -- one number a pair -----------------------------------------------------------------------------
 
     def totals(self, mentions: MentionArrays) -> Array:
         """Exact total scores of B mentions against all N entities, (B, N); EngineError if not finite."""
-        return self._all_rows(mentions, "exact")
-
-    def bounds(self, mentions: MentionArrays) -> Array:
-        """Upper bounds of the totals, (B, N)."""
-        return self._all_rows(mentions, "certified")
-
-    def estimates(self, mentions: MentionArrays) -> Array:
-        """The totals as the codes give them, (B, N); InvalidInputError without codes."""
-        self._check_mode("coded")
-        return self._all_rows(mentions, "coded")
+        out = np.empty((mentions.rows, len(self)), np.float32)  # (B, N)
+        passes, start = self.passes, 0
+        for part in _batches(mentions):
+            prepared = self.prepare(part, "exact")
+            for chunk in self.index.chunks(passes.chunk_rows, queries=prepared.text is not None):
+                scores = passes.totals(prepared, chunk).cpu().numpy()
+                out[start : start + part.rows, chunk.start : chunk.stop] = scores
+            start += part.rows
+        check_finite(out)
+        return out
 
     def ranks(
         self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
     ) -> NDArray[np.int64]:
-        """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,)."""
+        """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
+
+        Raises
+        ------
+        DeviceError
+            If the device fails.
+        """
         parts, start = [np.empty(0, np.int64)], 0
-        for part in _passes(mentions):
-            totals = self.totals(part)
-            if allowed is not None:
-                totals[:, ~allowed] = -np.inf
-            parts.append(pessimistic_ranks(totals, gold[start : start + part.rows]))
-            start += part.rows
+        with device_faults("scan"):
+            for part in _batches(mentions):
+                totals = self.totals(part)
+                if allowed is not None:
+                    totals[:, ~allowed] = -np.inf
+                parts.append(pessimistic_ranks(totals, gold[start : start + part.rows]))
+                start += part.rows
         return np.concatenate(parts)
 
     # -- the k best ------------------------------------------------------------------------------------
@@ -146,6 +223,11 @@ class CudaScan:
         """The k best entities of each mention; parameters and errors as in ``Scan.search``.
 
         The list in question holds at most 1,024 entities: 1,016 for the k best, or what ``rerank`` asks for.
+
+        Raises
+        ------
+        DeviceError
+            If the device fails.
         """
         if rows is not None and allowed is not None:
             rows = rows[allowed[rows]]
@@ -155,13 +237,15 @@ class CudaScan:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
-        if list_length(k, mode if rows is None else "exact", rerank) > MAX_K:
-            one = (mentions.block(b, b + 1) for b in range(mentions.rows))
-            return _joined([self._by_all_totals(mention, k, rows, allowed) for mention in one])
-        parts = [
-            self._search_part(part, k, mode, rows, allowed, candidates, rerank) for part in _passes(mentions)
-        ]
-        return _joined(parts)
+        with device_faults("scan"):
+            if list_length(k, mode if rows is None else "exact", rerank) > MAX_K:
+                one = (mentions.block(b, b + 1) for b in range(mentions.rows))
+                return _joined([self._by_all_totals(mention, k, rows, allowed) for mention in one])
+            parts = [
+                self._search_part(part, k, mode, rows, allowed, candidates, rerank)
+                for part in _batches(mentions)
+            ]
+            return _joined(parts)
 
     def launch(
         self,
@@ -171,14 +255,18 @@ class CudaScan:
         allowed: torch.Tensor | None = None,
         candidates: int | None = None,
         rerank: int | None = None,
-    ) -> Found:
-        """Start a search of prepared mentions: kernel launches alone, fit for capture in a CUDA graph."""
+    ) -> DeviceShortList:
+        """Start a search of prepared mentions: kernel launches alone; see :meth:`capturable`."""
         room = check_k(list_length(k, mode, rerank))
         if mode == "exact":
             return self.passes.exact(prepared, room, allowed, len(self) if candidates is None else candidates)
         if mode == "certified":
             return self.passes.certified(prepared, k, room, allowed)
         return self.passes.coded(prepared, room, allowed)
+
+    def capturable(self, mode: Mode) -> bool:
+        """Whether a CUDA graph can hold a search; not where chunks are copied on a stream of their own."""
+        return mode != "exact" or self.index.placement == "device"
 
     def prepare(self, mentions: MentionArrays | Mapping[str, torch.Tensor], mode: Mode) -> DeviceMentions:
         """Mentions (on the host, or folded arrays on the device by name) with what ``mode`` needs of them."""
@@ -198,23 +286,24 @@ class CudaScan:
     ) -> TopK:
         prepared = self.prepare(mentions, mode if rows is None else "exact")
         if rows is not None:
-            listed = torch.from_numpy(rows.astype(np.int32)).to(self.index.device)
-            found = self.passes.among(prepared, listed, check_k(k + SPARE))
+            listed = torch.from_numpy(rows.astype(np.int32)).to(self.device)
+            on_device = self.passes.among(prepared, listed, check_k(k + SPARE))
         else:
-            found = self.launch(prepared, k, mode, self._mask(allowed), candidates, rerank)
+            on_device = self.launch(prepared, k, mode, self.mask(allowed), candidates, rerank)
         answered: Mode = mode if rows is None else "exact"
-        fetched = self._fetch(prepared, found)
-        return self.settled(fetched, k, answered, mentions.take, rows=rows, allowed=allowed)
+        shortlist = self._fetch(prepared, on_device)
+        return self.settle(shortlist, k, answered, mentions.take, rows=rows, allowed=allowed)
 
-    def _fetch(self, prepared: DeviceMentions, found: Found) -> Fetched:
-        """Bring what was found to the host: the one wait of a search."""
-        parts, g2l = self.passes.units(prepared, found.rows, found.counts)
-        tensors = (found.rows, found.scores, found.counts, found.scored, found.overflow, parts, g2l)
-        return Fetched(*(t.cpu().numpy() for t in tensors))
+    def _fetch(self, prepared: DeviceMentions, on_device: DeviceShortList) -> ShortList:
+        """Bring a short list to the host: the one wait of a search."""
+        parts, g2l = self.passes.units(prepared, on_device.rows, on_device.counts)
+        rows, scores, counts = on_device.rows, on_device.scores, on_device.counts
+        tensors = (rows, scores, counts, on_device.scored, on_device.overflow, parts, g2l)
+        return ShortList(*(t.cpu().numpy() for t in tensors))
 
-    def settled(
+    def settle(
         self,
-        fetched: Fetched,
+        shortlist: ShortList,
         k: int,
         mode: Mode,
         take: Callable[[Sequence[int]], MentionArrays],
@@ -222,11 +311,11 @@ class CudaScan:
         rows: _Rows | None = None,
         allowed: Mask | None = None,
     ) -> TopK:
-        """The answers of a search: what was found in its final order, and another search where it fell short.
+        """The answers of a search: a short list in its final order, and another search where it fell short.
 
         Parameters
         ----------
-        fetched : of B mentions.
+        shortlist : of B mentions.
         k : entities to answer with.
         mode : that was searched in.
         take : gives the folded arrays of some of the B mentions, for those to be scored densely.
@@ -238,7 +327,7 @@ class CudaScan:
             If a score is not finite.
         """
         candidates = len(self) if rows is None and allowed is None else _count(rows, allowed)
-        result, overflowed, cut = self._ranked(fetched, k, mode)
+        result, overflowed, cut = self._ranked(shortlist, k, mode)
         if overflowed:
             dense = self._search_part(take(overflowed), k, "exact", None, allowed, candidates, None)
             result = _replaced(result, overflowed, dense)
@@ -246,21 +335,21 @@ class CudaScan:
             result = _replaced(result, [b], self._by_all_totals(take([b]), k, rows, allowed))
         return result
 
-    def _ranked(self, fetched: Fetched, k: int, mode: Mode) -> tuple[TopK, list[int], list[int]]:
+    def _ranked(self, shortlist: ShortList, k: int, mode: Mode) -> tuple[TopK, list[int], list[int]]:
         """The answers; the mentions with too many survivors, and those with too many ties for the list."""
-        rows = fetched.rows.astype(np.int64)  # (B, K)
-        units = self._units(fetched.parts, fetched.g2l)  # (B, K) each
+        rows = shortlist.rows.astype(np.int64)  # (B, K)
+        units = self._units(shortlist.parts, shortlist.g2l)  # (B, K) each
         totals = _mean(units)  # (B, K)
         chosen, overflowed, cut = [], [], []
         for b in range(len(rows)):
-            live = int(fetched.counts[b])
+            live = int(shortlist.counts[b])
             check_finite(totals[b, :live])
-            check_finite(fetched.first[b, :live])
+            check_finite(shortlist.first[b, :live])
             final = order(totals[b, :live], rows[b, :live], self._tie_key)[:k]
             chosen.append(np.resize(final, k))
-            if fetched.overflow[b]:
+            if shortlist.overflow[b]:
                 overflowed.append(b)
-            elif live < k or self._cut_short(totals[b, final[-1]], fetched.first[b], live, mode):
+            elif live < k or self._cut_short(totals[b, final[-1]], shortlist.first[b], live, mode):
                 cut.append(b)
         pick = np.stack(chosen)  # (B, k)
         result = TopK(
@@ -268,7 +357,7 @@ class CudaScan:
             np.take_along_axis(totals, pick, 1),
             {name: np.take_along_axis(score, pick, 1) for name, score in units.items()},
             (mode,) * len(rows),
-            fetched.scored,
+            shortlist.scored,
         )
         return result, overflowed, cut
 
@@ -298,8 +387,8 @@ class CudaScan:
     def _rank(self, mention: MentionArrays, rows: _Rows, k: int, scored: int) -> TopK:
         """The k best of a few rows of one mention."""
         prepared = self.prepare(mention, "exact")
-        listed = torch.from_numpy(rows.astype(np.int32)[None]).to(self.index.device)
-        counts = torch.tensor([len(rows)], dtype=torch.int32, device=self.index.device)
+        listed = torch.from_numpy(rows.astype(np.int32)[None]).to(self.device)
+        counts = torch.tensor([len(rows)], dtype=torch.int32, device=self.device)
         parts, g2l = self.passes.units(prepared, listed, counts)
         units = self._units(parts.cpu().numpy(), g2l.cpu().numpy())
         totals = _mean(units)  # (1, n)
@@ -312,26 +401,11 @@ class CudaScan:
         own = {"tglu": (parts[0] + g2l) / 2, "vdlu": parts[1], "concat": parts[1], "cmfu": parts[2]}
         return {name: own[name] for name in self._constants.units}
 
-    def _all_rows(self, mentions: MentionArrays, mode: Mode) -> Array:
-        out = np.empty((mentions.rows, len(self)), np.float32)  # (B, N)
-        run = {"exact": self.passes.totals, "certified": self.passes.bounds, "coded": self.passes.estimates}[
-            mode
-        ]
-        start = 0
-        for part in _passes(mentions):
-            prepared = self.prepare(part, mode)
-            queries = mode == "exact" and prepared.text is not None
-            for chunk in self.index.chunks(self.passes.chunk_rows, queries=queries):
-                scores = run(prepared, chunk).cpu().numpy()
-                out[start : start + part.rows, chunk.start : chunk.stop] = scores
-            start += part.rows
-        check_finite(out)
-        return out
-
-    def _mask(self, allowed: Mask | None) -> torch.Tensor | None:
+    def mask(self, allowed: Mask | None) -> torch.Tensor | None:
+        """A mask (N,) on the device, as :meth:`launch` takes it."""
         if allowed is None:
             return None
-        return torch.from_numpy(allowed.astype(np.uint8)).to(self.index.device)
+        return torch.from_numpy(allowed.astype(np.uint8)).to(self.device)
 
     def _check_mode(self, mode: Mode) -> None:
         if mode not in MODES:
@@ -352,7 +426,7 @@ def _count(rows: _Rows | None, allowed: Mask | None) -> int:
     return int(np.count_nonzero(allowed))
 
 
-def _passes(mentions: MentionArrays) -> Iterator[MentionArrays]:
+def _batches(mentions: MentionArrays) -> Iterator[MentionArrays]:
     for start in range(0, mentions.rows, MENTIONS_PER_PASS):
         stop = start + MENTIONS_PER_PASS
         yield mentions.block(start, stop)
@@ -363,12 +437,12 @@ def _mean(units: dict[str, Array]) -> Array:
     return np.asarray(np.mean(np.stack(list(units.values())), axis=0, dtype=np.float32))
 
 
-def _replaced(result: TopK, places: Sequence[int], part: TopK) -> TopK:
-    """``result`` with the mentions at ``places`` answered by ``part``."""
+def _replaced(result: TopK, members: Sequence[int], part: TopK) -> TopK:
+    """``result`` with the mentions ``members`` answered by ``part``."""
     modes = list(result.modes)
-    for place, mode in zip(places, part.modes, strict=True):
-        modes[place] = mode
-    where = list(places)
+    for b, mode in zip(members, part.modes, strict=True):
+        modes[b] = mode
+    where = list(members)
     result.rows[where], result.scores[where], result.scored[where] = part.rows, part.scores, part.scored
     for name, score in result.units.items():
         score[where] = part.units[name]
@@ -383,142 +457,3 @@ def _joined(parts: Sequence[TopK]) -> TopK:
         tuple(mode for p in parts for mode in p.modes),
         np.concatenate([p.scored for p in parts]),
     )
-
-
-# The GPU scan as the engine uses it: opened, warmed up, its failures told apart, and rebuilt after one.
-# The search itself is :mod:`mimic_engine.gpu.scan`. The entities' arrays stay mapped on the host as
-# well: a rebuild copies them anew, and explanations read them.
-
-WARM_MENTIONS = tuple(
-    range(1, MENTIONS_PER_PASS + 1)
-)  # kernels are compiled for sizes that divide differently
-WARM_TOP_K = (1, 10, 50, 100)  # lists of 16, 32, 64 and 128 candidates
-
-
-class CudaRanker:
-    """A :class:`~mimic_engine.scan.ranker.Ranker` on a GPU; safe to use from one thread at a time.
-
-    Parameters
-    ----------
-    segments : folded entities, memory-mapped or not, row numbers running on from one to the next.
-    constants : of the model that folded them.
-    device : "cuda", "cuda:1"...; "cpu" runs under Triton's interpreter alone.
-    tie_key, codes, placement : as of :class:`~mimic_engine.gpu.scan.CudaScan`.
-
-    Raises
-    ------
-    MissingDependencyError
-        If there is no CUDA device.
-    EngineError
-        If the index does not fit in the device's memory.
-    """
-
-    threads = 1
-
-    def __init__(
-        self,
-        segments: Sequence[EntityArrays],
-        constants: FoldConstants,
-        *,
-        device: str = "cuda",
-        tie_key: TieKey | None = None,
-        codes: CodeBook | None = None,
-        placement: Placement = "auto",
-    ) -> None:
-        self._segments = Segments(segments)
-        self._constants, self._device, self._placement = constants, device, placement
-        self._tie_key, self._codes = tie_key, codes
-        self._scan: CudaScan | None = self._open()
-        self.scorer_name = self._scan.scorer_name
-
-    def __len__(self) -> int:
-        return len(self._segments)
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """The modes that :meth:`search` can answer in."""
-        return MODES if self._codes is not None else tuple(m for m in MODES if m != "coded")
-
-    def search(
-        self,
-        mentions: MentionArrays,
-        k: int,
-        *,
-        mode: Mode = "certified",
-        rows: _Rows | None = None,
-        allowed: Mask | None = None,
-        rerank: int | None = None,
-    ) -> TopK:
-        """The k best entities of each mention, as ``CudaScan.search``; DeviceError if the device fails."""
-        with device_faults("scan"):
-            return self.opened.search(mentions, k, mode=mode, rows=rows, allowed=allowed, rerank=rerank)
-
-    def ranks(
-        self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
-    ) -> NDArray[np.int64]:
-        """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,)."""
-        with device_faults("scan"):
-            return self.opened.ranks(mentions, gold, allowed=allowed)
-
-    def token_queries(self, rows: _Rows) -> EntityArrays:
-        """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
-        return self._segments.token_queries(rows)
-
-    def over(
-        self, segments: Sequence[EntityArrays], tie_key: TieKey | None, codes: CodeBook | None = None
-    ) -> CudaRanker:
-        """A ranker of other entities; both lie on the device until the old one goes."""
-        return CudaRanker(
-            segments,
-            self._constants,
-            device=self._device,
-            tie_key=tie_key,
-            codes=codes,
-            placement=self._placement,
-        )
-
-    def warm_up(self, mention: MentionArrays, allowed: Mask | None) -> int:
-        """Search with every number of mentions and length of list, in every mode; the number of searches.
-
-        ``mention`` is one, and copied.
-        """
-        most = len(self) if allowed is None else int(np.count_nonzero(allowed))
-        top_ks = sorted({min(k, most) for k in WARM_TOP_K})
-        few = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
-        for count in WARM_MENTIONS:
-            mentions = mention.take([0] * count)
-            for k in top_ks:
-                for mode in self.modes:
-                    self.search(mentions, k, mode=mode, allowed=allowed)
-            self.search(mentions, 1, rows=few[:1])
-        return len(WARM_MENTIONS) * (len(top_ks) * len(self.modes) + 1)
-
-    def rebuild(self) -> None:
-        """Free the index on the device and copy it there anew; errors as of opening."""
-        self._scan = None
-        gc.collect()  # tensors go with the objects, before the new ones ask for their memory
-        if torch.cuda.is_available():
-            with device_faults("scan"):
-                torch.cuda.empty_cache()
-        self._scan = self._open()
-
-    def close(self) -> None:
-        """Nothing to stop; device memory goes with the object."""
-
-    @property
-    def opened(self) -> CudaScan:
-        """The scan on the device, another after every rebuild; DeviceError where it could not be rebuilt."""
-        if self._scan is None:
-            raise DeviceError("scan: the index is not on the device since it failed", reason="no index")
-        return self._scan
-
-    def _open(self) -> CudaScan:
-        with device_faults("scan"):
-            return CudaScan(
-                self._segments.arrays,
-                self._constants,
-                device=self._device,
-                tie_key=self._tie_key,
-                codes=self._codes,
-                placement=self._placement,
-            )

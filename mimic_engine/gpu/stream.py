@@ -1,8 +1,10 @@
-"""The chain's device on torch: memory, two streams, events and CUDA graphs. "cpu" runs everything at once.
+"""The GPU pipeline's device on torch: memory, two streams, events and CUDA graphs.
 
-On the CPU there are no streams; copies happen when they are queued, and a
-"graph" is the work itself, called again. That is how kernels are tried in
-Triton's interpreter.
+The main stream is the encoders' own (:mod:`mimic_engine.gpu.device`), so that
+what they queue and what torch and Triton launch run one after the other. On
+"cpu" there are no streams; copies happen when they are queued, and a "graph" is
+the work itself, called again: that is how kernels are tried in Triton's
+interpreter.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,35 +29,25 @@ _TYPES = {
 }
 
 
-def cuda_available() -> bool:
-    """Whether there is a CUDA device, and a torch that was built for it."""
-    return torch.cuda.is_available()
-
-
 class TorchDevice:
-    """A :class:`~mimic_engine.gpu.pipeline.ChainDevice`.
+    """A device with a main stream that everything runs on, and another for uploads.
+
+    From one thread at a time. What is queued returns at once. Host memory of a
+    copy comes from :meth:`pinned`.
 
     Parameters
     ----------
     device : "cuda", "cuda:1" or "cpu".
+    stream : handle of the main stream (CUstream); whoever made it keeps it.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: int) -> None:
         self.device = device
         self._cuda = device.type == "cuda"
         if self._cuda:
-            self._main, self._uploads = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            self._main = torch.cuda.ExternalStream(stream, device)
+            self._uploads = torch.cuda.Stream(device)
             self._pool = torch.cuda.graph_pool_handle()
-
-    @classmethod
-    def open(cls, name: str) -> Self:
-        """The device of that name, as torch names it."""
-        return cls(torch.device(name))
-
-    @property
-    def stream(self) -> int:
-        """Handle of the main stream (CUstream), for libraries that take one; 0 on the CPU."""
-        return int(self._main.cuda_stream) if self._cuda else 0
 
     def current(self) -> AbstractContextManager[object]:
         """Make the main stream torch's, and Triton's, within the block."""
@@ -63,7 +55,7 @@ class TorchDevice:
 
     def memory(self, size_bytes: int) -> Tensor:
         """Device memory; DeviceError if there is no room."""
-        with device_faults(f"chain: {size_bytes / 2**20:.0f} MiB of buffers (--chain off needs none)"):
+        with device_faults(f"GPU pipeline: {size_bytes / 2**20:.0f} MiB of buffers (--chain off needs none)"):
             zeros = torch.zeros(max(1, size_bytes), dtype=torch.uint8, device=self.device)
             if self._cuda:  # it was cleared on whatever stream was current
                 torch.cuda.current_stream(self.device).synchronize()
@@ -120,7 +112,7 @@ class TorchDevice:
     def finish(self, event: Any) -> None:
         """Wait for an event; DeviceError with what went wrong."""
         if event is not None:
-            with device_faults("chain"):
+            with device_faults("GPU pipeline"):
                 event.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Any:

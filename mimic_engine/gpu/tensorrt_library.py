@@ -66,11 +66,6 @@ class Library:
     version: str
     logger: Any
 
-    @property
-    def major(self) -> int:
-        """First number of the version."""
-        return int(self.version.split(".")[0])
-
 
 def load_library(flavour: str) -> Library:
     """Import a library by the name of its flavour ("tensorrt", "rtx").

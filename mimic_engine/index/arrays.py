@@ -90,14 +90,14 @@ class ArrayFileWriter:
         """Continue a file; :class:`IndexFormatError` if header or length are not those of ``specs``."""
         header, placed, size_bytes = _plan(specs)
         try:
-            found = path.stat().st_size
+            length = path.stat().st_size
             with path.open("rb") as file:
                 same = file.read(len(header)) == header
         except OSError as error:
             raise IndexFormatError(f"{path}: cannot be continued: {error}") from error
-        if found != size_bytes or not same:
+        if length != size_bytes or not same:
             raise IndexFormatError(
-                f"{path}: cannot be continued: {found} bytes, expected {size_bytes} and this build's header"
+                f"{path}: cannot be continued: {length} bytes, expected {size_bytes} and this build's header"
             )
         return cls(path, "r+b", placed)
 

@@ -1,7 +1,7 @@
-"""Build an index from a knowledge base: streaming, resumable, published by one rename.
+"""Build of an index from a knowledge base: streaming, resumable, published by one rename.
 
 Two passes over the entities: the first checks and counts them
-(:mod:`mimic_engine.index.survey`), the second encodes, folds and writes them into
+(:mod:`mimic_engine.index.validate`), the second encodes, folds and writes them into
 ``OUT.partial``. Then the codes of the coded mode are written, and what the caller
 measures on the finished index is put into its manifest. A build that was killed
 goes on where it was when the same call is made again. Memory does not grow with
@@ -32,7 +32,6 @@ from mimic_engine.index.codes.write import (
     with_codes,
     write_codes,
 )
-from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
 from mimic_engine.index.manifest import (
     MAX_CENTROIDS,
     SEGMENTS,
@@ -42,11 +41,11 @@ from mimic_engine.index.manifest import (
     write_manifest,
 )
 from mimic_engine.index.progress import PROGRESS, BuildIdentity, Progress, build_lock, open_progress
-from mimic_engine.index.schema import DTYPES
+from mimic_engine.index.schema import CheckedFold, EntityFeaturizer, checked_dtype
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import hold
 from mimic_engine.index.store import Index
-from mimic_engine.index.survey import EntityStream, Fingerprint, survey_entities
+from mimic_engine.index.validate import EntityStream, Fingerprint, validate_entities
 from mimic_engine.types import Entity, FoldConstants
 
 _FLUSH_ROWS = 512
@@ -68,7 +67,7 @@ def build_index(
     extra_manifest: Mapping[str, Any] | None = None,
     centroids: int = 0,
     threads: int | None = None,
-    agreement: Measure | None = None,
+    measure: Measure | None = None,
 ) -> IndexManifest:
     """Build the index ``out`` and return its manifest.
 
@@ -89,7 +88,7 @@ def build_index(
     centroids : clusters of the token queries for the coded mode (fewer where the tokens do not
         support as many; none for a model without TGLU); 0 = no codes
     threads : cores for the clustering; all that the process may use by default
-    agreement : measures on the finished index, before it is published, what its manifest promises
+    measure : measures on the finished index, before it is published, what its manifest promises
         (see :mod:`mimic_engine.calibration.coded`)
 
     Raises
@@ -107,15 +106,16 @@ def build_index(
     out = Path(out).resolve()
     options = dict(options or {})
     extra = {} if extra_manifest is None else extra_manifest
-    _check_options(dtype, batch_size, segment_rows, extra, centroids)
+    dtype = checked_dtype(dtype)
+    _check_options(batch_size, segment_rows, extra, centroids)
     _check_int8(dtype, featurizer.constants)
     _check_target(out, overwrite)
-    survey = survey_entities(entities, progress=progress)
+    fingerprint = validate_entities(entities, progress=progress)
     identity = BuildIdentity(
         featurizer.model_hash,
         dtype,
-        survey.fingerprint,
-        survey.count,
+        fingerprint.hexdigest(),
+        fingerprint.count,
         segment_rows,
         json.dumps(options, sort_keys=True),
     )
@@ -125,8 +125,8 @@ def build_index(
         done = _Build(featurizer, entities, folder, identity, batch_size).run(show=progress)
         manifest = _manifest(featurizer, done, {**options, **extra})
         write_manifest(folder, manifest)
-        if centroids or agreement is not None:
-            manifest = _finish(Index.open(folder, verify=False), centroids, threads, agreement, progress)
+        if centroids or measure is not None:
+            manifest = _finish(Index.open(folder, verify=False), centroids, threads, measure, progress)
             write_manifest(folder, manifest)
         _check_target(out, overwrite)
         with _hold_target(out):
@@ -138,13 +138,13 @@ def build_index(
 
 
 def _finish(
-    index: Index, centroids: int, threads: int | None, agreement: Measure | None, progress: bool
+    index: Index, centroids: int, threads: int | None, measure: Measure | None, progress: bool
 ) -> IndexManifest:
     """Codes and what is measured with them; the manifest that lists both."""
     if centroids and has_token_queries(index):
         record = write_codes(index, segment_name(0), centroids, threads=threads, progress=progress)
         index = with_codes(index, record)
-    return replace(index.manifest, agreement={} if agreement is None else agreement(index))
+    return replace(index.manifest, agreement={} if measure is None else measure(index))
 
 
 class _Build:
@@ -251,17 +251,17 @@ def _manifest(featurizer: EntityFeaturizer, done: Progress, extra: Mapping[str, 
         generator=f"mimic_engine {__version__}",
         segments=done.segments,
         next_segment=len(done.segments),
+        deleted=None,
+        generation=1,
         extra=json.loads(json.dumps(dict(extra), allow_nan=False)),
+        codes=None,
+        agreement={},
     )
 
 
-def _check_options(
-    dtype: str, batch_size: int, segment_rows: int, extra: Mapping[str, Any], centroids: int
-) -> None:
+def _check_options(batch_size: int, segment_rows: int, extra: Mapping[str, Any], centroids: int) -> None:
     if not 0 <= centroids <= MAX_CENTROIDS:
         raise InvalidInputError(f"centroids: {centroids} is not between 0 and {MAX_CENTROIDS}")
-    if dtype not in DTYPES:
-        raise InvalidInputError(f"dtype: {dtype!r} is not one of {DTYPES}")
     if batch_size < 1:
         raise InvalidInputError(f"batch_size: {batch_size} is under 1")
     if not 1 <= segment_rows <= _MAX_SEGMENT_ROWS:

@@ -1,7 +1,13 @@
-"""Entity metadata on disk: an Arrow table of ids, names and texts, and the lookup from id to row.
+"""Entity metadata on disk: a table of ids, names and texts, the lookup from id to row, kept images.
 
-No folded array is here, and no picture: of an image given as a path or URL the
-text is kept, of one given as bytes its hash (:mod:`mimic_engine.index.entities`).
+The table and the lookup are files of a segment, Arrow and safetensors; no folded
+array is in them. Of an image given as a path or URL the table keeps the text, of
+one given as bytes a name made of its hash.
+
+Images that came as bytes may be kept beside an index, in ``INDEX/pictures/HEX`` where
+HEX is the sha256 of the bytes, so that people can look at them; the model reads
+none. A build keeps none; whoever changes an index may. They are no part of a
+snapshot: an image that is not there is one that cannot be shown, nothing more.
 """
 
 from __future__ import annotations
@@ -30,13 +36,9 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS_A_BATCH = 1024  # fixed: the file's bytes do not depend on how the build was cut
-
-
-def image_text(image: ImageSource) -> str:
-    """What the table keeps of an image: its path or URL, or the hash of its bytes."""
-    if isinstance(image, bytes):
-        return picture_name(image)
-    return str(image)
+_KEPT = "pictures"
+_PREFIX = "sha256:"
+_KEPT_NAME = re.compile(_PREFIX + "([0-9a-f]{64})")
 
 
 class EntityTableWriter:
@@ -50,7 +52,7 @@ class EntityTableWriter:
     def write(self, entities: Iterable[Entity]) -> None:
         """Append entities."""
         for entity in entities:
-            images = [image_text(image) for image in entity.images]
+            images = [image_name(image) for image in entity.images]
             self._pending.append((entity.id, entity.name, entity.description, entity.type, images))
             if len(self._pending) == _ROWS_A_BATCH:
                 self._write_pending()
@@ -125,41 +127,30 @@ class IdLookup:
         return [self._rows[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)]
 
 
-# Pictures that came as bytes, kept beside an index so that people can look at them; the model reads
-# none. ``INDEX/pictures/HEX`` holds the bytes whose sha256 is HEX, the hash by which an entity names a
-# picture without a file of its own. A build keeps none; whoever changes an index may. Not part of a
-# snapshot: a picture that is not here is one that cannot be shown, nothing more.
-
-PICTURES = "pictures"
-_PREFIX = "sha256:"
-_NAME = re.compile(_PREFIX + "([0-9a-f]{64})")
+def image_name(image: ImageSource) -> str:
+    """Name of an image in the table: its path or URL, or ``sha256:HEX`` of its bytes."""
+    return _PREFIX + hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else str(image)
 
 
-def picture_name(data: bytes) -> str:
-    """What an entity calls a picture that was given as bytes."""
-    return _PREFIX + hashlib.sha256(data).hexdigest()
-
-
-def keep_picture(folder: Path, data: bytes) -> None:
-    """Keep the bytes; when this returns they are on the disk. Raises ``OSError``."""
-    path = folder / PICTURES / picture_name(data).removeprefix(_PREFIX)
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, data)
-
-
-def picture_path(folder: Path, name: str) -> Path | None:
-    """The file of the picture that an entity calls ``name``; None where this machine cannot have one."""
+def image_path(folder: Path, name: str) -> Path | None:
+    """The file of the image that an entity calls ``name``; None where this machine cannot have one."""
     if not name.startswith(_PREFIX):
         return None if "://" in name else Path(name)
-    kept = _NAME.fullmatch(name)
-    path = None if kept is None else folder / PICTURES / kept[1]
+    kept = _KEPT_NAME.fullmatch(name)
+    path = None if kept is None else folder / _KEPT / kept[1]
     return path if path is not None and path.is_file() else None
 
 
-def drop_pictures(folder: Path, wanted: Iterable[str]) -> None:
-    """Remove the kept pictures that nobody calls by one of these names. Raises ``OSError``."""
+def keep_image(folder: Path, data: bytes) -> None:
+    """Keep the bytes beside an index; when this returns they are on the disk. Raises ``OSError``."""
+    path = folder / _KEPT / image_name(data).removeprefix(_PREFIX)
+    if not path.is_file():
+        write_atomic(path, data)
+
+
+def drop_images(folder: Path, wanted: Iterable[str]) -> None:
+    """Remove the kept images that nobody calls by one of these names. Raises ``OSError``."""
     kept = {name.removeprefix(_PREFIX) for name in wanted}
-    for path in (folder / PICTURES).glob("*"):
+    for path in (folder / _KEPT).glob("*"):
         if path.name not in kept:
             path.unlink()

@@ -1,4 +1,4 @@
-"""The segments of a snapshot in the making: which rows of the old one stay where they are, which are copied.
+"""Plan of the segments of the next snapshot: which rows of the old one stay, die, or are copied where.
 
 Decides and reads; :mod:`mimic_engine.index.writer` writes.
 """
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from mimic_engine.index.manifest import SegmentRecord
 from mimic_engine.index.store import Index
-from mimic_engine.index.tombstones import DeadRows
+from mimic_engine.index.tombstones import Tombstones
 
 MERGE_ROWS = 1024  # an upsert copies at most so many rows that were there before
 _COPY_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One segment.
+class SegmentPlan:
+    """One segment of the next snapshot.
 
     Attributes
     ----------
@@ -53,54 +53,54 @@ class Part:
         return self.rows[self.alive]
 
 
-def parts_of(index: Index, *, without: NDArray[np.int64] | None = None) -> list[Part]:
-    """The segments of a snapshot, its rows ``without`` dead as well."""
+def plan_of(index: Index, *, without: NDArray[np.int64] | None = None) -> list[SegmentPlan]:
+    """The segments of a snapshot as they are, its rows ``without`` dead as well."""
     alive = np.ones(index.row_count, np.bool_) if index.alive is None else index.alive.copy()
     if without is not None:
         alive[without] = False
     rows = np.arange(index.row_count)
     where = [index.segment_rows(number) for number in range(len(index.segments))]
-    return [Part(r, rows[w], alive[w]) for r, w in zip(index.manifest.segments, where, strict=True)]
+    return [SegmentPlan(r, rows[w], alive[w]) for r, w in zip(index.manifest.segments, where, strict=True)]
 
 
-def dead_rows(parts: Sequence[Part]) -> DeadRows:
-    """The dead rows of every part that has any, by its name."""
-    return {p.record.name: np.flatnonzero(~p.alive).astype(np.uint32) for p in parts if not p.alive.all()}
+def tombstones_of(plan: Sequence[SegmentPlan]) -> Tombstones:
+    """The dead rows of every segment that has any, by its name."""
+    return {s.record.name: np.flatnonzero(~s.alive).astype(np.uint32) for s in plan if not s.alive.all()}
 
 
-def same_rows(first: DeadRows, second: DeadRows) -> bool:
+def same_tombstones(first: Tombstones, second: Tombstones) -> bool:
     """Whether two snapshots have the same dead rows."""
     return first.keys() == second.keys() and all(np.array_equal(first[n], second[n]) for n in first)
 
 
-def split_small(parts: Sequence[Part], new: int) -> tuple[Sequence[Part], Sequence[Part]]:
-    """The parts that stay, and the small ones at the end that a segment of ``new`` rows takes over.
+def split_small(plan: Sequence[SegmentPlan], new: int) -> tuple[Sequence[SegmentPlan], Sequence[SegmentPlan]]:
+    """The segments that stay, and the small ones at the end that one of ``new`` rows takes over.
 
     It takes over what is no larger than itself so far: n entities that come one
     by one end in about log2(n) segments, each copied as often.
     """
-    at, copied = len(parts), 0
-    while at and (rows := len(parts[at - 1].live_rows)) <= new + copied and copied + rows <= MERGE_ROWS:
+    at, copied = len(plan), 0
+    while at and (rows := len(plan[at - 1].live_rows)) <= new + copied and copied + rows <= MERGE_ROWS:
         at, copied = at - 1, copied + rows
-    return parts[:at], parts[at:]
+    return plan[:at], plan[at:]
 
 
-def compaction(parts: Sequence[Part], segment_rows: int) -> Iterator[Part | NDArray[np.int64]]:
-    """Parts that are left as they are, and rows of new segments, in the order of the rows.
+def compaction(plan: Sequence[SegmentPlan], segment_rows: int) -> Iterator[SegmentPlan | NDArray[np.int64]]:
+    """Segments that are left as they are, and rows of new ones, in the order of the rows.
 
     What has no dead rows and is at least half full stays, and so does what has
     none and no neighbour to merge with.
     """
-    for full, group in groupby(parts, lambda p: bool(p.alive.all()) and 2 * len(p.rows) >= segment_rows):
+    for full, group in groupby(plan, lambda s: bool(s.alive.all()) and 2 * len(s.rows) >= segment_rows):
         members = list(group)
         if full or (len(members) == 1 and members[0].alive.all()):
             yield from members
         else:
-            rows = np.concatenate([p.live_rows for p in members])
+            rows = np.concatenate([s.live_rows for s in members])
             yield from np.array_split(rows, -(-len(rows) // segment_rows))
 
 
-def pieces(index: Index, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def copy_blocks(index: Index, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Rising row numbers as (segment number, rows within it), a bounded number at a time."""
     for number in range(len(index.segments)):
         where = index.segment_rows(number)

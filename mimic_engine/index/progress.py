@@ -1,4 +1,4 @@
-"""What an unfinished build has done so far: ``progress.json`` in its folder.
+"""Progress of an unfinished build: ``progress.json`` in its folder.
 
 Written only after the rows it speaks of are on disk, so a build killed at any
 moment goes on from the last record.
@@ -6,15 +6,13 @@ moment goes on from the last record.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
 
 from mimic_engine.errors import IndexFormatError
-from mimic_engine.files import FolderLock, parse_json, remove_leftovers, write_atomic
+from mimic_engine.files import FolderLock, Natural, read_versioned, remove_leftovers, write_versioned
 from mimic_engine.index.manifest import SEGMENTS, SegmentRecord
-from mimic_engine.index.schema import Trailing
+from mimic_engine.index.schema import DType, Trailing
 
 PROGRESS = "progress.json"
 _FORMAT = "mimic-index-build"
@@ -23,13 +21,13 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class BuildIdentity:
-    """What must be the same for a build to be continued."""
+    """Identity of a build: all that must be the same for it to be continued."""
 
     model_hash: str
-    dtype: str
+    dtype: DType
     fingerprint: str
-    count: int
-    segment_rows: int
+    count: Natural
+    segment_rows: Natural
     options: str  # how the entities are encoded, as JSON
 
 
@@ -38,9 +36,14 @@ class Progress:
     """Rows whose arrays are on disk, the arrays' shapes, and the finished segments."""
 
     identity: BuildIdentity
-    rows_done: int = 0
-    layout: Trailing = field(default_factory=dict)
-    segments: tuple[SegmentRecord, ...] = ()
+    rows_done: Natural
+    layout: Trailing
+    segments: tuple[SegmentRecord, ...]
+
+    def __post_init__(self) -> None:
+        finished = sum(s.rows for s in self.segments)
+        if not finished <= self.rows_done <= min(finished + self.identity.segment_rows, self.identity.count):
+            raise ValueError(f"rows_done {self.rows_done} does not fit {finished} rows in finished segments")
 
     def advance(self, rows_done: int, layout: Trailing) -> Progress:
         """The progress after more rows are on disk."""
@@ -52,38 +55,7 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Write ``progress.json`` atomically and flushed."""
-        payload = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "identity": asdict(self.identity),
-            "rows_done": self.rows_done,
-            "layout": self.layout,
-            "segments": [s.to_json() for s in self.segments],
-        }
-        write_atomic(folder / PROGRESS, json.dumps(payload).encode())
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read ``progress.json``; raises :class:`IndexFormatError` naming the folder to delete."""
-        try:
-            return cls._parse(parse_json((folder / PROGRESS).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IndexFormatError(
-                f"{folder}: not an unfinished build that can be continued "
-                f"({PROGRESS}: {type(error).__name__}: {error}); delete this folder to start anew"
-            ) from error
-
-    @classmethod
-    def _parse(cls, data: dict[str, Any]) -> Self:
-        if data["format"] != _FORMAT or data["version"] != _VERSION:
-            raise ValueError(f"format {data['format']!r} version {data['version']!r}")
-        layout = {str(name): tuple(int(n) for n in shape) for name, shape in data["layout"].items()}
-        segments = tuple(SegmentRecord.from_json(s) for s in data["segments"])
-        identity, rows_done = BuildIdentity(**data["identity"]), int(data["rows_done"])
-        finished = sum(s.rows for s in segments)
-        if not finished <= rows_done <= min(finished + identity.segment_rows, identity.count):
-            raise ValueError(f"rows_done {rows_done} does not fit {finished} rows in finished segments")
-        return cls(identity, rows_done, layout, segments)
+        write_versioned(folder / PROGRESS, self, format=_FORMAT, version=_VERSION, indent=None)
 
 
 def open_progress(folder: Path, identity: BuildIdentity) -> Progress:
@@ -97,10 +69,10 @@ def open_progress(folder: Path, identity: BuildIdentity) -> Progress:
     """
     remove_leftovers(folder, PROGRESS)
     if not any(folder.iterdir()):
-        progress = Progress(identity)
+        progress = Progress(identity, 0, {}, ())
         progress.save(folder)
         return progress
-    progress = Progress.load(folder)
+    progress = _load(folder)
     differs = [
         f"{f.name} {getattr(progress.identity, f.name)!r} is now {getattr(identity, f.name)!r}"
         for f in fields(BuildIdentity)
@@ -111,11 +83,28 @@ def open_progress(folder: Path, identity: BuildIdentity) -> Progress:
             f"{folder}: an unfinished build with other input lies here: {'; '.join(differs)}; "
             "continue it with the same input, or delete this folder to start anew"
         )
-    _check_finished(folder, progress.segments)
+    _check_segments(folder, progress.segments)
     return progress
 
 
-def _check_finished(folder: Path, segments: tuple[SegmentRecord, ...]) -> None:
+def build_lock(folder: Path) -> FolderLock:
+    """Hold the folder of an unfinished build; raises :class:`IndexLockedError` if another process has it."""
+    return FolderLock(folder, "another process is building in this folder")
+
+
+def _load(folder: Path) -> Progress:
+    try:
+        return read_versioned(
+            folder / PROGRESS, Progress, format=_FORMAT, version=_VERSION, error=IndexFormatError
+        )
+    except (FileNotFoundError, IndexFormatError) as error:
+        raise IndexFormatError(
+            f"{folder}: not an unfinished build that can be continued ({error}); "
+            "delete this folder to start anew"
+        ) from error
+
+
+def _check_segments(folder: Path, segments: tuple[SegmentRecord, ...]) -> None:
     for segment in segments:
         for name, record in segment.files.items():
             path = folder / SEGMENTS / segment.name / name
@@ -125,8 +114,3 @@ def _check_finished(folder: Path, segments: tuple[SegmentRecord, ...]) -> None:
                     f"{path}: {size_bytes} bytes, expected {record.bytes}; the unfinished build is damaged: "
                     f"delete {folder} to start anew"
                 )
-
-
-def build_lock(folder: Path) -> FolderLock:
-    """Hold the folder of an unfinished build; raises :class:`IndexLockedError` if another process has it."""
-    return FolderLock(folder, "another process is building in this folder")

@@ -1,20 +1,24 @@
-"""Which folded arrays an index holds, with which dtype and shape.
+"""Schema of the arrays of an index: which there are, their dtypes and shapes, and what folds them.
 
 The fields are those of :class:`mimic_engine.types.EntityArrays`; which of them
-are present follows from the units that are on.
+are present follows from the units that are on. What an index asks of a model is
+:class:`EntityFeaturizer`; that its arrays can be stored is checked batch by batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_engine.types import EntityArrays, FoldConstants
+from mimic_engine.errors import InvalidInputError, ModelError
+from mimic_engine.types import Entity, EntityArrays, FoldConstants
 
-DTYPES = ("float16", "float32", "int8")  # int8: the token queries alone, all other vectors float16
+Trailing = dict[str, tuple[int, ...]]  # array name -> shape without the first axis
+DType = Literal["float16", "float32", "int8"]  # int8: the token queries alone, all other vectors float16
+DTYPES: tuple[DType, ...] = get_args(DType)
 QUERY, SCALE = "tglu_query", "tglu_query_scale"
 ALWAYS_FLOAT32 = frozenset(
     {SCALE, "tglu_bias", "tglu_token_weight", "vdlu_query_scalars", "vdlu_key_scalars"}
@@ -27,7 +31,14 @@ _REQUIRED = {
 }
 _OPTIONAL = {"tglu": ("tglu_token_weight",)}
 _VDLU_VECTORS, _VDLU_SCALARS = 3, 7
-Trailing = dict[str, tuple[int, ...]]  # array name -> shape without the first axis
+
+
+def checked_dtype(dtype: str) -> DType:
+    """The dtype of an index by its name; :class:`InvalidInputError` if there is none of this name."""
+    for known in DTYPES:
+        if dtype == known:
+            return known
+    raise InvalidInputError(f"dtype: {dtype!r} is not one of {DTYPES}")
 
 
 def stored_dtype(name: str, dtype: str) -> np.dtype[Any]:
@@ -107,3 +118,50 @@ def check_stored(arrays: Mapping[str, NDArray[Any]], rows: int, dtype: str, cons
     check_layout(folded, constants)
     if shapes != (expected := stored_shapes(folded, dtype)):
         raise ValueError(f"arrays of shapes {shapes}, expected {expected} in an index of dtype {dtype}")
+
+
+class EntityFeaturizer(Protocol):
+    """A model as an index needs it: entities in, folded float32 arrays out."""
+
+    @property
+    def constants(self) -> FoldConstants:
+        """What the scores need beyond the arrays."""
+
+    @property
+    def model_hash(self) -> str:
+        """Hash over weights and configuration."""
+
+    def entities(self, entities: Sequence[Entity], /) -> EntityArrays:
+        """Fold n entities; every array float32, n rows in the order given."""
+
+
+class CheckedFold:
+    """A featurizer whose arrays have one layout: the one given, or that of the first batch.
+
+    Attributes
+    ----------
+    layout : shape of every array without its first axis; empty before the first batch
+    """
+
+    def __init__(self, featurizer: EntityFeaturizer, layout: Trailing) -> None:
+        self.layout = dict(layout)
+        self._featurizer = featurizer
+
+    def __call__(self, batch: Sequence[Entity]) -> EntityArrays:
+        """Fold a batch; raises :class:`ModelError` if the arrays cannot be stored."""
+        arrays = self._featurizer.entities(batch)
+        layout = trailing_shapes(arrays)
+        try:
+            if not self.layout:
+                check_layout(layout, self._featurizer.constants)
+                self.layout = layout
+            if layout != self.layout:
+                raise ValueError(f"shapes {layout} differ from those of earlier entities, {self.layout}")
+            for name, value in arrays.items():
+                if value.dtype != np.float32 or len(value) != len(batch):
+                    raise ValueError(
+                        f"array {name}: {value.shape} {value.dtype}, expected {len(batch)} rows float32"
+                    )
+        except ValueError as error:
+            raise ModelError(f"the model's folded entities cannot be stored: {error}") from error
+        return arrays

@@ -1,4 +1,8 @@
-"""One segment while it is being built: its three files and their order on disk."""
+"""A segment under construction: its three files, flushed in order, and its token queries in 8 bits.
+
+An index of dtype int8 keeps the token queries, which are most of it, as whole
+multiples of a scale for each token; all other vectors are stored as they are.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import DataError
-from mimic_engine.files import fsync_path, sha256_of
+from mimic_engine.files import fsync_path
 from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec
 from mimic_engine.index.entities import EntityTableWriter, hash_ids, write_lookup
 from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, SEGMENT_FILES, FileRecord, SegmentRecord
 from mimic_engine.index.schema import QUERY, SCALE, Trailing, stored_dtype, stored_shapes
 from mimic_engine.types import Array, Entity, EntityArrays
+
+_LEVELS = 127  # of an 8-bit value, on either side of 0; -128 is not used
 
 
 class SegmentWriter:
@@ -94,7 +100,7 @@ class SegmentWriter:
         write_lookup(self._folder / IDS, np.concatenate(self._ids))
         self._sync_names()
         paths = {file: self._folder / file for file in SEGMENT_FILES}
-        files = {file: FileRecord(sha256_of(p), p.stat().st_size) for file, p in paths.items()}
+        files = {file: FileRecord.of(path) for file, path in paths.items()}
         return SegmentRecord(name, self._rows, files)
 
     def _sync_names(self) -> None:
@@ -110,6 +116,24 @@ class SegmentWriter:
             ArraySpec(name, stored_dtype(name, self._dtype), (self._rows, *shape))
             for name, shape in stored_shapes(layout, self._dtype).items()
         ]
+
+
+def quantise_rows(vectors: Array) -> tuple[NDArray[np.int8], Array]:
+    """Round every row to whole multiples of its own scale, the row's largest magnitude / 127.
+
+    Parameters
+    ----------
+    vectors : (..., D) float32, finite
+
+    Returns
+    -------
+    values, scale : (..., D) int8 from -127 to 127, and (...) float32; ``values * scale`` is
+        within half a scale of ``vectors``. A row of zeros has scale 0.
+    """
+    scale = np.abs(vectors).max(axis=-1, initial=0) / np.float32(_LEVELS)  # (...)
+    divisor = np.where(scale > 0, scale, np.float32(1))[..., None]  # (..., 1)
+    values = np.clip(np.rint(vectors / divisor), -_LEVELS, _LEVELS)  # (..., D)
+    return values.astype(np.int8), scale.astype(np.float32, copy=False)
 
 
 def _stored(
@@ -138,26 +162,3 @@ def _check_range(
             f"entity {entities[at].id!r}: folded array {name} holds {peaks[at]}, "
             f"the limit of {dtype.name} is {limit}{hint}"
         )
-
-
-# Token queries in 8 bits, a scale for each token.
-
-_LEVELS = 127  # on either side of 0; -128 is not used
-
-
-def quantise_rows(vectors: Array) -> tuple[NDArray[np.int8], Array]:
-    """Round every row to whole multiples of its own scale, the row's largest magnitude / 127.
-
-    Parameters
-    ----------
-    vectors : (..., D) float32, finite
-
-    Returns
-    -------
-    values, scale : (..., D) int8 from -127 to 127, and (...) float32; ``values * scale`` is
-        within half a scale of ``vectors``. A row of zeros has scale 0.
-    """
-    scale = np.abs(vectors).max(axis=-1, initial=0) / np.float32(_LEVELS)  # (...)
-    divisor = np.where(scale > 0, scale, np.float32(1))[..., None]  # (..., 1)
-    values = np.clip(np.rint(vectors / divisor), -_LEVELS, _LEVELS)  # (..., D)
-    return values.astype(np.int8), scale.astype(np.float32, copy=False)

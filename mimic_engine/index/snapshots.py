@@ -1,4 +1,4 @@
-"""Generations of an index: publish a new one, list and read those that are kept, forget old ones.
+"""Snapshots of an index by generation: a new one published, those kept listed and read, old ones forgotten.
 
 A snapshot is a manifest and the files it names, none of which ever changes.
 ``manifest.json`` is the newest. Before it is replaced it is copied to
@@ -82,15 +82,15 @@ def read_snapshot(folder: Path, generation: int | None = None) -> IndexManifest:
 
 def list_snapshots(folder: Path) -> tuple[IndexManifest, ...]:
     """The manifests of all generations that are kept, oldest first; errors as in :func:`read_snapshot`."""
-    found = {}
+    kept = {}
     for generation, path in _archived(folder).items():
         try:
-            found[generation] = _read_archived(path, generation)
+            kept[generation] = _read_archived(path, generation)
         except FileNotFoundError:  # forgotten since it was listed
             continue
     newest = read_manifest(folder)  # last: nothing published in between is missed
-    found[newest.generation] = newest
-    return tuple(found[generation] for generation in sorted(found))
+    kept[newest.generation] = newest
+    return tuple(kept[generation] for generation in sorted(kept))
 
 
 def forget(folder: Path, keep: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +18,13 @@ from numpy.typing import NDArray
 from mimic_engine.errors import IndexFormatError, IndexMismatchError, InvalidInputError, UnknownEntityError
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.codes.read import open_codes
-from mimic_engine.index.entities import IdLookup, hash_ids, picture_path, read_entity_table
+from mimic_engine.index.entities import IdLookup, hash_ids, image_path, read_entity_table
 from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, SEGMENTS, IndexManifest, SegmentRecord
 from mimic_engine.index.schema import check_stored, trailing_shapes
 from mimic_engine.index.snapshots import list_snapshots, read_snapshot
-from mimic_engine.index.tombstones import DeadRows, read_deleted
+from mimic_engine.index.tombstones import Tombstones, read_tombstones
 from mimic_engine.index.verify import IndexReport, check_files
 from mimic_engine.types import Entity, EntityArrays
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from mimic_engine.index.folding import EntityFeaturizer
 
 Rows = Sequence[int] | NDArray[np.int64]
 
@@ -46,9 +42,8 @@ class _Segment:
 class Index:
     """One snapshot of an index folder; it never changes. Safe to share between threads.
 
-    Changes make new snapshots. :meth:`snapshot` opens the newest, whoever made it;
-    :meth:`upsert`, :meth:`delete` and :meth:`compact` make one and open it, and
-    :class:`~mimic_engine.index.writer.IndexWriter` makes many.
+    Changes make new snapshots, see :class:`~mimic_engine.index.writer.IndexWriter`;
+    :meth:`snapshot` opens the newest.
 
     >>> index = Index.open("index/")                       # doctest: +SKIP
     >>> index.names(index.rows(["Q30", "Q1428"]))          # doctest: +SKIP
@@ -61,19 +56,19 @@ class Index:
     segments : folded arrays of every segment, rows in order; read-only maps of the files
     codes : centroids and codes of every segment for the coded mode; None where there are none
     alive : (N,) bool, False for the rows of deleted and replaced entities; None where there are none
-    deleted : the dead rows of every segment that has any, by its name
+    tombstones : the dead rows of every segment that has any, by its name
     """
 
     def __init__(
-        self, path: Path, manifest: IndexManifest, segments: Sequence[_Segment], deleted: DeadRows
+        self, path: Path, manifest: IndexManifest, segments: Sequence[_Segment], tombstones: Tombstones
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.segments = tuple(s.arrays for s in segments)
-        self.deleted = deleted
+        self.tombstones = tombstones
         self._segments = tuple(segments)
         self._starts = [0, *accumulate(s.rows for s in manifest.segments)]
-        self.alive = self._alive() if deleted else None
+        self.alive = self._alive() if tombstones else None
         self.codes = open_codes(path, manifest, self.segments)
         entities = pa.concat_tables([s.table for s in segments])
         self._columns = {name: entities.column(name) for name in entities.schema.names}
@@ -176,8 +171,8 @@ class Index:
         for kind in types:
             if kind not in self._by_type:
                 raise InvalidInputError(f"types: no entity of the index has type {kind!r}", field="types")
-        found = [self._by_type[kind] for kind in dict.fromkeys(types)]
-        return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+        rows = [self._by_type[kind] for kind in dict.fromkeys(types)]
+        return np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64)
 
     @cached_property
     def _by_type(self) -> dict[str, NDArray[np.int64]]:
@@ -187,7 +182,7 @@ class Index:
         if self.alive is not None:
             codes = np.where(self.alive, codes, -1)  # (N,)
         rows = {kind: np.flatnonzero(codes == i) for i, kind in enumerate(column.dictionary.to_pylist())}
-        return {str(kind): found for kind, found in rows.items() if len(found)}
+        return {str(kind): alive for kind, alive in rows.items() if len(alive)}
 
     def entity(self, row: int) -> Entity:
         """Metadata of one row; ``images`` are texts (path, URL, or ``sha256:HEX`` of bytes)."""
@@ -195,13 +190,13 @@ class Index:
         id_, name, description, kind = (self._text(c, row) for c in ("id", "name", "description", "type"))
         return Entity(id_, name, description, images, kind)
 
-    def picture(self, row: int) -> Path | None:
-        """File of the first picture of one row; None where there is none, or it is not on this machine."""
+    def image(self, row: int) -> Path | None:
+        """File of the first image of one row; None where there is none, or it is not on this machine."""
         images = self.entity(row).images
-        return picture_path(self.path, str(images[0])) if images else None
+        return image_path(self.path, str(images[0])) if images else None
 
-    def image_texts(self) -> set[str]:
-        """What the entities call their pictures, dead rows included."""
+    def image_names(self) -> set[str]:
+        """Names of all images of the entities, dead rows included."""
         return set(pc.list_flatten(self._columns["images"]).to_pylist())
 
     def ids(self, rows: Rows) -> list[str]:
@@ -226,30 +221,6 @@ class Index:
     def snapshots(self) -> tuple[IndexManifest, ...]:
         """The manifests of the snapshots that are kept, oldest first."""
         return list_snapshots(self.path)
-
-    def upsert(self, entities: Iterable[Entity], featurizer: EntityFeaturizer) -> Index:
-        """Add entities, or replace those of the same ids; returns the new snapshot. See ``IndexWriter``."""
-        from mimic_engine.index.writer import IndexWriter
-
-        with IndexWriter(self, featurizer) as writer:
-            writer.upsert(entities)
-            return writer.index
-
-    def delete(self, ids: Iterable[str]) -> Index:
-        """Delete entities; returns the new snapshot. See ``IndexWriter``."""
-        from mimic_engine.index.writer import IndexWriter
-
-        with IndexWriter(self) as writer:
-            writer.delete(ids)
-            return writer.index
-
-    def compact(self) -> Index:
-        """Drop dead rows and merge small segments; returns the new snapshot. See ``IndexWriter``."""
-        from mimic_engine.index.writer import IndexWriter
-
-        with IndexWriter(self) as writer:
-            writer.compact()
-            return writer.index
 
     @classmethod
     def _open(cls, path: Path, generation: int | None, verify: bool, known: Self | None) -> Self:
@@ -276,7 +247,7 @@ class Index:
         for segment in segments[1:]:
             if trailing_shapes(segment.arrays) != trailing_shapes(segments[0].arrays):
                 raise IndexFormatError(f"{path}: the shapes differ between the segments")
-        return cls(path, manifest, segments, read_deleted(path, manifest))
+        return cls(path, manifest, segments, read_tombstones(path, manifest))
 
     def _by_name(self) -> dict[str, _Segment]:
         return {s.record.name: s for s in self._segments}
@@ -284,7 +255,7 @@ class Index:
     def _alive(self) -> NDArray[np.bool_]:
         alive = np.ones(self.row_count, np.bool_)
         for start, segment in zip(self._starts, self._segments, strict=False):
-            alive[start + self.deleted.get(segment.record.name, np.empty(0, np.uint32))] = False
+            alive[start + self.tombstones.get(segment.record.name, np.empty(0, np.uint32))] = False
         alive.flags.writeable = False
         return alive
 

@@ -1,4 +1,4 @@
-"""Check the files of an index against its manifest: present, of the right size, with the right sha256."""
+"""Verification of an index: each file of its manifest there, of the right size, with the right sha256."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def _check(folder: Path, name: str, record: FileRecord, *, checksums: bool) -> F
         size_bytes = (folder / name).stat().st_size
         if size_bytes != record.bytes:
             return FileReport(name, size_bytes, f"{size_bytes} bytes, the manifest says {record.bytes}")
-        if checksums and (found := sha256_of(folder / name)) != record.sha256:
-            return FileReport(name, size_bytes, f"sha256 {found}, the manifest says {record.sha256}")
+        if checksums and (digest := sha256_of(folder / name)) != record.sha256:
+            return FileReport(name, size_bytes, f"sha256 {digest}, the manifest says {record.sha256}")
     except FileNotFoundError:
         return FileReport(name, 0, "file is missing")
     except OSError as error:

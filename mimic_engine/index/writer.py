@@ -29,19 +29,18 @@ from mimic_engine.errors import (
     InvalidInputError,
 )
 from mimic_engine.index.codes.write import extend_codes
-from mimic_engine.index.entities import drop_pictures, keep_picture
-from mimic_engine.index.folding import CheckedFold, EntityFeaturizer
+from mimic_engine.index.entities import drop_images, keep_image
 from mimic_engine.index.manifest import SEGMENTS, SegmentRecord, segment_name
 from mimic_engine.index.plan import (
-    Part,
+    SegmentPlan,
     compaction,
-    dead_rows,
-    parts_of,
-    pieces,
-    same_rows,
+    copy_blocks,
+    plan_of,
+    same_tombstones,
     split_small,
+    tombstones_of,
 )
-from mimic_engine.index.schema import folded_shapes, trailing_shapes
+from mimic_engine.index.schema import CheckedFold, EntityFeaturizer, folded_shapes, trailing_shapes
 from mimic_engine.index.segment import SegmentWriter
 from mimic_engine.index.snapshots import (
     KEEP_SNAPSHOTS,
@@ -53,8 +52,8 @@ from mimic_engine.index.snapshots import (
     successor,
 )
 from mimic_engine.index.store import Index
-from mimic_engine.index.survey import Fingerprint
-from mimic_engine.index.tombstones import write_deleted
+from mimic_engine.index.tombstones import write_tombstones
+from mimic_engine.index.validate import Fingerprint
 from mimic_engine.types import Entity, EntityArrays
 
 SEGMENT_ROWS = 65_536
@@ -64,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one change did: the generation that has it, entities added, replaced, deleted, and there now."""
+    """One change: the generation that has it, entities added, replaced, deleted, and there now."""
 
     generation: int
     added: int
@@ -84,7 +83,7 @@ class IndexWriter:
     featurizer : the model that folded the index; only :meth:`upsert` needs it
     keep_snapshots : snapshots that stay on disk after a change, the newest included
     batch_size : entities folded at once
-    keep_pictures : keep an entity's first picture, if given as bytes (:mod:`mimic_engine.index.entities`)
+    keep_images : keep an entity's first image, if given as bytes (:mod:`mimic_engine.index.entities`)
 
     Raises
     ------
@@ -110,14 +109,14 @@ class IndexWriter:
         *,
         keep_snapshots: int = KEEP_SNAPSHOTS,
         batch_size: int = 32,
-        keep_pictures: bool = False,
+        keep_images: bool = False,
     ) -> None:
         for name, value in (("keep_snapshots", keep_snapshots), ("batch_size", batch_size)):
             if value < 1:
                 raise InvalidInputError(f"{name}: {value} is under 1", field=name)
         layout = folded_shapes(trailing_shapes(index.segments[0]))
         self._fold = None if featurizer is None else CheckedFold(featurizer, layout)
-        self._keep, self._batch_size, self._keep_pictures = keep_snapshots, batch_size, keep_pictures
+        self._keep, self._batch_size, self._keep_images = keep_snapshots, batch_size, keep_images
         self._lock = hold(index.path)
         try:
             self._index = index.snapshot()
@@ -170,14 +169,14 @@ class IndexWriter:
         if not batch:
             return self._unchanged()
         with self._changing() as index:
-            found = index.find([e.id for e in batch])
-            kept, small = split_small(parts_of(index, without=found[found >= 0]), len(batch))
-            rows = np.concatenate([np.empty(0, np.int64), *(p.live_rows for p in small)])
+            old = index.find([e.id for e in batch])
+            kept, small = split_small(plan_of(index, without=old[old >= 0]), len(batch))
+            rows = np.concatenate([np.empty(0, np.int64), *(s.live_rows for s in small)])
             folded = ((piece, fold(piece)) for piece in _batches(batch, self._batch_size))
             record = self._write(index.manifest.next_segment, rows, len(batch), folded)
             self._keep_bytes(batch)
-            self._publish([*kept, Part.new(record, rows)], index.manifest.next_segment + 1)
-        replaced = int((found >= 0).sum())
+            self._publish([*kept, SegmentPlan.new(record, rows)], index.manifest.next_segment + 1)
+        replaced = int((old >= 0).sum())
         return replace(self._unchanged(), added=len(batch) - replaced, replaced=replaced)
 
     def delete(self, ids: Iterable[str]) -> Change:
@@ -202,11 +201,11 @@ class IndexWriter:
                     f"ids: these are all {len(index)} entities of {index.path}; an index needs at least 1",
                     field="ids",
                 )
-            self._publish(parts_of(index, without=rows), index.manifest.next_segment)
+            self._publish(plan_of(index, without=rows), index.manifest.next_segment)
         return replace(self._unchanged(), deleted=len(wanted))
 
     def compact(self, *, segment_rows: int = SEGMENT_ROWS) -> Change:
-        """Drop dead rows, merge small segments, forget older snapshots and pictures that nobody has.
+        """Drop dead rows, merge small segments, forget older snapshots and images that nobody has.
 
         Live rows keep their order and their bits, so every answer is the same
         as before. A segment without dead rows that is at least half full is left
@@ -224,17 +223,17 @@ class IndexWriter:
         if segment_rows < 1:
             raise InvalidInputError(f"segment_rows: {segment_rows} is under 1", field="segment_rows")
         with self._changing() as index:
-            compacted, number = list[Part](), index.manifest.next_segment
-            for part in compaction(parts_of(index), segment_rows):
-                if isinstance(part, Part):
-                    compacted.append(part)
+            plan, number = list[SegmentPlan](), index.manifest.next_segment
+            for kept in compaction(plan_of(index), segment_rows):
+                if isinstance(kept, SegmentPlan):
+                    plan.append(kept)
                 else:
-                    compacted.append(Part.new(self._write(number, part), part))
+                    plan.append(SegmentPlan.new(self._write(number, kept), kept))
                     number += 1
             if number != index.manifest.next_segment:
-                self._publish(compacted, number)
+                self._publish(plan, number)
         self._tidy(1)
-        self._drop_pictures()
+        self._drop_images()
         return self._unchanged()
 
     def forget(self, keep: int) -> None:
@@ -278,10 +277,10 @@ class IndexWriter:
         return IndexWriteError(f"{path}: the change is made, but may not survive a power cut: {error}")
 
     def _keep_bytes(self, entities: Sequence[Entity]) -> None:
-        """Keep the picture that is shown of each entity; compaction drops those of a change that failed."""
-        for entity in entities if self._keep_pictures else ():
+        """Keep the image that is shown of each entity; compaction drops those of a change that failed."""
+        for entity in entities if self._keep_images else ():
             if entity.images and isinstance(entity.images[0], bytes):
-                keep_picture(self._index.path, entity.images[0])
+                keep_image(self._index.path, entity.images[0])
 
     def _tidy(self, keep: int | None) -> None:
         """Remove what no snapshot needs; what cannot be removed does no harm: logged, and tried again."""
@@ -291,12 +290,12 @@ class IndexWriter:
         except (OSError, IndexFormatError) as error:
             logger.warning("%s: files that are not needed could not be removed: %s", path, error)
 
-    def _drop_pictures(self) -> None:
+    def _drop_images(self) -> None:
         path = self._index.path
         try:
-            drop_pictures(path, self._index.image_texts())
+            drop_images(path, self._index.image_names())
         except OSError as error:
-            logger.warning("%s: pictures that nobody has could not be removed: %s", path, error)
+            logger.warning("%s: images that nobody has could not be removed: %s", path, error)
 
     def _unchanged(self) -> Change:
         return Change(self._index.manifest.generation, 0, 0, 0, len(self._index))
@@ -314,7 +313,7 @@ class IndexWriter:
         folder, dtype = index.path / SEGMENTS / name, index.manifest.dtype
         done, total = 0, len(rows) + new
         with SegmentWriter(folder, total, dtype, done=0, layout=layout) as writer:
-            for segment, within in pieces(index, rows):
+            for segment, within in copy_blocks(index, rows):
                 start = index.segment_rows(segment).start
                 writer.add_entities([index.entity(row) for row in (start + within).tolist()])
                 writer.add_stored(done, index.segments[segment].take(within), layout)
@@ -325,20 +324,20 @@ class IndexWriter:
                 done += len(piece)
             return writer.finish(name)
 
-    def _publish(self, parts: Sequence[Part], next_segment: int) -> None:
+    def _publish(self, plan: Sequence[SegmentPlan], next_segment: int) -> None:
         """Publish the snapshot of these segments; those without a live row drop out."""
         index, old = self._index, self._index.manifest
-        parts = [p for p in parts if p.alive.any()]
-        dead, deleted = dead_rows(parts), old.deleted
-        if not same_rows(dead, index.deleted):
-            deleted = write_deleted(index.path, old.generation + 1, dead)
+        plan = [s for s in plan if s.alive.any()]
+        tombstones, deleted = tombstones_of(plan), old.deleted
+        if not same_tombstones(tombstones, index.tombstones):
+            deleted = write_tombstones(index.path, old.generation + 1, tombstones)
         manifest = successor(
             old,
-            count=sum(int(p.alive.sum()) for p in parts),
-            segments=tuple(p.record for p in parts),
+            count=sum(int(s.alive.sum()) for s in plan),
+            segments=tuple(s.record for s in plan),
             next_segment=next_segment,
             deleted=deleted,
-            codes=extend_codes(index, parts),
+            codes=extend_codes(index, plan),
         )
         publish(index.path, manifest)
 

@@ -2,8 +2,9 @@
 
 A checkpoint either holds all weights, or leaves the pretrained backbones out
 (``include_backbone=False``: frozen encoders that come from elsewhere) and
-records their hash, which loading checks. Published Lightning checkpoints are
-read by :mod:`mimic_engine.model.lightning`.
+records their hash, which loading checks. The identity of a model is a SHA-256 over
+its weights and what of its configuration changes what it computes. Published
+Lightning checkpoints are read by :mod:`mimic_engine.model.lightning`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from torch import Tensor
 
 from mimic_engine.config import ModelConfig
 from mimic_engine.errors import ModelError
-from mimic_engine.files import publish_folder, write_atomic
+from mimic_engine.files import publish_folder, read_versioned, write_versioned
 from mimic_engine.model.units import Mimic
 
 FORMAT = "mimic-checkpoint"
 VERSION = 1
-PROJECTIONS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")
+CONFIG = "config.json"
+HEADS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")  # over the pretrained backbones
 
 
 @dataclass(frozen=True)
@@ -41,31 +43,15 @@ class Checkpoint:
     extra: Mapping[str, Any]
 
 
-def tokenizer_json_path(source: str) -> Path:
-    """Path of ``tokenizer.json`` in a local folder, or of a hub id's cached file.
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """The fields of ``config.json``."""
 
-    Raises
-    ------
-    ModelError
-        If the source has no such file.
-    """
-    local = Path(source) / "tokenizer.json"
-    if local.is_file():
-        return local
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = None if Path(source).is_dir() else cached_file(source, "tokenizer.json")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"text_source {source!r}: no tokenizer.json there: {error}") from error
-    if found is None:
-        raise ModelError(f"text_source {source!r}: no tokenizer.json there; save a fast tokenizer into it")
-    return Path(found)
-
-
-def tokenizer_json_text(source: str) -> str:
-    """The text of the file that :func:`tokenizer_json_path` finds."""
-    return tokenizer_json_path(source).read_text("utf-8")
+    model: ModelConfig
+    include_backbone: bool
+    backbone_sha256: str
+    model_hash: str
+    extra: Mapping[str, Any]
 
 
 def save_checkpoint(
@@ -93,28 +79,22 @@ def save_checkpoint(
         If ``folder`` exists and is no checkpoint.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: exists and is no checkpoint; give another name")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    backbone = {k: v for k, v in state.items() if not k.startswith(PROJECTIONS)}
-    kept = state if include_backbone else {k: v for k, v in state.items() if k.startswith(PROJECTIONS)}
+    backbone = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+    kept = state if include_backbone else {k: v for k, v in state.items() if k.startswith(HEADS)}
     save_file(_unshared(kept), partial / "model.safetensors")
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model.config.to_json(),
-        "include_backbone": include_backbone,
-        "backbone_sha256": state_hash(backbone),
-        "model_hash": model_hash(model),
-        "extra": dict(extra or {}),
-    }
+    config = _Config(
+        model.config, include_backbone, state_hash(backbone), model_hash(model), dict(extra or {})
+    )
     if include_backbone:
         (partial / "tokenizer.json").write_text(tokenizer_json, "utf-8")
         _save_backbone_configs(model, partial)
-    write_atomic(partial / "config.json", json.dumps(config, indent=2) + "\n")
+    write_versioned(partial / CONFIG, config, format=FORMAT, version=VERSION)
     publish_folder(partial, folder)
 
 
@@ -136,46 +116,83 @@ def load_checkpoint(
         backbone is not the one that the checkpoint was trained with.
     """
     folder = Path(folder)
-    meta = _read_config(folder)
-    config = ModelConfig.from_json(meta["model"])
-    if meta["include_backbone"]:
+    stored = _read_config(folder)
+    config = stored.model
+    if stored.include_backbone:
         sources = {"text_source": str(folder / "text"), "image_source": str(folder / "image")}
     else:
         given = {"text_source": text_source, "image_source": image_source}
         sources = {name: value for name, value in given.items() if value is not None}
     config = replace(config, encoder=replace(config.encoder, **sources))  # type: ignore[arg-type]
-    model = Mimic.build(config, pretrained=not meta["include_backbone"])
+    model = Mimic.build(config, pretrained=not stored.include_backbone)
     if model.config.matcher != config.matcher:
         raise ModelError(f"{folder}: encoder widths {model.config.matcher} differ from {config.matcher}")
     try:
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / 'model.safetensors'}: cannot be read: {error}") from error
-    _fill(model, state, folder, partial=not meta["include_backbone"])
+    _fill(model, state, folder, partial=not stored.include_backbone)
     model.eval()
-    _check_hashes(model, meta, folder)
-    tokenizer_from = str(folder) if meta["include_backbone"] else config.encoder.text_source
-    return Checkpoint(model, tokenizer_json_path(tokenizer_from), meta["model_hash"], meta["extra"])
+    _check_hashes(model, stored, folder)
+    tokenizer_from = str(folder) if stored.include_backbone else config.encoder.text_source
+    return Checkpoint(model, tokenizer_json_path(tokenizer_from), stored.model_hash, stored.extra)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def model_hash(model: Mimic) -> str:
+    """SHA-256 (hex) of a model; an index carries it and is refused by every other model.
+
+    Where the encoders were loaded from does not count, what they hold does.
+    """
+    return state_hash(model.state_dict(), salt=_config_salt(model.config))
+
+
+def state_hash(state: Mapping[str, Tensor], *, salt: str = "") -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes of all tensors, in name order."""
+    digest = hashlib.sha256(salt.encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_json_path(source: str) -> Path:
+    """Path of ``tokenizer.json`` in a local folder, or of a hub id's cached file.
+
+    Raises
+    ------
+    ModelError
+        If the source has no such file.
+    """
+    local = Path(source) / "tokenizer.json"
+    if local.is_file():
+        return local
+    from transformers.utils.hub import cached_file
+
     try:
-        meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: no checkpoint here: {error}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        raise ModelError(f"{path}: not a {FORMAT} of version {VERSION}")
-    missing = {"model", "include_backbone", "backbone_sha256", "model_hash", "extra"} - meta.keys()
-    if missing:
-        raise ModelError(f"{path}: lacks {sorted(missing)}")
-    return meta
+        path = None if Path(source).is_dir() else cached_file(source, "tokenizer.json")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"text_source {source!r}: no tokenizer.json there: {error}") from error
+    if path is None:
+        raise ModelError(f"text_source {source!r}: no tokenizer.json there; save a fast tokenizer into it")
+    return Path(path)
+
+
+def tokenizer_json_text(source: str) -> str:
+    """The text of the file that :func:`tokenizer_json_path` finds."""
+    return tokenizer_json_path(source).read_text("utf-8")
+
+
+def _read_config(folder: Path) -> _Config:
+    path = folder / CONFIG
+    try:
+        return read_versioned(path, _Config, format=FORMAT, version=VERSION, error=ModelError)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no checkpoint here") from None
 
 
 def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: bool) -> None:
-    expected = {k: v for k, v in model.state_dict().items() if not partial or k.startswith(PROJECTIONS)}
+    expected = {k: v for k, v in model.state_dict().items() if not partial or k.startswith(HEADS)}
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or unexpected or shapes:
@@ -185,20 +202,18 @@ def _fill(model: Mimic, state: Mapping[str, Tensor], folder: Path, *, partial: b
     model.load_state_dict(dict(state), strict=False)
 
 
-def _check_hashes(model: Mimic, meta: Mapping[str, Any], folder: Path) -> None:
-    if not meta["include_backbone"]:
-        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(PROJECTIONS)}
-        found = state_hash(backbone)
-        if found != meta["backbone_sha256"]:
+def _check_hashes(model: Mimic, stored: _Config, folder: Path) -> None:
+    if not stored.include_backbone:
+        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
+        own = state_hash(backbone)
+        if own != stored.backbone_sha256:
             raise ModelError(
-                f"{folder}: encoders have hash {found[:12]}, trained with {meta['backbone_sha256'][:12]}: "
+                f"{folder}: encoders have hash {own[:12]}, trained with {stored.backbone_sha256[:12]}: "
                 "give text_source and image_source of the same weights"
             )
-    found = model_hash(model)
-    if found != meta["model_hash"]:
-        raise ModelError(
-            f"{folder}: weights have hash {found[:12]}, config.json says {meta['model_hash'][:12]}"
-        )
+    own = model_hash(model)
+    if own != stored.model_hash:
+        raise ModelError(f"{folder}: weights have hash {own[:12]}, config.json says {stored.model_hash[:12]}")
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,27 +233,6 @@ def _save_backbone_configs(model: Mimic, folder: Path) -> None:
         config = getattr(part, "config", None)
         if config is not None and hasattr(config, "save_pretrained"):
             config.save_pretrained(folder / name)
-
-
-# Identity of a model: a SHA-256 over its weights and what of its config changes what it computes.
-
-
-def state_hash(state: Mapping[str, Tensor], *, salt: str = "") -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of all tensors, in name order."""
-    digest = hashlib.sha256(salt.encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def model_hash(model: Mimic) -> str:
-    """SHA-256 (hex) of a model; an index carries it and is refused by every other model.
-
-    Where the encoders were loaded from does not count, what they hold does.
-    """
-    return state_hash(model.state_dict(), salt=_config_salt(model.config))
 
 
 def _config_salt(config: ModelConfig) -> str:

@@ -1,9 +1,16 @@
-"""The interaction units of MIMIC, as the paper defines them (section 3.3): TGLU, VDLU, CMFU.
+"""MIMIC, as the paper defines it: the interaction units, the matcher over them, the model, the loss.
+
+From top to bottom: what goes in and out; the units TGLU, VDLU and CMFU, each a
+score of every mention against every entity (section 3.3); the matcher, which
+normalises the features and takes the units' mean; encoder and matcher as one
+module (figure 2); the unit-consistent loss (section 3.4).
 
 Readable and unfolded: this is the specification that training uses and that
 every fast path is measured against. What depends on one side alone is folded
-in :mod:`mimic_engine.model.fold`. Module names are those of the published
-checkpoints. Axes: B mentions, N entities, L tokens, P patches, D width.
+in :mod:`mimic_engine.model.fold`, the backbones are in
+:mod:`mimic_engine.model.encoders`. Module names are those of the published
+checkpoints. Axes: B mentions, N entities, R rows of either, L tokens, P patches,
+T and D widths of the text encoder and of the matcher.
 """
 
 from __future__ import annotations
@@ -21,14 +28,31 @@ from mimic_engine.config import MatcherConfig, ModelConfig
 from mimic_engine.model.encoders import Encoder, Vectors, build_encoder
 
 
-class Side(NamedTuple):
-    """Layer-normed features of one side (mentions or entities; R rows)."""
+class Features(NamedTuple):
+    """Encoder output of R mentions or entities, images projected to width D."""
 
     text_cls: Tensor  # (R, T)
     text_tokens: Tensor  # (R, L, text token width)
     text_mask: Tensor  # (R, L), 1 = real token
     image_cls: Tensor  # (R, D)
     image_tokens: Tensor  # (R, P, D)
+
+
+class Side(NamedTuple):
+    """Features of R mentions or entities after the layer norms."""
+
+    text_cls: Tensor  # (R, T)
+    text_tokens: Tensor  # (R, L, text token width)
+    text_mask: Tensor  # (R, L), 1 = real token
+    image_cls: Tensor  # (R, D)
+    image_tokens: Tensor  # (R, P, D)
+
+
+class MatcherScores(NamedTuple):
+    """Total score and the score of each unit that is on; all (B, N)."""
+
+    total: Tensor
+    units: dict[str, Tensor]
 
 
 class TGLU(nn.Module):
@@ -71,7 +95,7 @@ class TGLU(nn.Module):
         context = torch.einsum("bnj,bjd->bnd", column_mean, value)  # (B, N, D)
         g2l = torch.einsum("nd,bnd->bn", self.fc_cls(entity.text_cls), self.layer_norm(context))  # (B, N)
         g2g = mention.text_cls @ entity.text_cls.T  # (B, N)
-        return (g2g + g2l) / 2
+        return (g2g + g2l) / 2  # (B, N)
 
 
 class Dual(nn.Module):
@@ -94,7 +118,7 @@ class Dual(nn.Module):
         context = self.fc(self.add_layer_norm(value[None] + query[:, None]))  # (A, K, D)
         gate = torch.tanh(self.gate_fc(context))  # (A, K, 1)
         fused = self.layer_norm(gate * context + key[None])  # (A, K, D)
-        return torch.einsum("akd,ad->ak", fused, self.layer_norm(query))
+        return torch.einsum("akd,ad->ak", fused, self.layer_norm(query))  # (A, K)
 
 
 class VDLU(nn.Module):
@@ -109,7 +133,7 @@ class VDLU(nn.Module):
         """Scores (B, N)."""
         to_mention = self.dual_ent2men(entity.image_cls, mention.image_cls, mention.image_tokens).T  # (B, N)
         to_entity = self.dual_men2ent(mention.image_cls, entity.image_cls, entity.image_tokens)  # (B, N)
-        return (to_mention + to_entity) / 2
+        return (to_mention + to_entity) / 2  # (B, N)
 
 
 class ConcatUnit(nn.Module):
@@ -121,11 +145,11 @@ class ConcatUnit(nn.Module):
 
     def side(self, side: Side) -> Tensor:
         """Fused vector of each row; (R, D)."""
-        return self.fc(torch.cat([side.text_cls, side.image_cls], dim=-1))
+        return self.fc(torch.cat([side.text_cls, side.image_cls], dim=-1))  # (R, D)
 
     def forward(self, mention: Side, entity: Side) -> Tensor:
         """Scores (B, N)."""
-        return self.side(mention) @ self.side(entity).T
+        return self.side(mention) @ self.side(entity).T  # (B, N)
 
 
 class CMFU(nn.Module):
@@ -149,35 +173,15 @@ class CMFU(nn.Module):
         patches = self.image_fc(side.image_tokens)  # (R, P, D)
         attention = torch.einsum("rd,rpd->rp", text, patches).softmax(-1)  # (R, P)
         context = torch.einsum("rp,rpd->rd", attention, patches)  # (R, D)
-        return self.gate_layer_norm(text * torch.tanh(self.gate_fc(text)) + context)
+        return self.gate_layer_norm(text * torch.tanh(self.gate_fc(text)) + context)  # (R, D)
 
     def forward(self, mention: Side, entity: Side) -> Tensor:
         """Scores (B, N)."""
-        return self.side(mention) @ self.side(entity).T
-
-
-# The matcher: layer norms on the four inputs, the units that are on, and their mean (section 3.3).
-
-
-class Features(NamedTuple):
-    """Encoder output of R mentions or entities, images projected to width D."""
-
-    text_cls: Tensor  # (R, T)
-    text_tokens: Tensor  # (R, L, text token width)
-    text_mask: Tensor  # (R, L), 1 = real token
-    image_cls: Tensor  # (R, D)
-    image_tokens: Tensor  # (R, P, D)
-
-
-class MatcherScores(NamedTuple):
-    """Total score and the score of each unit that is on; all (B, N)."""
-
-    total: Tensor
-    units: dict[str, Tensor]
+        return self.side(mention) @ self.side(entity).T  # (B, N)
 
 
 class Matcher(nn.Module):
-    """MIMIC's interaction layers: scores of B mentions against N entities from their features."""
+    """Interaction layers (section 3.3): the four inputs normalised, the units that are on, and their mean."""
 
     def __init__(self, config: MatcherConfig) -> None:
         super().__init__()
@@ -212,11 +216,8 @@ class Matcher(nn.Module):
         return MatcherScores(torch.stack(list(units.values())).mean(0), units)
 
 
-# MIMIC as one module: encoder and matcher (figure 2 of the paper).
-
-
 class Mimic(nn.Module):
-    """Encoder and matcher; submodule names are those of the published checkpoints."""
+    """Encoder and matcher as one module (figure 2 of the paper)."""
 
     def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -249,13 +250,10 @@ class Mimic(nn.Module):
         return self.matcher(mention, entity)
 
 
-# The unit-consistent loss (section 3.4, equations 19 to 21): in-batch cross-entropy of total and units.
-
-
 def unit_consistent_loss(
     scores: MatcherScores, unit_losses: Collection[str] | None = None, target: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Cross-entropies of B mentions over their candidates, by name; their sum is the training loss.
+    """Unit-consistent loss (equations 19 to 21): cross-entropies in the batch, whose sum is trained on.
 
     Parameters
     ----------

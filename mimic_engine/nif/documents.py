@@ -5,40 +5,43 @@ for ``nif:referenceContext``, at ``nif:beginIndex`` to ``nif:endIndex``, counted
 names is its ``itsrdf:taIdentRef``: none where nobody has said, several where several knowledge bases
 have it. Sentences, paragraphs and titles that name nothing are structure and no annotations.
 
+Files are Turtle, N-Triples and RDF/XML, parsed and serialised by rdflib. Nothing is fetched: what a file
+names elsewhere stays a name. RDF/XML is not written, for it can hold neither control characters nor
+carriage returns, and offsets count both.
+
 How annotations become mentions is in :mod:`mimic_engine.nif.mentions`, writing in
 :mod:`mimic_engine.nif.writer`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from mimic_engine.errors import DataError
-
-if TYPE_CHECKING:
-    from rdflib import Graph
-
-
 import io
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mimic_engine.errors import MissingDependencyError
+from mimic_engine.errors import DataError, MissingDependencyError
 from mimic_engine.files import write_atomic
 
 if TYPE_CHECKING:
     from rdflib import Graph
 
-_QUOTED = 100  # characters of a text that a message quotes
+NIF = "http://persistence.uni-leipzig.org/nlp2rdf/ontologies/nif-core#"
+ITSRDF = "http://www.w3.org/2005/11/its/rdf#"
+READS = {".ttl": "turtle", ".nt": "nt", ".rdf": "xml", ".xml": "xml"}
+WRITES = {".ttl": "turtle", ".nt": "nt"}
+# What no IRI holds in Turtle and N-Triples; a lone surrogate fits in no file.
+ILLEGAL = re.compile('[\x00-\x20<>"{}|^`\\\\\ud800-\udfff]')
 _STRUCTURE = ("Sentence", "Paragraph", "Title", "Structure")
+_QUOTED = 100  # characters of a text that a message quotes
+_LONGEST_REASON = 200  # characters of a parser's complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +122,10 @@ class _Reader:
         if literal is None:
             raise DataError(f"{where}: has no nif:isString")
         text = check_text(str(literal), where)
-        found = [self._annotation(m, text, where) for m in members if not self._is_structure(m)]
-        if not all(anchored for _, anchored in found):
+        placed = [self._annotation(m, text, where) for m in members if not self._is_structure(m)]
+        if not all(anchored for _, anchored in placed):
             self._check_unit(context, text, where)
-        annotations = sorted((a for a, _ in found), key=lambda a: (a.start, a.stop, a.uri, a.refs))
+        annotations = sorted((a for a, _ in placed), key=lambda a: (a.start, a.stop, a.uri, a.refs))
         language = getattr(literal, "language", None) or ""
         return NifDocument(check_uri(str(context), where), text, tuple(annotations), language)
 
@@ -198,33 +201,6 @@ class _Reader:
         return values[0] if values else None
 
 
-def _mismatch(where: str, text: str, start: int, stop: int, anchor: str) -> str:
-    units = text.encode("utf-16-le")[2 * start : 2 * stop].decode("utf-16-le", "replace")
-    hint = "; the offsets seem to count UTF-16 units, NIF counts code points" if units == anchor else ""
-    return (
-        f"{where}: characters {start} to {stop} of the text are {_quoted(text[start:stop])}, "
-        f"but nif:anchorOf is {_quoted(anchor)}{hint}"
-    )
-
-
-def _quoted(text: str) -> str:
-    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}..."
-
-
-# RDF files as graphs: Turtle, N-Triples and RDF/XML in, Turtle and N-Triples out; rdflib does the work.
-# Which triples make a document is in :mod:`mimic_engine.nif.documents`. Nothing is fetched: what a file
-# names elsewhere stays a name. RDF/XML is not written, for it can hold neither control characters nor
-# carriage returns, and offsets count both.
-
-NIF = "http://persistence.uni-leipzig.org/nlp2rdf/ontologies/nif-core#"
-ITSRDF = "http://www.w3.org/2005/11/its/rdf#"
-READS = {".ttl": "turtle", ".nt": "nt", ".rdf": "xml", ".xml": "xml"}
-WRITES = {".ttl": "turtle", ".nt": "nt"}
-# What no IRI holds in Turtle and N-Triples; a lone surrogate fits in no file.
-ILLEGAL = re.compile('[\x00-\x20<>"{}|^`\\\\\ud800-\udfff]')
-_LONGEST_REASON = 200  # characters of a parser's complaint
-
-
 def load_rdflib() -> ModuleType:
     """Give rdflib, or say what to install.
 
@@ -297,9 +273,8 @@ def check_uri(uri: str, what: str) -> str:
     DataError
         If it holds a character that no URI can; names what has it.
     """
-    found = ILLEGAL.search(uri)
-    if found:
-        raise DataError(f"{what}: character {found[0]!r} cannot stand in the URI {uri!r}")
+    if illegal := ILLEGAL.search(uri):
+        raise DataError(f"{what}: character {illegal[0]!r} cannot stand in the URI {uri!r}")
     return uri
 
 
@@ -316,6 +291,19 @@ def check_text(text: str, what: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{what}: character {error.start} of its text is a lone surrogate") from None
     return text
+
+
+def _mismatch(where: str, text: str, start: int, stop: int, anchor: str) -> str:
+    units = text.encode("utf-16-le")[2 * start : 2 * stop].decode("utf-16-le", "replace")
+    hint = "; the offsets seem to count UTF-16 units, NIF counts code points" if units == anchor else ""
+    return (
+        f"{where}: characters {start} to {stop} of the text are {_quoted(text[start:stop])}, "
+        f"but nif:anchorOf is {_quoted(anchor)}{hint}"
+    )
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}..."
 
 
 def _format(path: Path, formats: dict[str, str]) -> str:

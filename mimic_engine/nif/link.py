@@ -1,4 +1,4 @@
-"""Links the annotations of NIF documents: the same documents back, with what the linker says they name.
+"""Linking of the annotations of NIF documents: the same documents back, with what the linker says they name.
 
 The confidence of an answer is its share among the best ten candidates under a softmax of their scores: it
 lies in (0, 1], as ITS asks for, and orders answers, but is not calibrated. A NIL answer names
@@ -28,7 +28,7 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class NifAnswers:
-    """How annotations are answered.
+    """Options of the answers to annotations.
 
     ``words`` bounds a mention's sentence; below ``nil_threshold`` the best candidate is no answer.
     """

@@ -53,7 +53,7 @@ class EntityUris:
     def uri(self, entity_id: str) -> str:
         """The URI of an entity; InvalidInputError where :meth:`id` would not give the same id back."""
         try:
-            uri = self.prefix + ILLEGAL.sub(lambda found: quote(found[0], safe=""), entity_id)
+            uri = self.prefix + ILLEGAL.sub(lambda illegal: quote(illegal[0], safe=""), entity_id)
         except UnicodeEncodeError:
             uri = ""
         if not entity_id or self.id(uri) != entity_id:
@@ -64,7 +64,7 @@ class EntityUris:
         """The entity's id; None where the URI does not begin with the prefix."""
         if not uri.startswith(self.prefix) or uri == self.prefix:
             return None
-        return _ESCAPED.sub(lambda found: unquote(found[0]), uri[len(self.prefix) :])
+        return _ESCAPED.sub(lambda escaped: unquote(escaped[0]), uri[len(self.prefix) :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,8 @@ class SentenceFinder:
             raise InvalidInputError(f"words: must be at least 0, got {words}", field="words")
         self.text = text
         self.words = words
-        found = _load_splitter()(language.partition("-")[0].lower() or "en", text)
-        self._sentences = [(int(s["start_index"]), int(s["end_index"])) for s in found]
+        bounds = _load_splitter()(language.partition("-")[0].lower() or "en", text)
+        self._sentences = [(int(s["start_index"]), int(s["end_index"])) for s in bounds]
 
     def __call__(self, start: int, stop: int) -> str:
         """Text around the mention ``text[start:stop]``, which is part of it; ends are stripped."""

@@ -2,7 +2,7 @@
 
 For installations without the compiled kernels (:mod:`mimic_engine.scan.cpu`) and for models in training:
 several times slower, without a bound pass. Stored rows are widened to float32 into buffers that each
-thread reuses; estimates are those of ``kernels/coded_ref.py``. No torch here.
+thread reuses; estimates are those of ``kernels/coded_tglu_ref.py``. No torch here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mimic_engine.encoding.graph_names import ENTITY, MENTION, SCORER, TOTAL
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph
-from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.reference import normed_ref, scores_with_ref
 from mimic_engine.scan.base import Codes, Rows, Scorer
 from mimic_engine.types import Array, EntityArrays, FoldConstants, MentionArrays, Scores

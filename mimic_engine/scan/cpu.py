@@ -3,7 +3,7 @@
 The passes are C++ (``kernels/cpu``), built where a compiler is at hand; the
 library lies beside ``mimic_engine/kernels/__init__.py`` and picks an
 instruction set at run time. Their readable twins are ``kernels/reference.py``,
-``kernels/cone_bound.py`` and ``kernels/coded_ref.py``.
+``kernels/cone_bound_ref.py`` and ``kernels/coded_tglu_ref.py``.
 """
 
 from __future__ import annotations

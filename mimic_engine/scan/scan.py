@@ -4,12 +4,12 @@ exact
     Every entity is scored by every unit.
 certified
     The same answer for a fraction of the work: a pass over all entities bounds
-    every score from above (``kernels/cone_bound.py``), then entities are scored
+    every score from above (``kernels/cone_bound_ref.py``), then entities are scored
     exactly in descending bound until the k-th best score reaches the next bound.
     A mention for which too many survive is finished by scoring every entity,
     and its answer says so; so is every mention where the kernels have no bound pass.
 coded
-    A pass over codes estimates every score (``kernels/coded_ref.py``), and the
+    A pass over codes estimates every score (``kernels/coded_tglu_ref.py``), and the
     best R are scored exactly. Measured, not proved: see the index's agreement.
 
 Knows nothing of files or models: it takes folded arrays (memory-mapped or

@@ -1,4 +1,4 @@
-"""Who may ask for what: keys from files, compared in constant time; the middleware denies by default.
+"""Authentication: keys from files, compared in constant time; the middleware denies by default.
 
 A key travels as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A browser, which cannot send either on
 its own, may send it as the password of Basic authentication; since browsers repeat that unasked, even to

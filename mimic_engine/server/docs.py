@@ -1,17 +1,26 @@
-"""``/docs`` and ``/openapi.json``: the OpenAPI document, and Swagger UI from files on this machine."""
+"""Routes and their description: the OpenAPI document made from the route table, and a page that shows it.
+
+``/docs`` is Swagger UI, from files on this machine.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from mimic_engine.types import MODES
+from mimic_engine._version import __version__
+from mimic_engine.server.errors import json_response
 from mimic_engine.wire import components, ref
+
+TITLE = "mimic_engine"
 
 PUBLIC_LIMITS = (
     "max_batch_size",
@@ -43,111 +52,178 @@ _MEANING = {
     507: "The index could not be written: a full disk, say; what was there is as it was",
 }
 
+Content = dict[str, Any]  # media type -> {"schema": ...}
 
-def _json(name: str) -> dict[str, Any]:
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Description of a route: its answer, the errors beside 401, its body and its query parameters."""
+
+    tag: str
+    answer: Content
+    codes: tuple[int, ...] = ()
+    body: Content | None = None
+    query: tuple[Mapping[str, Any], ...] = ()
+    other_answers: Mapping[int, tuple[str, Content]] = field(default_factory=dict)
+
+    def responses(self) -> dict[str, Any]:
+        """Answers by status."""
+        errors = {code: (_MEANING[code], _json("ErrorBody")) for code in (401, *self.codes)}
+        answers = {200: ("Answer", self.answer), **errors, **self.other_answers}
+        return {
+            str(status): {"description": words, "content": content}
+            for status, (words, content) in answers.items()
+        }
+
+
+class Endpoint(Route):
+    """Route of exactly one method, with its description if it is part of the OpenAPI document."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Request], Awaitable[Response]],
+        operation: Operation | None = None,
+    ) -> None:
+        super().__init__(path, handler, methods=[method])
+        self.methods = {method}  # GET without HEAD
+        self.method, self.operation = method, operation
+
+
+def _json(name: str) -> Content:
     return {"application/json": {"schema": ref(name)}}
 
 
-def _route(answer: dict[str, Any], *codes: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Arguments of a route decorator: what comes in, what goes out, which errors."""
-    responses: dict[int, Any] = {200: {"description": "Answer", "content": answer}}
-    codes = (401, *codes)
-    responses |= {code: {"description": _MEANING[code], "content": _json("ErrorBody")} for code in codes}
-    extra = {"requestBody": {"required": True, "content": body}} if body else {}
-    return {"responses": responses, "openapi_extra": extra}
-
-
-def _flag(name: str, *codes: int) -> dict[str, Any]:
-    """A yes or no of the Open Inference Protocol, said by the status too."""
+def _flag(name: str) -> Content:
+    """A yes or no of the Open Inference Protocol."""
     body = {"type": "object", "properties": {name: {"type": "boolean"}}, "required": [name]}
-    answer = {"application/json": {"schema": body}}
-    route = _route(answer, *codes)
-    route["responses"][503] = {"description": "Not now", "content": answer}
-    return route
+    return {"application/json": {"schema": body}}
 
 
-_FORM = {
-    "type": "object",
-    "required": ["mention", "sentence"],
-    "properties": {
-        "mention": {"type": "string"},
-        "sentence": {"type": "string"},
-        "image": {"type": "string", "format": "binary"},
-        "top_k": {"type": "integer"},
-        "image_url": {"type": "string"},
-        "filter.ids": {"type": "array", "items": {"type": "string"}},
-        "filter.types": {"type": "array", "items": {"type": "string"}},
-        "mode": {"enum": list(MODES)},
-        "return_parts": {"type": "boolean"},
-        "explain": {"type": "boolean"},
-        "nil": {"type": "boolean"},
-        "nil_threshold": {"type": "number"},
-        "timeout_ms": {"type": "number"},
-    },
-}
+def _yes_or_no(name: str, *codes: int) -> Operation:
+    """A flag that is said by the status too."""
+    return Operation("open inference", _flag(name), codes, other_answers={503: ("Not now", _flag(name))})
+
 
 _OBJECT = {"application/json": {"schema": {"type": "object"}}}
+_FORM = {"multipart/form-data": {"schema": ref("LinkForm")}}
+_IMAGE = {
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("image/jpeg", "image/png", "image/webp")
+}
+_LINES = {"type": "string", "description": "LinkAnswer or ErrorBody, a line each"}
 _LINKING = (413, 415, 422, 429, 500, 503, 504)
 
-LINK = _route(
-    _json("LinkAnswer"),
-    *_LINKING,
-    body={**_json("LinkBody"), "multipart/form-data": {"schema": _FORM}},
+LINK = Operation("linking", _json("LinkAnswer"), _LINKING, _json("LinkBody") | _FORM)
+BATCH = Operation("linking", _json("BatchAnswer"), _LINKING, _json("BatchBody"))
+SCORE = Operation("linking", _json("LinkAnswer"), _LINKING, _json("ScoreBody"))
+STREAM = Operation(
+    "linking",
+    {"application/x-ndjson": {"schema": _LINES}},
+    (415, 422, 503),
+    {"application/x-ndjson": {"schema": ref("MentionBody")}},
+    ({"name": "timeout_ms", "schema": {"type": "number"}, "description": "Deadline of a line"},),
 )
-BATCH = _route(_json("BatchAnswer"), *_LINKING, body=_json("BatchBody"))
-SCORE = _route(_json("LinkAnswer"), *_LINKING, body=_json("ScoreBody"))
-STREAM = _route(
-    {
-        "application/x-ndjson": {
-            "schema": {"type": "string", "description": "LinkAnswer or ErrorBody, a line each"}
-        }
-    },
-    *(415, 422, 503),
-    body={"application/x-ndjson": {"schema": ref("MentionBody")}},
+PUT_ENTITY = Operation(
+    "admin", _json("ReloadAnswer"), (403, 409, 413, 415, 422, 500, 507), _json("EntityBody")
 )
-STREAM["openapi_extra"]["parameters"] = [
-    {"name": "timeout_ms", "in": "query", "schema": {"type": "number"}, "description": "Deadline of a line"}
-]
-PUT_ENTITY = _route(_json("ReloadAnswer"), 403, 409, 413, 415, 422, 500, 507, body=_json("EntityBody"))
-DELETE_ENTITY = _route(_json("ReloadAnswer"), 403, 404, 409, 422, 500, 507)
-ENTITY = _route(_json("EntityAnswer"), 404, 422)
-IMAGE = _route(
-    {
-        kind: {"schema": {"type": "string", "format": "binary"}}
-        for kind in ("image/jpeg", "image/png", "image/webp")
-    },
-    404,
+DELETE_ENTITY = Operation("admin", _json("ReloadAnswer"), (403, 404, 409, 422, 500, 507))
+ENTITY = Operation("index", _json("EntityAnswer"), (404,))
+IMAGE = Operation("index", _IMAGE, (404,))
+EXAMPLE_IMAGE = Operation("service", _IMAGE, (404,))
+EXAMPLES = Operation("service", _json("ExamplesBody"))
+INFO = Operation("service", _OBJECT)
+METRICS = Operation("service", {"text/plain": {"schema": {"type": "string"}}})
+RELOAD = Operation("admin", _json("ReloadAnswer"), (403, 500))
+DRAIN = Operation(
+    "admin",
+    _json("StatusAnswer"),
+    (403,),
+    other_answers={503: ("Not all work is done", _json("StatusAnswer"))},
 )
-EXAMPLES = _route(_json("ExamplesBody"))
-INFO = _route(_OBJECT)
-RELOAD = _route(_json("ReloadAnswer"), 403, 500)
-DRAIN = _route(_json("StatusAnswer"), 403)
-HEALTH = _route(_json("StatusAnswer"), 503)
-V2_LIVE = _flag("live")
-V2_READY = _flag("ready")
-MODEL = _route(_OBJECT, 404, 422)
-MODEL_READY = _flag("ready", 404)
+HEALTH = Operation("service", _json("StatusAnswer"), (503,))
+SERVER = Operation("open inference", _OBJECT)
+MODEL = Operation("open inference", _OBJECT, (404,))
+V2_LIVE = _yes_or_no("live")
+V2_READY = _yes_or_no("ready")
+MODEL_READY = _yes_or_no("ready", 404)
 
 
-def install(app: FastAPI) -> None:
-    """Add the document and the page."""
+def openapi(table: Sequence[Endpoint]) -> dict[str, Any]:
+    """Make the document of all routes that have a description."""
+    paths: dict[str, Any] = {}
+    for route in table:
+        if route.operation is not None:
+            paths.setdefault(route.path_format, {})[route.method.lower()] = _described(route, route.operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": __version__},
+        "paths": paths,
+        "components": {"schemas": components()},
+    }
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(components())
-            app.openapi_schema = schema
-        return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
-    app.mount("/docs/static", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
+def _described(route: Endpoint, operation: Operation) -> dict[str, Any]:
+    """Describe one route; the words are those of its handler."""
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in route.param_convertors
+    ]
+    parameters = in_path + [{**parameter, "in": "query"} for parameter in operation.query]
+    described: dict[str, Any] = {
+        "tags": [operation.tag],
+        "summary": route.name.replace("_", " ").title(),
+        "description": inspect.getdoc(route.endpoint),
+        "operationId": re.sub(r"\W", "_", f"{route.name}{route.path_format}_{route.method.lower()}"),
+        "responses": operation.responses(),
+    }
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": operation.body}
+    return described
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs_page() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title=f"{app.title} {app.version}",
-            swagger_js_url="docs/static/swagger-ui-bundle.js",
-            swagger_css_url="docs/static/swagger-ui.css",
-            swagger_favicon_url="docs/static/favicon.png",
-        )
+
+_PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1.0">
+<title>{TITLE} {__version__}</title>
+<link rel="stylesheet" href="docs/static/swagger-ui.css">
+<link rel="icon" href="docs/static/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/static/swagger-ui-bundle.js"></script>
+<script>
+SwaggerUIBundle({{
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  layout: "BaseLayout",
+  deepLinking: true,
+  showExtensions: true,
+  showCommonExtensions: true
+}})
+</script>
+</body>
+</html>
+"""
+
+
+def routes(table: Sequence[Endpoint]) -> list[BaseRoute]:
+    """Routes of the document and of the page that shows it."""
+    document = json_response(openapi(table))
+
+    async def openapi_json(_: Request) -> Response:
+        return document
+
+    async def docs_page(_: Request) -> Response:
+        return HTMLResponse(_PAGE)
+
+    return [
+        Route("/openapi.json", openapi_json),
+        Endpoint("GET", "/docs", docs_page),
+        Mount("/docs/static", StaticFiles(packages=[("swagger_ui", "static")])),
+    ]

@@ -11,8 +11,9 @@ import math
 import uuid
 
 import msgspec
-from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from mimic_engine.errors import (
     DataError,
@@ -99,18 +100,17 @@ def json_response(content: object, status: int = 200, headers: dict[str, str] | 
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
-def install(app: FastAPI) -> None:
-    """Give the application its handlers. Faults are answered by the outermost middleware."""
+async def _on_mimic_error(_: Request, error: Exception) -> Response:
+    return error_response(error)
 
-    async def on_mimic_error(_: Request, error: Exception) -> Response:
-        return error_response(error)
 
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = HTTP_CODES.get(error.status_code, "http_error")
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        body = ErrorBody(ErrorDetail(code=code, message=message))
-        return json_response(body, error.status_code, dict(error.headers or {}))
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = HTTP_CODES.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    body = ErrorBody(ErrorDetail(code=code, message=message))
+    return json_response(body, error.status_code, dict(error.headers or {}))
 
-    app.add_exception_handler(MimicError, on_mimic_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+
+# Of the application. Faults are answered by the outermost middleware.
+HANDLERS = {MimicError: _on_mimic_error, HTTPException: _on_http_error}

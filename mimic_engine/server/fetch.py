@@ -1,4 +1,4 @@
-"""Fetching the picture that a URL names, without becoming a way into the network that the service runs in.
+"""Fetcher of the image that a URL names, without becoming a way into the network that the service runs in.
 
 Only https on port 443, only hosts of the allow-list, no credentials, no redirects, a limit on bytes and on
 the whole time. The host is resolved once, every address must be a public one, and the connection goes to the
@@ -113,11 +113,11 @@ class Fetcher:
             raise ImageError(f"{FIELD}: {host} has no public address, or others too", field=FIELD)
         reader, writer = await self._connect(addresses[0], host)
         try:
-            return await self._talk(parts, host, reader, writer)
+            return await self._exchange(parts, host, reader, writer)
         finally:
             writer.close()
 
-    async def _talk(
+    async def _exchange(
         self, parts: SplitResult, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bytes:
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
@@ -186,8 +186,8 @@ def _refused(reason: str) -> InvalidInputError:
 
 
 async def _resolve(host: str) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, PORT, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    infos = await asyncio.get_running_loop().getaddrinfo(host, PORT, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in infos]
 
 
 async def _connect(address: str, host: str) -> Streams:

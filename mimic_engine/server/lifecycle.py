@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.server.service import LinkService
@@ -60,7 +60,7 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(
-        self, app: FastAPI, settings: Settings, *, on_ready: Callable[[], None] = lambda: None
+        self, app: Starlette, settings: Settings, *, on_ready: Callable[[], None] = lambda: None
     ) -> None:
         super().__init__(
             uvicorn.Config(

@@ -1,4 +1,4 @@
-"""What the linking routes share: from bodies to results within the deadline, and results to answers."""
+"""Linking as all its routes do it: from bodies to results within the deadline, from results to answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimic_engine.types import LinkResult
 from mimic_engine.wire import BatchBody, CandidateAnswer, LinkAnswer, MentionBody, ScoreBody
 
 if TYPE_CHECKING:
-    from fastapi import Request
+    from starlette.requests import Request
 
     from mimic_engine.server.middleware import Trace
 
@@ -49,6 +49,15 @@ class Linking:
             return link_request(body, service.settings, service.linker)
         except InvalidInputError as error:
             return error
+
+    async def answer_one(
+        self, request: Request, body: MentionBody | ScoreBody, timeout_ms: float | None
+    ) -> LinkAnswer:
+        """Answer one mention, or raise its error."""
+        [answer] = await self.answer(request, [self.check(body)], timeout_ms)
+        if isinstance(answer, MimicError):
+            raise answer
+        return answer
 
     async def answer(
         self, request: Request, asked: Sequence[Asked], timeout_ms: float | None

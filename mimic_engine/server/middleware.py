@@ -32,7 +32,7 @@ _DISCARD_FACTOR = 4  # a body over its limit is read and dropped up to so many l
 
 @dataclass(slots=True)
 class Trace:
-    """What one request is called and where its time went, for ``X-Request-Id`` and ``Server-Timing``."""
+    """Name of one request and where its time went, for ``X-Request-Id`` and ``Server-Timing``."""
 
     request_id: str
     started: float = field(default_factory=time.monotonic)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 
-from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mimic_engine.server.docs import Endpoint
 
 PAGE = "page.html"
 MEDIA_TYPES = {
@@ -41,22 +44,21 @@ _HEADERS = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Add the page and its files."""
+def routes() -> list[Endpoint]:
+    """Routes of the page and its files."""
     folder = resources.files(__package__).joinpath("static")
     files = {name: folder.joinpath(name).read_bytes() for name in MEDIA_TYPES}
     digest = hashlib.blake2b(b"\0".join(files.values()), digest_size=8).hexdigest()
     files[PAGE] = files[PAGE].replace(b'"static/', f'"static/{digest}/'.encode())
 
-    @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         headers = {**_HEADERS, "Cache-Control": "no-cache", "ETag": f'"{digest}"'}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         return Response(files[PAGE], media_type=MEDIA_TYPES[PAGE], headers=headers)
 
-    @app.get("/static/{asked}/{name}", include_in_schema=False)
-    async def static(asked: str, name: str) -> Response:
+    async def static(request: Request) -> Response:
+        asked, name = request.path_params["asked"], request.path_params["name"]
         if name not in files:
             raise HTTPException(404)
         # Another digest: a page of before or after an update asks. It gets what there is, not to be kept.
@@ -64,3 +66,5 @@ def install(app: FastAPI) -> None:
         return Response(
             files[name], media_type=MEDIA_TYPES[name], headers={**_HEADERS, "Cache-Control": kept}
         )
+
+    return [Endpoint("GET", "/", page), Endpoint("GET", "/static/{asked}/{name}", static)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from mimic_engine._version import __version__
 from mimic_engine.errors import NotReadyError
-from mimic_engine.server import docs
 from mimic_engine.server.errors import error_response, json_response
 from mimic_engine.server.metrics import Metrics
 from mimic_engine.server.service import LinkService
@@ -19,81 +19,79 @@ from mimic_engine.wire import StatusAnswer
 MODEL_NAME = "mimic"  # as the Open Inference Protocol calls it
 
 
-def install(app: FastAPI, service: LinkService, metrics: Metrics) -> None:
-    """Add the routes."""
+class ProbeRoutes:
+    """Handlers of the probes, the metrics and the drain."""
 
-    @app.get("/health/live", tags=["service"], **docs.HEALTH)
-    async def live() -> Response:
+    def __init__(self, service: LinkService, metrics: Metrics) -> None:
+        self._service, self._metrics = service, metrics
+
+    async def live(self, _: Request) -> Response:
         """Fail when only a restart helps: the device thread has died, or the device is lost."""
-        if service.batcher.failure is not None:
-            return error_response(NotReadyError(f"not live: {service.batcher.queue.state.value}"))
+        batcher = self._service.batcher
+        if batcher.failure is not None:
+            return error_response(NotReadyError(f"not live: {batcher.queue.state.value}"))
         return json_response(StatusAnswer("live"))
 
-    @app.get("/health/ready", tags=["service"], **docs.HEALTH)
-    async def ready() -> Response:
+    async def ready(self, _: Request) -> Response:
         """Fail while warming up, recovering or draining, and when the device thread is dead or stuck."""
-        if reason := service.unready_reason:
+        if reason := self._service.unready_reason:
             return error_response(NotReadyError(f"not ready: {reason}"))
         return json_response(StatusAnswer("ready"))
 
-    @app.get("/metrics", tags=["service"], response_class=Response)
-    async def prometheus() -> Response:
+    async def prometheus(self, _: Request) -> Response:
         """Give the metrics in Prometheus' text format."""
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/admin/drain", tags=["admin"], **docs.DRAIN)
-    async def drain() -> Response:
+    async def drain(self, _: Request) -> Response:
         """Fail readiness, refuse new work after ``drain_grace_s``, and answer when all work is done."""
-        service.announce_leaving()
-        await asyncio.sleep(service.settings.drain_grace_s)
-        drained = await service.drain()
+        self._service.announce_leaving()
+        await asyncio.sleep(self._service.settings.drain_grace_s)
+        drained = await self._service.drain()
         return json_response(StatusAnswer("drained" if drained else "draining"), 200 if drained else 503)
 
-    _add_open_inference(app, service)
 
+class OpenInferenceRoutes:
+    """Handlers of the routes that the Open Inference Protocol names."""
 
-def _add_open_inference(app: FastAPI, service: LinkService) -> None:
-    @app.get("/v2/health/live", tags=["open inference"], **docs.V2_LIVE)
-    async def live() -> Response:
+    def __init__(self, service: LinkService) -> None:
+        self._service = service
+
+    async def live(self, _: Request) -> Response:
         """Say what ``/health/live`` says."""
-        alive = service.batcher.failure is None
+        alive = self._service.batcher.failure is None
         return json_response({"live": alive}, 200 if alive else 503)
 
-    async def ready() -> Response:
+    async def ready(self, _: Request) -> Response:
         """Say what ``/health/ready`` says."""
-        is_ready = service.unready_reason is None
+        is_ready = self._service.unready_reason is None
         return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
-    @app.get("/v2/models/{name}", tags=["open inference"], **docs.MODEL)
-    async def model(name: str) -> Response:
+    async def model(self, request: Request) -> Response:
         """Describe the one model; it is asked over ``/v1/link``, not by ``infer``."""
-        _expect_model(name)
+        _expect_model(request)
         tensors = [{"name": n, "datatype": "BYTES", "shape": [-1]} for n in ("mention", "sentence", "image")]
         outputs = [("id", "BYTES"), ("score", "FP32")]
         return json_response(
             {
                 "name": MODEL_NAME,
-                "versions": [service.linker.model_hash],
+                "versions": [self._service.linker.model_hash],
                 "platform": "mimic_engine",
                 "inputs": tensors,
                 "outputs": [{"name": n, "datatype": kind, "shape": [-1, -1]} for n, kind in outputs],
             }
         )
 
-    @app.get("/v2/models/{name}/ready", tags=["open inference"], **docs.MODEL_READY)
-    async def model_ready(name: str) -> Response:
+    async def model_ready(self, request: Request) -> Response:
         """Say whether the one model is ready."""
-        _expect_model(name)
-        return await ready()
+        _expect_model(request)
+        return await self.ready(request)
 
-    @app.get("/v2", tags=["open inference"], **docs.INFO)
-    async def server() -> Response:
+    async def server(self, _: Request) -> Response:
         """Describe the server."""
         return json_response({"name": "mimic_engine", "version": __version__, "extensions": []})
 
-    app.get("/v2/health/ready", tags=["open inference"], **docs.V2_READY)(ready)
 
-
-def _expect_model(name: str) -> None:
+def _expect_model(request: Request) -> None:
+    name = request.path_params["name"]
     if name != MODEL_NAME:
         raise HTTPException(404, f"there is one model, {MODEL_NAME!r}; got {name!r}")

@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from mimic_engine import wire
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
 from mimic_engine.server.settings import Settings
-from mimic_engine.types import Entity, LinkOptions, Mention
+from mimic_engine.types import DEFAULT_OPTIONS, Entity, LinkOptions, Mention
 from mimic_engine.wire import EntityBody, LinkBody, MentionBody, ScoreBody
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+JSON = ("application/json",)
 NDJSON = ("application/x-ndjson", "application/jsonl")
-DEFAULTS = LinkOptions()
 MAX_ID_CHARS = 512
 MAX_IMAGES = 8
 
@@ -50,11 +50,6 @@ class LinkRequest:
     return_parts: bool = True
     nil_threshold: float | None = None
 
-    @property
-    def restricted(self) -> bool:
-        """Whether not all entities may be the answer."""
-        return self.options.candidates is not None or self.options.types is not None
-
 
 # -- one mention --------------------------------------------------------------------------------------
 
@@ -67,23 +62,25 @@ def link_request(body: MentionBody, settings: Settings, linker: Linker) -> LinkR
     InvalidInputError, TooLargeError, ImageError
         Naming the field, the limit and the value.
     """
-    threshold = _nil_threshold(body, linker.nil_threshold)
+    threshold = None
+    if body.nil is not None or body.nil_threshold is not None:
+        threshold = _nil_threshold(body, linker.nil_threshold)
     mention = _mention(body, settings)
-    chosen = body.filter or wire.FilterBody()
-    options = LinkOptions(
-        _top_k(body.top_k, settings, len(linker.index)),
-        _names("filter.ids", chosen.ids, settings),
-        _names("filter.types", chosen.types, settings),
-        body.mode or DEFAULTS.mode,
-        explain=bool(body.explain),
-    )
-    return LinkRequest(
-        mention,
-        options,
-        body.image_url,
-        return_parts=body.return_parts is not False,
-        nil_threshold=threshold,
-    )
+    ids = types = None
+    if body.filter is not None:
+        ids = _names("filter.ids", body.filter.ids, settings)
+        types = _names("filter.types", body.filter.types, settings)
+    most = min(settings.max_top_k, len(linker.index))
+    top_k = min(DEFAULT_OPTIONS.top_k, most) if body.top_k is None else body.top_k
+    if not 1 <= top_k <= most:
+        raise InvalidInputError(
+            f"top_k: must be 1 to {most} (max_top_k={settings.max_top_k}, "
+            f"{len(linker.index)} entities in the index), got {top_k}",
+            field="top_k",
+        )
+    options = LinkOptions(top_k, ids, types, body.mode or DEFAULT_OPTIONS.mode, explain=bool(body.explain))
+    parts = body.return_parts is not False
+    return LinkRequest(mention, options, body.image_url, return_parts=parts, nil_threshold=threshold)
 
 
 def score_request(body: ScoreBody, settings: Settings) -> LinkRequest:
@@ -91,14 +88,14 @@ def score_request(body: ScoreBody, settings: Settings) -> LinkRequest:
     mention = _mention(body, settings)
     ids = _names("candidates", body.candidates, settings)
     options = LinkOptions(len(body.candidates), ids, explain=bool(body.explain))
-    return LinkRequest(
-        mention, options, body.image_url, "candidates", return_parts=body.return_parts is not False
-    )
+    parts = body.return_parts is not False
+    return LinkRequest(mention, options, body.image_url, "candidates", return_parts=parts)
 
 
 def _mention(body: MentionBody | ScoreBody, settings: Settings) -> Mention:
-    for field in ("mention", "sentence"):
-        _check_text(field, getattr(body, field), settings)
+    for field, text in (("mention", body.mention), ("sentence", body.sentence)):
+        if len(text) > settings.max_text_chars:
+            raise _too_long(field, text, settings)
     if not body.mention.strip():
         raise InvalidInputError("mention: must not be empty", field="mention")
     if body.image is not None:
@@ -108,10 +105,9 @@ def _mention(body: MentionBody | ScoreBody, settings: Settings) -> Mention:
     return Mention(body.mention, body.sentence, body.image)
 
 
-def _check_text(field: str, text: str, settings: Settings) -> None:
-    if len(text) > settings.max_text_chars:
-        message = f"{field}: at most {settings.max_text_chars} characters, got {len(text)}"
-        raise InvalidInputError(message, field=field)
+def _too_long(field: str, text: str, settings: Settings) -> InvalidInputError:
+    message = f"{field}: at most {settings.max_text_chars} characters, got {len(text)}"
+    return InvalidInputError(message, field=field)
 
 
 def check_image(image: bytes, settings: Settings) -> None:
@@ -133,25 +129,12 @@ def _names(field: str, names: Sequence[str] | None, settings: Settings) -> tuple
     return tuple(names)
 
 
-def _top_k(asked: int | None, settings: Settings, entities: int) -> int:
-    most = min(settings.max_top_k, entities)
-    if asked is None:
-        return min(DEFAULTS.top_k, most)
-    if not 1 <= asked <= most:
-        raise InvalidInputError(
-            f"top_k: must be 1 to {most} (max_top_k={settings.max_top_k}, "
-            f"{entities} entities in the index), got {asked}",
-            field="top_k",
-        )
-    return asked
-
-
 def _nil_threshold(body: MentionBody, own: float | None) -> float | None:
     """Threshold of the nil verdict, the caller's or the model's own; None where none is asked for."""
     given = body.nil_threshold
     if given is not None and not math.isfinite(given):
         raise InvalidInputError(f"nil_threshold: must be finite, got {given}", field="nil_threshold")
-    if body.nil is False or (body.nil is None and given is None):
+    if body.nil is False:
         return None
     if given is None and own is None:
         raise InvalidInputError(
@@ -162,7 +145,7 @@ def _nil_threshold(body: MentionBody, own: float | None) -> float | None:
 
 
 def timeout_s(asked_ms: float | None, settings: Settings) -> float:
-    """How long a mention may take: as asked for, else the service's default."""
+    """Time that a mention may take: as asked for, else the service's default."""
     if asked_ms is None:
         return settings.timeout_ms / 1e3
     if not 0 < asked_ms <= settings.max_timeout_ms:
@@ -178,13 +161,14 @@ def timeout_s(asked_ms: float | None, settings: Settings) -> float:
 
 def put_request(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
     """Hold an entity against the limits; errors as of a mention."""
-    if not entity_id or len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():
+    if len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():  # the path has one at least
         message = f"id: must be 1 to {MAX_ID_CHARS} printable characters, got {len(entity_id)}"
         raise InvalidInputError(message, field="id")
     if not body.name.strip():
         raise InvalidInputError("name: must not be empty", field="name")
-    for field in ("name", "description", "type"):
-        _check_text(field, getattr(body, field), settings)
+    for field, text in (("name", body.name), ("description", body.description), ("type", body.type)):
+        if len(text) > settings.max_text_chars:
+            raise _too_long(field, text, settings)
     if len(body.images) > MAX_IMAGES:
         message = f"images: at most {MAX_IMAGES}, got {len(body.images)}"
         raise InvalidInputError(message, field="images")
@@ -199,7 +183,8 @@ def put_request(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
 async def read_link(request: Request, settings: Settings) -> LinkBody:
     """Read the body of ``/v1/link``, JSON or multipart."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return wire.decode_link(await read_json(request, "multipart/form-data"))
+        expect_type(request, JSON, ("multipart/form-data",))
+        return wire.decode_link(await request.body())
     fields: list[tuple[str, str]] = []
     image: bytes | None = None
     limits = {"max_fields": 16 + 2 * settings.max_candidates, "max_part_size": 4 * settings.max_text_chars}
@@ -217,14 +202,17 @@ async def read_link(request: Request, settings: Settings) -> LinkBody:
     return wire.form_to_body(fields, image)
 
 
-async def read_json(request: Request, *also: str) -> bytes:
-    """Read a whole body that must be JSON; ``also`` are other types that the route takes, for the message."""
-    expect_type(request, ("application/json",), also)
+async def read_json(request: Request) -> bytes:
+    """Read a whole body that must be JSON."""
+    expect_type(request, JSON)
     return await request.body()
 
 
 def expect_type(request: Request, accepted: tuple[str, ...], also: tuple[str, ...] = ()) -> None:
-    """Refuse a content type with 415; a body without one is taken for the first."""
+    """Refuse a content type with 415; ``also`` are other types that the route takes, for the message.
+
+    A body without one is taken for the first.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", *accepted):
         raise HTTPException(415, f"content-type must be {' or '.join((*accepted, *also))}; got {kind!r}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from mimic_engine.batching.batcher import Batcher
@@ -63,7 +64,7 @@ class LinkService:
         self.batcher: Batcher[LinkItem, LinkResult] = Batcher(
             _run,
             settings.batch_limits(),
-            cost=lambda item: item.cost,
+            cost=attrgetter("cost"),
             warm_up=linker.warm_up,
             on_batch=on_batch,
             recovery=Recovery(
@@ -251,6 +252,7 @@ def _is_cheap(request: LinkRequest) -> bool:
     return (
         mention.image is None
         and request.image_url is None
-        and not request.restricted
+        and request.options.candidates is None
+        and request.options.types is None
         and len(mention.mention) + len(mention.sentence) <= INLINE_CHARS
     )

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 

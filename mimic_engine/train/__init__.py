@@ -1,1 +1,1 @@
-"""Training and evaluation of MIMIC in plain PyTorch."""
+"""Training of MIMIC in plain PyTorch."""

@@ -1,11 +1,15 @@
-"""The loss of a batch and its gradients: each mention against all columns, in one piece or in several.
+"""Loss of a batch and its gradients: each mention against all columns, in one piece or in several.
 
 In one piece, features, scores and what their gradients need of the whole batch
-are in memory at once. In several (:mod:`mimic_engine.train.batch_loss`),
-those of one piece are: first the features of the batch without what their
-gradients need, then the scores, some mentions at a time, with the gradients of
-the features, then the features again with those of the weights. The loss is a
-mean over mentions, so the gradients are the same to rounding.
+are in memory at once. In several, those of one piece are: first the features of
+the batch without what their gradients need, then the scores, some mentions at a
+time, with the gradients of the features, then the features again with those of
+the weights (gradient caching: Gao et al. 2021, "Scaling Deep Contrastive Learning
+Batch Size under Memory Limited Setup"; not in the paper of MIMIC). The loss is a
+mean over mentions, so the gradients are the same to rounding, at the cost of one
+more pass of the encoders. Dropout is repeated from saved random states. Encoders
+whose output for a record depends on the rest of the batch in training (batch
+statistics) cannot be passed in pieces.
 """
 
 from __future__ import annotations
@@ -21,13 +25,12 @@ from torch import Tensor
 
 from mimic_engine.model.units import Features, unit_consistent_loss
 from mimic_engine.train.config import TrainConfig
-from mimic_engine.train.corpus import Split
+from mimic_engine.train.corpus import Rows, Split
 from mimic_engine.train.distributed import Group
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.matching import batch_scores
 from mimic_engine.train.sampler import Batch
 
-Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
@@ -111,16 +114,9 @@ class BatchLoss:
         return {name: value.detach() * share for name, value in losses.items()}
 
 
-# Gradient caching: features of one side of a batch, in pieces, whose gradients are taken in a second
-# pass. Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". Not
-# in the paper of MIMIC: it changes the memory that a batch takes (one more pass of the encoders), not
-# what is computed. Dropout is repeated from saved random states. Encoders whose output for a record
-# depends on the rest of the batch in training (batch statistics) cannot be passed in pieces.
-
-
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What is encoded of one side of a batch: R records, their text length, what is left out."""
+    """One side of a batch to be encoded: R records, their text length, what is left out."""
 
     records: Rows  # (R,)
     length: int

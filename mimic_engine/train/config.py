@@ -140,9 +140,9 @@ class TrainConfig:
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :meth:`TrainConfig.to_json` without those that name places on one machine."""
-    places = ("data", "out", "cache", "text_source", "image_source")
-    return {name: value for name, value in options.items() if name not in places}
+    """The options of :meth:`TrainConfig.to_json` without those that name paths on one machine."""
+    paths = ("data", "out", "cache", "text_source", "image_source")
+    return {name: value for name, value in options.items() if name not in paths}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> TrainConfig:

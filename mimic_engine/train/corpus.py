@@ -51,7 +51,8 @@ class Corpus:
     pictures: tuple[Picture, ...]  # picture 1 is pictures[0]
     owners: tuple[str, ...]  # of each picture: the first record that has it, for messages
     picture: Rows  # (R,), 0 = none
-    names: tuple[str, ...]  # of the N entities
+    ids: tuple[str, ...]  # of the N entities
+    names: tuple[str, ...]  # of the same
     splits: Mapping[str, Split]
     empty: int  # the record without text and picture, for texts that training leaves out
     entity_pictures: int = 1  # of an entity, at most; the others are left out
@@ -60,6 +61,14 @@ class Corpus:
     def entities(self) -> Rows:
         """Records of all entities, (N,)."""
         return np.arange(len(self.names))
+
+    def distinct(self, records: Rows) -> tuple[Rows, Rows]:
+        """Records no two of which are alike in text and picture, (U,); which of them each one is, (R,)."""
+        t, number = self.tokens, dict[bytes, int]()
+        said = [t.input_ids[records], t.attention_mask[records], t.token_type_ids[records]]
+        rows = np.concatenate([*said, self.picture[records, None]], 1)  # (R, 3 L + 1)
+        which = np.array([number.setdefault(row.tobytes(), len(number)) for row in rows], np.int64)
+        return records[np.unique(which, return_index=True)[1]], which
 
 
 def build_corpus(
@@ -98,9 +107,9 @@ def build_corpus(
     pictures, picture = _number(images)
     first = {int(p): owner for p, owner in reversed(list(zip(picture, owners, strict=True)))}
     owned = tuple(first[p + 1] for p in range(len(pictures)))
-    names = tuple(e.name for e in entities)
+    ids, names = tuple(e.id for e in entities), tuple(e.name for e in entities)
     tokens = _tokenise(texts, text)
-    return Corpus(tokens, pictures, owned, picture, names, splits, len(texts) - 1, entity_pictures)
+    return Corpus(tokens, pictures, owned, picture, ids, names, splits, len(texts) - 1, entity_pictures)
 
 
 def picture_sources(picture: Picture) -> tuple[ImageSource, ...]:
@@ -109,7 +118,7 @@ def picture_sources(picture: Picture) -> tuple[ImageSource, ...]:
 
 
 def picture_identity(source: Picture) -> str:
-    """What tells one picture from another: a hash of its bytes, or path, size and time of the file."""
+    """Identity of a picture: a hash of its bytes, or path, size and time of the file."""
     if isinstance(source, Album):
         return json.dumps([picture_identity(s) for s in source.sources])
     if isinstance(source, bytes):

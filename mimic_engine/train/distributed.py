@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mimic_engine.model.units import Features
+from mimic_engine.train.corpus import Rows
 
-Rows = NDArray[np.int64]
 T = TypeVar("T")
 
 

@@ -28,11 +28,10 @@ from mimic_engine.model.checkpoint import state_hash
 from mimic_engine.model.encoders import Vectors
 from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.units import Features, Mimic
-from mimic_engine.train.corpus import Corpus, Picture, picture_identity, picture_sources
+from mimic_engine.train.corpus import Corpus, Picture, Rows, picture_identity, picture_sources
 from mimic_engine.train.features import CachedFeatures, cache_key, cached_features
 from mimic_engine.types import Array, EntityArrays, MentionArrays
 
-Rows = NDArray[np.int64]
 # Weights that the raw features of a side depend on, by the start of their names in an encoder.
 BACKBONE_KEYS = {"text": ("text.", "clip.text_"), "image": ("image.", "clip.vision", "clip.visual")}
 LENGTH_GROUPS = 4
@@ -84,7 +83,7 @@ class RecordEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def over(self, corpus: Corpus) -> RecordEncoder:
@@ -248,15 +247,21 @@ def fold_entities(encode: RecordEncoder, records: Rows, batch_size: int) -> Enti
 
 
 def _fold(encode: RecordEncoder, fold: nn.Module, records: Rows, batch_size: int) -> dict[str, Array]:
-    """Fill preallocated arrays batch by batch, at full text length so that rows agree in shape."""
+    """Fill preallocated arrays batch by batch, at full text length so that rows agree in shape.
+
+    Records that are alike are folded once and have the same bits, so that their scores tie: a row's last
+    bits may depend on how many others are in its batch.
+    """
     out: dict[str, Array] = {}
     length = encode.corpus.tokens.input_ids.shape[1]
-    for rows in _batches(len(records), batch_size):
-        for name, value in fold(*encode(records[rows], length)).items():
+    distinct, which = encode.corpus.distinct(records)  # (U,), (R,)
+    for rows in _batches(len(distinct), batch_size):
+        alike = np.flatnonzero((rows.start <= which) & (which < rows.stop))
+        for name, value in fold(*encode(distinct[rows], length)).items():
             array = value.float().cpu().numpy()
             if name not in out:
                 out[name] = np.empty((len(records), *array.shape[1:]), np.float32)
-            out[name][rows] = array
+            out[name][alike] = array[which[alike] - rows.start]
     return out
 
 

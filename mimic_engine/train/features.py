@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mimic_engine.errors import DataError
-from mimic_engine.files import fsync_file, wait_for_folder, write_atomic
+from mimic_engine.files import Natural, fsync_file, wait_for_folder, write_atomic
 from mimic_engine.types import Array
 
 # Rows (B,) -> cls (B, W), tokens (B, K, W'), broken (B,): 1 where an input could not be used.
@@ -165,10 +166,9 @@ def _known(store: Path) -> dict[bytes, int]:
 def _shapes(store: Path) -> list[list[int]]:
     """Shape of a row of each array."""
     try:
-        shapes: list[list[int]] = json.loads((store / SHAPES).read_text("utf-8"))
+        return msgspec.json.decode((store / SHAPES).read_bytes(), type=list[list[Natural]])
     except (OSError, ValueError) as error:
         raise DataError(f"{store}: the cached features are damaged; delete the folder: {error}") from error
-    return shapes
 
 
 def _mapped(store: Path, dtype: np.dtype, rows: int) -> tuple[Array, Array, Array]:

@@ -1,4 +1,4 @@
-"""Records of a run: ``log.csv`` (one line an epoch, flushed), TensorBoard events, and ``curve.png``."""
+"""Log of a run: ``log.csv`` (one line an epoch, flushed), TensorBoard events, and ``curve.png``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = Mapping[str, float]
 
 
 class RunLog:
-    """Writes the numbers of each epoch to every place; a resumed run keeps the lines of its past."""
+    """Numbers of each epoch, written to all three; a resumed run keeps the lines of its past."""
 
     def __init__(self, folder: Path, past: Sequence[Row] = ()) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter

@@ -1,4 +1,8 @@
-"""AdamW with the recipe's parameter groups, and the learning-rate schedules."""
+"""Optimiser of a training: AdamW with the recipe's parameter groups, schedules, the average of the weights.
+
+What is trained is decided here too: encoders that are kept as they are get no
+gradients and stay in evaluation mode.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimic_engine.model.checkpoint import HEADS
 from mimic_engine.model.units import Mimic
 from mimic_engine.train.config import TrainConfig
-
-HEADS = ("encoder.image_cls_fc.", "encoder.image_tokens_fc.", "matcher.")
 
 
 def freeze(model: Mimic, config: TrainConfig) -> None:
@@ -88,20 +91,12 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def _is_image(name: str) -> bool:
-    """Whether a parameter or module of the encoder belongs to the image backbone."""
-    return name.startswith(("encoder.image.", "encoder.clip.vision", "encoder.clip.visual"))
-
-
-# An exponential moving average of the weights in training, which is validated and kept as the best. Not
-# in the paper. The average starts without a bias towards the first weights (as Adam's moments are
-# corrected, Kingma and Ba 2015): after step t it is the mean of the weights after steps 1 to t, each
-# weighed ``decay ** (t - step)``. Only trained parameters are averaged; running statistics of batch
-# norms are those of the model.
-
-
 class WeightAverage:
-    """The average of a model's trained parameters.
+    """Exponential moving average of a model's trained parameters, validated and kept as the best.
+
+    Not in the paper. The average starts without a bias towards the first weights (as Adam's moments are
+    corrected, Kingma and Ba 2015): after step t it is the mean of the weights after steps 1 to t, each
+    weighed ``decay ** (t - step)``. Running statistics of batch norms are not averaged but the model's.
 
     Parameters
     ----------
@@ -134,7 +129,7 @@ class WeightAverage:
             self._copy(own)
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`restore` reads: steps taken in, and the average."""
+        """State for :meth:`restore`: steps taken in, and the average."""
         return {"steps": self._steps, "mean": self._mean}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -147,3 +142,8 @@ class WeightAverage:
     def _copy(self, weights: Mapping[str, Tensor]) -> None:
         for name, p in self._live.items():
             p.copy_(weights[name])
+
+
+def _is_image(name: str) -> bool:
+    """Whether a parameter or module of the encoder belongs to the image backbone."""
+    return name.startswith(("encoder.image.", "encoder.clip.vision", "encoder.clip.visual"))

@@ -21,6 +21,8 @@ from mimic_engine.types import FoldConstants
 def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = None) -> Iterator[Scan]:
     """Fold all entities of the corpus, ``batch_size`` at a time, and scan them; about 19 KB an entity.
 
+    Entities of equal scores are ordered by id, as the engine orders those of an index.
+
     PyTorch's threads are put down to one meanwhile: the scan spreads its blocks over ``threads`` of its
     own, by default as many as PyTorch had.
     """
@@ -28,7 +30,10 @@ def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = No
     before = torch.get_num_threads()
     kernels = kernels_for(fold_constants(encode.model.matcher), str(encode.device))
     torch.set_num_threads(1)
-    scan = Scan([entities], kernels, threads=threads or before)
+    ids = encode.corpus.ids
+    scan = Scan(
+        [entities], kernels, threads=threads or before, tie_key=lambda rows: [ids[row] for row in rows]
+    )
     try:
         yield scan
     finally:

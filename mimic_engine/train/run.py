@@ -1,4 +1,4 @@
-"""From options to a finished run: read the data, build the model, fill the caches, train."""
+"""A training run from its options: data read, model built, caches filled, trained; its device and its log."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def build_trainer(config: TrainConfig, dataset: Dataset, device: str, group: Gro
 def fresh_model(config: TrainConfig, device: str, group: Group | None = None) -> Mimic:
     """Pretrained encoders, and projections and matcher drawn by the run's seed; in evaluation mode."""
     torch.manual_seed(config.seed)
-    place = f"cuda:{(group or Group()).local_rank}" if device == "cuda" else device
-    return Mimic.build(config.model_config()).to(place).eval()
+    own = f"cuda:{(group or Group()).local_rank}" if device == "cuda" else device
+    return Mimic.build(config.model_config()).to(own).eval()
 
 
 def build_run_corpus(config: TrainConfig, dataset: Dataset, splits: Sequence[str]) -> Corpus:
@@ -109,15 +109,6 @@ def tokenizer_json(config: TrainConfig) -> str:
     return tokenizer_json_text(config.model_config().encoder.text_source)
 
 
-def _read(config: TrainConfig) -> Dataset:
-    dataset = open_dataset(config.data, splits=("train", "dev"))
-    log.info("%s:\n%s", config.data, dataset.report)
-    for split in ("train", "dev"):
-        if not dataset.splits[split]:
-            raise DataError(f"{config.data}: no mentions in split {split!r}")
-    return dataset
-
-
 def chosen_device(config: TrainConfig) -> str:
     """The torch device that ``--device`` means here; InvalidInputError where there is no such one."""
     if config.device == "auto":
@@ -135,17 +126,14 @@ def configure_logging() -> None:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
 
 
-# Numbers below 1e-38 taken for zero while training runs on a CPU. Sharp attention is full of them,
-# forwards and backwards, and a processor takes many times as long for each as for an ordinary number.
-
-
 @contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """Denormal results and operands are zero inside, in the calling thread.
+    """Numbers below 1e-38 are taken for zero inside, in the calling thread.
 
-    Threads that are started inside keep this for good, those that were there before have none of it:
-    enter before PyTorch's pool exists, that is before the first large operation. Nothing changes on a
-    processor that cannot do it.
+    Sharp attention is full of them, forwards and backwards, and a CPU takes many times as long for
+    each as for an ordinary number. Threads that are started inside keep this for good, those that were
+    there before have none of it: enter before PyTorch's pool exists, that is before the first large
+    operation. Nothing changes on a processor that cannot do it.
     """
     before = flushes_denormals()
     torch.set_flush_denormal(True)
@@ -159,3 +147,12 @@ def flushes_denormals() -> bool:
     """Whether the calling thread takes denormal results for zero."""
     smallest_normal = torch.finfo(torch.float32).tiny
     return bool(np.full(1, smallest_normal, np.float32) * np.float32(0.5) == 0)
+
+
+def _read(config: TrainConfig) -> Dataset:
+    dataset = open_dataset(config.data, splits=("train", "dev"))
+    log.info("%s:\n%s", config.data, dataset.report)
+    for split in ("train", "dev"):
+        if not dataset.splits[split]:
+            raise DataError(f"{config.data}: no mentions in split {split!r}")
+    return dataset

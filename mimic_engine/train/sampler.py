@@ -6,11 +6,14 @@ gold entity of one is never a negative of the other; under ``ignore`` every
 mention brings its own column, as in the published code.
 
 Confusable names make the hard part of entity linking, and random batches
-hardly ever hold two of them. Two means from the tokens of entity names: a share
-of each batch filled with mentions whose gold entities share a name token, and
-extra entities whose names share a token with a gold one. A third is given from
-outside: entities that a model ranks high for the batch's mentions
-(:mod:`mimic_engine.train.sampler`).
+hardly ever hold two of them. There are three means. Two use the tokens of entity
+names: a share of each batch filled with mentions whose gold entities share a name
+token, and extra entities whose names share a token with a gold one. The third are hard
+negatives, mined between epochs: the entities that the model in training ranks
+high for a mention and that are wrong, found with the engine's own certified scan
+over all entities, as in approximate-nearest-neighbour negative contrast (ANCE,
+Xiong et al. 2021, ICLR), but exactly. None of the three is in the paper, whose
+negatives are the other entities of a batch.
 """
 
 from __future__ import annotations
@@ -22,15 +25,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mimic_engine.errors import DataError
-from mimic_engine.train.corpus import Split
+from mimic_engine.train.corpus import Rows, Split
 from mimic_engine.train.encode import RecordEncoder, fold_mentions
 from mimic_engine.train.ranking import entity_scan
 
-Rows = NDArray[np.int64]
+MENTIONS_AT_ONCE = 2048  # mined for; their folded arrays are about 31 KB each at a text length of 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +42,6 @@ class Batch:
     mentions: Rows  # (B,) positions among the training mentions
     entities: Rows  # (C,) entity rows
     target: Rows  # (B,) in 0..C-1
-
-
-class NameIndex:
-    """Entities by the tokens of their names; only tokens that at least two and at most ``most`` share."""
-
-    def __init__(self, names: Sequence[str], most: int = 2000) -> None:
-        by_token: dict[str, list[int]] = defaultdict(list)
-        for row, name in enumerate(names):
-            for token in sorted(set(re.findall(r"\w+", name.casefold()))):
-                by_token[token].append(row)
-        self.rows = {t: np.array(r) for t, r in by_token.items() if 2 <= len(r) <= most}
-        self.tokens: list[list[str]] = [[] for _ in names]
-        for token, shared in self.rows.items():
-            for row in shared:
-                self.tokens[row].append(token)
-
-    def choose(self, row: int, rng: np.random.Generator) -> str | None:
-        """A shared token of the entity's name, weighted by 1 / sqrt of how many share it."""
-        tokens = self.tokens[row]
-        if not tokens:
-            return None
-        weight = np.array([1 / np.sqrt(len(self.rows[t])) for t in tokens])
-        return tokens[int(rng.choice(len(tokens), p=weight / weight.sum()))]
 
 
 class BatchSampler:
@@ -158,49 +137,44 @@ class BatchSampler:
             token = self._names.choose(int(row), rng)
             if token is None:
                 continue
-            found = int(rng.choice(self._names.rows[token]))
-            if found not in taken:
-                taken.add(found)
-                out.append(found)
+            entity = int(rng.choice(self._names.rows[token]))
+            if entity not in taken:
+                taken.add(entity)
+                out.append(entity)
             if len(out) == self._extra:
                 break
         return np.array(out, dtype=np.int64)
 
 
-def _drawn(mined: Rows, taken: Rows, count: int, rng: np.random.Generator) -> Rows:
-    """Up to ``count`` of the mined entities (B, depth) that are not ``taken``.
+class NameIndex:
+    """Entities by the tokens of their names; only tokens that at least two and at most ``most`` share."""
 
-    In rounds: one of each mention, in random order, then another of each.
-    """
-    order = rng.permuted(mined, axis=1)[rng.permutation(len(mined))].T.reshape(-1)  # (depth B,)
-    fresh = order[~np.isin(order, taken)]
-    first = np.sort(np.unique(fresh, return_index=True)[1])
-    return fresh[first[:count]]
+    def __init__(self, names: Sequence[str], most: int = 2000) -> None:
+        by_token: dict[str, list[int]] = defaultdict(list)
+        for row, name in enumerate(names):
+            for token in sorted(set(re.findall(r"\w+", name.casefold()))):
+                by_token[token].append(row)
+        self.rows = {t: np.array(r) for t, r in by_token.items() if 2 <= len(r) <= most}
+        self.tokens: list[list[str]] = [[] for _ in names]
+        for token, shared in self.rows.items():
+            for row in shared:
+                self.tokens[row].append(token)
 
-
-def _interleaved(mentions: list[int], gold: Rows) -> list[int]:
-    """The mentions of a group so that different entities stand side by side: one of each, then the next."""
-    seen: dict[int, int] = defaultdict(int)
-    rounds = []
-    for m in mentions:
-        rounds.append((seen[int(gold[m])], m))
-        seen[int(gold[m])] += 1
-    return [m for _, m in sorted(rounds, key=lambda r: r[0])]
-
-
-# Hard negatives: the entities that the model in training ranks high for a mention and that are wrong.
-# They are found with the engine's own certified scan over all entities, as in
-# approximate-nearest-neighbour negative contrast (ANCE, Xiong et al. 2021, ICLR), but exactly. Not in
-# the paper, whose negatives are the other entities of a batch. What is mined is a function of the model
-# alone: it runs in evaluation mode and draws nothing at random.
-
-MENTIONS_AT_ONCE = 2048  # their folded arrays are about 31 KB each at a text length of 40
+    def choose(self, row: int, rng: np.random.Generator) -> str | None:
+        """A shared token of the entity's name, weighted by 1 / sqrt of how many share it."""
+        tokens = self.tokens[row]
+        if not tokens:
+            return None
+        weight = np.array([1 / np.sqrt(len(self.rows[t])) for t in tokens])
+        return tokens[int(rng.choice(len(tokens), p=weight / weight.sum()))]
 
 
 def mine_negatives(
     encode: RecordEncoder, split: Split, depth: int, batch_size: int, *, progress: bool = False
 ) -> Rows:
     """The ``depth`` best wrong entities of each mention of a split, best first.
+
+    A function of the model alone: it runs in evaluation mode and draws nothing at random.
 
     Parameters
     ----------
@@ -232,3 +206,24 @@ def without_gold(ranked: Rows, gold: Rows) -> Rows:
     drop = ranked == gold[:, None]  # (B, K)
     drop[~drop.any(1), -1] = True
     return ranked[~drop].reshape(len(ranked), ranked.shape[1] - 1)
+
+
+def _drawn(mined: Rows, taken: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """Up to ``count`` of the mined entities (B, depth) that are not ``taken``.
+
+    In rounds: one of each mention, in random order, then another of each.
+    """
+    order = rng.permuted(mined, axis=1)[rng.permutation(len(mined))].T.reshape(-1)  # (depth B,)
+    fresh = order[~np.isin(order, taken)]
+    first = np.sort(np.unique(fresh, return_index=True)[1])
+    return fresh[first[:count]]
+
+
+def _interleaved(mentions: list[int], gold: Rows) -> list[int]:
+    """The mentions of a group so that different entities stand side by side: one of each, then the next."""
+    seen: dict[int, int] = defaultdict(int)
+    rounds = []
+    for m in mentions:
+        rounds.append((seen[int(gold[m])], m))
+        seen[int(gold[m])] += 1
+    return [m for _, m in sorted(rounds, key=lambda r: r[0])]

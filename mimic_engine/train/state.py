@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mimic_engine.errors import InvalidInputError, ModelError
-from mimic_engine.files import replace_file
+from mimic_engine.files import decode, replace_file
 from mimic_engine.train.config import TrainConfig
 
 VERSION = 2
@@ -24,7 +24,7 @@ FREE = frozenset(
 
 @dataclass
 class Progress:
-    """How far a run is: epochs and steps done, best dev MRR, validations since, seconds trained, log rows."""
+    """Progress of a run: epochs, steps, best dev MRR, validations since, seconds trained, log rows."""
 
     epoch: int = 0
     step: int = 0
@@ -90,7 +90,7 @@ def load_state(
     torch.set_rng_state(content["rng"])
     if content["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(content["cuda_rng"])
-    return Progress(**content["progress"]), content["more"]
+    return decode(content["progress"], Progress, f"--resume: {path}", ModelError), content["more"]
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

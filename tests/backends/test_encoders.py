@@ -1,6 +1,7 @@
-"""Backends: by name an error where one does not work, ``auto`` proves and logs, and bound graphs give the same."""
+"""Backends: by name an error where one does not work, ``auto`` proves and logs; and the device layer under them."""
 
 import logging
+import sys
 
 import numpy as np
 import onnxruntime
@@ -15,10 +16,11 @@ from mimic_engine.backends.encoders import (
     outputs,
     warm_up_input,
 )
-from mimic_engine.encoding.manifest import ModelManifest
-from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession, cpu_options, open_session
+from mimic_engine.encoding.onnx import OnnxSession, cpu_options, open_session
 from mimic_engine.errors import BackendError, InvalidInputError, MissingDependencyError, ModelError
-from mimic_engine.gpu.onnx_cuda import CUDA, BoundGraph
+from mimic_engine.gpu.onnx_cuda import CUDA
+from tests.gpu.bound import bound_session
+from tests.gpu.fakes import FakeDevice
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 
@@ -142,28 +144,9 @@ def test_both_distributions_of_onnx_runtime_are_an_error():
         check_packages({"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"})
 
 
-@pytest.mark.parametrize("name", ["text_encoder", "image_encoder", "mention_fold", "entity_fold"])
-def test_bound_inputs_and_outputs_give_the_same(tiny_model, name):
-    """The binding of the CUDA session, on the CPU's memory: batches of every bucket, each more than once."""
-    manifest = ModelManifest.read(tiny_model)
-    entry = manifest.entry(name, "fp32")
-    plain = OnnxGraph.open(tiny_model, manifest, name, "fp32", threads=1, verify=True)
-    bound = BoundGraph(tiny_model / entry.onnx.file, entry, device="cpu")
-    rng = np.random.default_rng(0)
-    for rows in (1, 3, 2, 5, 9, 17, 32, 3):
-        feeds = {}
-        for key, (_, *rest) in entry.inputs.items():
-            floats = rng.standard_normal((rows, *rest)).astype(np.float32)
-            ids = name == "text_encoder"
-            feeds[key] = np.ones((rows, *rest), np.int64) if ids else floats
-        found, expected = bound.run(feeds), plain.run(feeds)
-        for key, value in expected.items():
-            assert found[key].flags.owndata
-            np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()))
-    assert len(bound._bound) == 5
-
-
-def test_linker_and_command_line_take_a_backend(tiny_model, tiny_index, tiny_checkpoint, capsys):
+def test_linker_and_command_line_take_a_backend_and_a_layer(
+    tiny_model, tiny_index, tiny_checkpoint, capsys, monkeypatch
+):
     from mimic_engine.cli.main import main
 
     mention = Mention("a b", "c a b d")
@@ -188,4 +171,48 @@ def test_linker_and_command_line_take_a_backend(tiny_model, tiny_index, tiny_che
     ]
     assert main([*link, "--backend", "tensorrt"]) == 2
     assert "mimic-engine: error: " in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert main([*link, "--backend", "cuda", "--device-layer", "pycuda"]) == 2
+    assert "mimic-engine: error: device_layer: 'pycuda' needs" in capsys.readouterr().err
     assert main([*link, "--backend", "onnx", "--threads", "1", "--top-k", "2"]) == 0
+
+
+# -- the device layer -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["auto", "cuda", "tensorrt"])
+def test_a_device_layer_that_is_asked_for_and_missing_is_an_error(tiny_model, monkeypatch, backend):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(
+        MissingDependencyError, match=r"device_layer: 'pycuda' needs .*mimic-engine\[pycuda\]"
+    ):
+        open_backend(tiny_model, backend, BackendOptions(threads=1, device_layer="pycuda"))
+
+
+def test_encoders_on_the_cpu_need_no_device_layer(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    session = open_backend(tiny_model, "onnx", BackendOptions(threads=1, device_layer="pycuda"))
+    assert session.backend == "onnx"
+
+
+@pytest.mark.parametrize("layer", ["pycuda", "cuda-core"])
+def test_the_layer_that_is_asked_for_is_taken_and_logged_once(tiny_model, monkeypatch, caplog, layer):
+    taken = []
+
+    def opened(name):
+        taken.append(name)
+        device = FakeDevice()
+        device.layer = name
+        return device
+
+    monkeypatch.setattr(backends, "import_layer", lambda name: None)
+    monkeypatch.setattr(backends, "open_device", opened)
+    monkeypatch.setattr(backends, "check_provider", lambda: None)
+    monkeypatch.setattr(
+        backends.CudaSession, "open", lambda folder, device, **_: bound_session(folder, device)
+    )
+    with caplog.at_level(logging.INFO, logger="mimic_engine.backends.encoders"):
+        open_backend(tiny_model, "cuda", BackendOptions(device_layer=layer))
+    assert taken == [layer]
+    [record] = caplog.records
+    assert record.getMessage() == f"encoders on backend cuda, fp32, device layer {layer}"

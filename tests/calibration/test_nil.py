@@ -77,11 +77,12 @@ def test_what_is_stored_is_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "not a nil threshold of version 1"),
-        ({"format": "x"}, "not a nil threshold"),
-        ({"threshold": "high"}, "damaged: ValueError"),
-        ({"threshold": None}, "damaged: TypeError"),
-        ({"threshold": float("nan")}, "is not finite"),
+        ({"version": 2}, "version 2; this program reads version 1; run mimic-engine calibrate"),
+        ({"format": "x"}, "format 'x', expected 'mimic-nil'"),
+        ({"threshold": "high"}, "threshold 'high': Expected `float`"),
+        ({"threshold": None}, "threshold None: Expected `float`"),
+        ({"threshold": float("nan")}, "NaN is not allowed"),
+        ({"mentions": -1}, "mentions -1: Expected `int` >= 0"),
         ({"model_hash": "def"}, "belongs to model def, not to abc"),
     ],
 )

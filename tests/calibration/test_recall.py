@@ -1,16 +1,20 @@
-"""Agreement: shares from places, the smallest R, what is written and read, and when a promise is broken."""
+"""Recall: shares from places, the smallest R, what is written and read, and when a promise is broken."""
+
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimic_engine.calibration.recall import CHANCE, Agreement, AgreementRow, broken_promises
+from mimic_engine.calibration.recall import CHANCE, Recall, RecallRow, regressions
+from mimic_engine.errors import IndexFormatError
+from mimic_engine.files import decode
 
 
-def agreement(places, entities=5000, **options):
+def recall(places, entities=5000, **options):
     options = {"centroids": 64, "source": "entities"} | options
-    return Agreement.of_places(np.array(places, np.int64), entities=entities, **options)
+    return Recall.of_places(np.array(places, np.int64), entities=entities, **options)
 
 
 def found_within(mentions, missed, r=100):
@@ -22,12 +26,12 @@ def found_within(mentions, missed, r=100):
 
 
 def test_shares_at_each_r():
-    found = agreement([[1, 2, 3], [1, 12, 3], [11, 2, 17], [4, 5, 6]], entities=40)
+    found = recall([[1, 2, 3], [1, 12, 3], [11, 2, 17], [4, 5, 6]], entities=40)
     assert [row.r for row in found.rows] == [10, 16, 17, 32, 40]
     assert found.r_999 == 17 and (found.mentions, found.k, found.entities) == (4, 3, 40)
-    assert found.row(10) == AgreementRow(10, 3 / 4, 9 / 12, 2 / 4)
-    assert found.row(16) == AgreementRow(16, 1.0, 11 / 12, 3 / 4)
-    assert found.row(17) == AgreementRow(17, 1.0, 1.0, 1.0)
+    assert found.row(10) == RecallRow(10, 3 / 4, 9 / 12, 2 / 4)
+    assert found.row(16) == RecallRow(16, 1.0, 11 / 12, 3 / 4)
+    assert found.row(17) == RecallRow(17, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +45,9 @@ def test_shares_at_each_r():
     ],
 )
 def test_the_ladder_ends_at_all_entities_or_4096(entities, ladder):
-    assert [row.r for row in agreement([[1]], entities).rows] == ladder
-    assert agreement([[1]], 10**9).rows[-1].r == 4096
-    assert agreement([[5000]], 10**9).rows[-1].r == 5000
+    assert [row.r for row in recall([[1]], entities).rows] == ladder
+    assert recall([[1]], 10**9).rows[-1].r == 4096
+    assert recall([[5000]], 10**9).rows[-1].r == 5000
 
 
 places_lists = st.integers(1, 4).flatmap(
@@ -53,21 +57,21 @@ places_lists = st.integers(1, 4).flatmap(
 
 @given(places_lists)
 def test_r_999_is_the_smallest_that_finds_999_in_1000(places):
-    found = agreement(places)
+    found = recall(places)
     whole = np.array(places).max(axis=1)
     share = {r: (whole <= r).mean() for r in range(301)}
     assert share[found.r_999] >= 0.999 > share[found.r_999 - 1]
-    assert Agreement.from_json(found.to_json()) == found
+    assert decode(json.loads(json.dumps(found.to_json())), Recall, "", IndexFormatError) == found
     for name in ("top1_identical", "top10_contained", "mentions_contained"):
         shares = [getattr(row, name) for row in found.rows]
         assert shares == sorted(shares)
-    assert broken_promises(found, np.array(places)) == []
+    assert regressions(found, np.array(places)) == []
 
 
 def test_one_mention_in_1000_may_be_missed():
-    assert agreement(found_within(1000, 1)).r_999 == 100
-    assert agreement(found_within(999, 1)).r_999 == 101
-    assert agreement(found_within(2000, 2)).r_999 == 100
+    assert recall(found_within(1000, 1)).r_999 == 100
+    assert recall(found_within(999, 1)).r_999 == 101
+    assert recall(found_within(2000, 2)).r_999 == 100
 
 
 def hypergeometric(missed_then, then, missed_now, now):
@@ -96,9 +100,9 @@ def hypergeometric(missed_then, then, missed_now, now):
     ],
 )
 def test_a_promise_is_broken_by_more_than_chance(then, now, missed, broken):
-    promise = agreement(found_within(then, 0))
+    promise = recall(found_within(then, 0))
     assert promise.r_999 == 100
-    said = broken_promises(promise, found_within(now, missed))
+    said = regressions(promise, found_within(now, missed))
     assert len(said) == broken
     if then + now < 6000:
         chance = hypergeometric(0, then, missed, now)
@@ -109,17 +113,17 @@ def test_a_promise_is_broken_by_more_than_chance(then, now, missed, broken):
 
 
 def test_another_best_entity_breaks_the_promise_too():
-    promise = agreement(found_within(512, 0))
+    promise = recall(found_within(512, 0))
     places = found_within(512, 0)
     places[:20, 0] = 300
-    assert [line.split()[0] for line in broken_promises(promise, places)] == [
+    assert [line.split()[0] for line in regressions(promise, places)] == [
         "top1_identical",
         "mentions_contained",
     ]
 
 
 def test_what_is_printed():
-    lines = str(agreement([[1, 2], [3, 14]], entities=15, source="dev.jsonl")).splitlines()
+    lines = str(recall([[1, 2], [3, 14]], entities=15, source="dev.jsonl")).splitlines()
     assert lines[0] == "2 mentions (dev.jsonl), 15 entities, 64 centroids"
     assert lines[2].split() == ["10", "100.0000%", "75.0000%", "50.0000%"]
     assert lines[-1] == "smallest R for 99.9%: 14"

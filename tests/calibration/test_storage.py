@@ -9,7 +9,7 @@ import pytest
 
 from mimic_engine import Mention
 from mimic_engine.backends.encoders import open_featurizer
-from mimic_engine.calibration.storage import STORAGE, StorageAgreement, StorageCalibration, recorded
+from mimic_engine.calibration.storage import STORAGE, StorageCalibration, StorageRecall, recorded
 from mimic_engine.cli.main import main
 from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.records import read_entities
@@ -22,6 +22,7 @@ from mimic_engine.index.schema import DTYPES
 from mimic_engine.index.store import Index
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.types import EntityArrays
+from tests.index.changes import delete
 
 MENTIONS = [Mention(a, f"{a} {b} {c}") for a, b, c in ("abc", "bcd", "gha", "jji", "cab", "fed", "aaa")]
 
@@ -42,7 +43,7 @@ def indexes(featurizer, tiny_model, tiny_kb, tmp_path_factory) -> dict[str, Inde
     return {dtype: Index.open(folder / dtype) for dtype in DTYPES}
 
 
-def measured(featurizer, model, index, mentions=MENTIONS, **options) -> StorageAgreement:
+def measured(featurizer, model, index, mentions=MENTIONS, **options) -> StorageRecall:
     return StorageCalibration(featurizer, model, mentions, threads=1, **options).measure(index)
 
 
@@ -50,10 +51,10 @@ def test_fewer_bits_mean_a_small_error(featurizer, tiny_model, indexes):
     found = {dtype: measured(featurizer, tiny_model, index) for dtype, index in indexes.items()}
     errors = [found[dtype].error_mean for dtype in ("float32", "float16", "int8")]
     assert errors[0] < 1e-6 < min(errors[1:]) and max(errors) < 1e-2
-    for dtype, agreement in found.items():
-        assert (agreement.dtype, agreement.mentions, agreement.entities, agreement.k) == (dtype, 7, 13, 10)
-        assert agreement.error_mean <= agreement.error_max and agreement.source == "entities"
-        assert agreement.error_max > 1e-6 or dtype == "float32"
+    for dtype, recall in found.items():
+        assert (recall.dtype, recall.mentions, recall.entities, recall.k) == (dtype, 7, 13, 10)
+        assert recall.error_mean <= recall.error_max and recall.source == "entities"
+        assert recall.error_max > 1e-6 or dtype == "float32"
     assert (found["float32"].top1_identical, found["float32"].topk_contained) == (1, 1)
 
 
@@ -89,7 +90,7 @@ def test_only_the_best_are_folded_again(featurizer, tiny_model, indexes):
 
 def test_dead_rows_are_not_measured(featurizer, tiny_model, indexes, tmp_path):
     copy = Index.open(shutil.copytree(indexes["int8"].path, tmp_path / "index"))
-    changed = copy.delete(["E00", "E05", "E10"])
+    changed = delete(copy, ["E00", "E05", "E10"])
     assert changed.alive is not None
     assert measured(featurizer, tiny_model, changed).entities == 10
 
@@ -105,7 +106,7 @@ def test_pictures_that_are_gone_are_left_out(featurizer, tiny_model, tiny_kb, tm
     found = measured(featurizer, tiny_model, index)
     assert (whole.entities, whole.left_out, found.entities, found.left_out) == (13, 0, 4, 9)
     assert "(9 without their pictures left out)" in str(found) and found.error_mean < 1e-2
-    index = index.delete([index.ids([row])[0] for row in range(13) if not index.entity(row).images])
+    index = delete(index, [index.ids([row])[0] for row in range(13) if not index.entity(row).images])
     with pytest.raises(InvalidInputError, match="of its best 9 entities no picture is at hand"):
         measured(featurizer, tiny_model, index)
 
@@ -134,7 +135,7 @@ def test_wrong_mentions_and_models(featurizer, tiny_model, indexes, tmp_path):
 def test_a_record_that_cannot_be_read_is_named(featurizer, tiny_model, indexes, change):
     written = StorageCalibration(featurizer, tiny_model, MENTIONS, threads=1)(indexes["int8"])
     manifest = replace(indexes["int8"].manifest, agreement=written)
-    assert recorded(manifest) == StorageAgreement.from_json(written[STORAGE])
+    assert recorded(manifest) == StorageRecall(**written[STORAGE])
     with pytest.raises(
         IndexFormatError, match=f"agreement.storage of the manifest: .*{next(iter(change))}|fields"
     ):

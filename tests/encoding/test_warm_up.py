@@ -7,23 +7,19 @@ import pytest
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
 from mimic_engine.encoding.buckets import ROWS, bucket, length_buckets
 from mimic_engine.encoding.featurizer import warm_up
-from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession
-from mimic_engine.encoding.session import GraphSession
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import DeviceError, DeviceLostError, ModelError
-from mimic_engine.export.profiles import profiles
 from mimic_engine.export.to_onnx import ExportOptions, export_model
-from mimic_engine.gpu.onnx_cuda import BoundGraph
-from mimic_engine.gpu.tensorrt import EngineGraph
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.units import Mimic
 from mimic_engine.types import TokenBatch
-from tests.gpu import fakes
+from tests.gpu.bound import bound_session
+from tests.gpu.fakes import FakeDevice
+from tests.gpu.test_tensorrt import engine_session
 
 LENGTH = 29
-GRAPHS = (*ENCODERS, *FOLDS)
 
 
 @pytest.fixture(scope="module")
@@ -52,80 +48,48 @@ def answer(session, length):
         session.fold_mentions(session.encode_text(tokens), images)
 
 
-def bound_session(folder, make):
-    manifest = ModelManifest.read(folder)
-    graphs = {name: make(manifest, name) for name in GRAPHS}
-    return GraphSession(manifest, graphs, folder / "tokenizer.json", "fake"), graphs
-
-
 @pytest.fixture
 def engines(masked_model):
-    device = fakes.FakeDevice()
-
-    def make(manifest, name):
-        entry = manifest.entry(name, "fp32")
-        graph = OnnxGraph.open(masked_model, manifest, name, "fp32", threads=1, verify=False)
-        spans = tuple(profiles(entry, LENGTH))
-        return EngineGraph(
-            name, entry, fakes.fake_library(), fakes.FakeEngine(graph, spans, device), device, spans
-        )
-
-    return (device, *bound_session(masked_model, make))
+    return engine_session(masked_model, FakeDevice())
 
 
-def test_engines_are_captured_and_bound_in_the_warm_up_alone(engines):
-    device, session, graphs = engines
-    warm_up(session)
-    free, captured = device.free, device.calls.count("capture")
-    contexts = {name: len(graph._engine.contexts) for name, graph in graphs.items()}
-    assert contexts == {
+def contexts(session):
+    return {name: len(graph._engine.contexts) for name, graph in session.graphs.items()}
+
+
+def test_contexts_and_memory_are_made_in_the_warm_up_alone(engines):
+    device = engines.device
+    warm_up(engines)
+    free, made = device.free, contexts(engines)
+    assert made == {
         "text_encoder": len(ROWS) * len(length_buckets(LENGTH)), "image_encoder": len(ROWS),
         "mention_fold": len(ROWS), "entity_fold": 0,
     }  # fmt: skip
-    assert captured == sum(contexts.values())
-    device.calls.clear()
-    answer(session, LENGTH)
-    assert device.free == free and "capture" not in device.calls
-    assert {name: len(graph._engine.contexts) for name, graph in graphs.items()} == contexts
-    assert device.calls.count("replay") == device.calls.count("synchronize") > 100
+    answer(engines, LENGTH)
+    assert device.free == free and contexts(engines) == made
 
 
 def test_without_a_warm_up_the_counts_would_grow(engines):
-    device, session, _ = engines
-    answer(session, LENGTH)
-    assert "capture" in device.calls
+    answer(engines, LENGTH)
+    assert sum(contexts(engines).values()) > 10
 
 
 def test_engines_of_fewer_profiles_are_warmed_up_to_their_largest(masked_model):
-    device = fakes.FakeDevice()
-
-    def make(manifest, name):
-        entry = manifest.entry(name, "fp32")
-        graph = OnnxGraph.open(masked_model, manifest, name, "fp32", threads=1, verify=False)
-        spans = tuple(profiles(entry, LENGTH, (1, 4)))
-        return EngineGraph(
-            name, entry, fakes.fake_library(), fakes.FakeEngine(graph, spans, device), device, spans
-        )
-
-    session, _ = bound_session(masked_model, make)
-    assert session.shapes.rows == (1, 4) and session.shapes.runs == 2
+    session = engine_session(masked_model, FakeDevice(), (1, 4))
+    assert session.shapes.rows == (1, 4) and session.shapes.runs == 1
     warm_up(session)
-    before = device.calls.count("capture")
+    before = contexts(session)
     answer(session, LENGTH)  # more rows than the largest profile run in several goes
-    assert device.calls.count("capture") == before
+    assert contexts(session) == before
 
 
 def test_bound_graphs_make_no_binding_after_the_warm_up(masked_model):
-    def make(manifest, name):
-        entry = manifest.entry(name, "fp32")
-        return BoundGraph(masked_model / entry.onnx.file, entry, device="cpu")
-
-    session, graphs = bound_session(masked_model, make)
+    session = bound_session(masked_model)
     warm_up(session)
-    bound = {name: len(graph._bound) for name, graph in graphs.items()}
+    bound = {name: graph._launchers for name, graph in session.graphs.items()}
     assert bound["text_encoder"] == len(ROWS) * len(length_buckets(LENGTH))
     answer(session, LENGTH)
-    assert {name: len(graph._bound) for name, graph in graphs.items()} == bound
+    assert {name: graph._launchers for name, graph in session.graphs.items()} == bound
 
 
 @pytest.mark.parametrize("model", ["masked_model", "tiny_model"])
@@ -157,7 +121,11 @@ def test_the_torch_session_is_warmed_up_too(tiny_checkpoint):
 
 
 def folded(session):
-    tokens, _ = next(iter(requests(9)))
+    return folded_at(session, 9)
+
+
+def folded_at(session, length):
+    tokens, _ = next(iter(requests(length)))
     images = session.encode_image(np.ones((1, 3, 32, 32), np.float32))
     return session.fold_mentions(session.encode_text(tokens), images)
 
@@ -181,6 +149,20 @@ def test_a_session_that_does_not_open_again_fails_every_run_until_it_does(tiny_m
         folded(session)
     session.rebuild()
     assert folded(session).rows == 1
+
+
+def test_a_session_on_the_device_is_open_anew_after_a_rebuild_and_says_while_it_is_not(engines):
+    before, graphs = folded_at(engines, LENGTH), dict(engines.graphs)
+    engines._open, opened = lambda: 1 / 0, engines._open
+    with pytest.raises(ZeroDivisionError):
+        engines.rebuild()
+    with pytest.raises(DeviceError, match="not there since the device failed"):
+        engines.graphs  # noqa: B018
+    engines._open = opened
+    engines.rebuild()
+    assert all(engines.graphs[name] is not graph for name, graph in graphs.items())
+    for (_, a), (_, b) in zip(before.items(), folded_at(engines, LENGTH).items(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.model.units import Features, MatcherScores
 from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
 from mimic_engine.types import LinkOptions
+from tests.index.changes import compact, delete, upsert
 
 UNITS = ("tglu", "vdlu", "cmfu")
 
@@ -247,7 +248,7 @@ def test_changes_are_linked_in_the_next_snapshot(tiny_model, tiny_index, linker,
     """Replaced and deleted entities are never answered, new ones are, and compaction changes nothing."""
     index = Index.open(shutil.copytree(tiny_index, tmp_path / "index"))
     twin = Entity("twin", "a b", "c d e f")
-    index = index.delete(["E00", "E07"]).upsert([twin, Entity("E03", "j i", "h g")], linker.featurizer)
+    index = upsert(delete(index, ["E00", "E07"]), [twin, Entity("E03", "j i", "h g")], linker.featurizer)
     wanted = sorted({*linker.index.ids(range(13)), "twin"} - {"E00", "E07"})
     with closing(Linker.open(tiny_model, index.path, threads=1)) as changed:
         assert changed.info()["entities"] == 12
@@ -262,7 +263,7 @@ def test_changes_are_linked_in_the_next_snapshot(tiny_model, tiny_index, linker,
     assert all(new[i] == old[i] for i in wanted if i not in ("E03", "twin"))
     assert new["E03"].name == "j i" and new["E03"].score != old["E03"].score
     assert ranks.tolist() == [ids_of(result).index("twin") + 1 for result in before[:3]]
-    index.compact()
+    compact(index)
     with closing(Linker.open(tiny_model, index.path, threads=1)) as compacted:
         assert compacted.index.alive is None
         assert compacted.link(mentions, 12) == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimic_engine.evaluate.ambiguity import GROUPS, Namesakes, in_group
+from mimic_engine.evaluate.ambiguity import GROUPS, SurfaceAmbiguity, in_group
 
 NAMES = ("Elle Fanning", "Dakota Fanning", "Fanning", "José López", "Lopez, Jennifer", "李小龙", "Ibn Sina")
 
@@ -27,12 +27,12 @@ NAMES = ("Elle Fanning", "Dakota Fanning", "Fanning", "José López", "Lopez, Je
     ],
 )
 def test_names_that_hold_every_word_are_counted_without_case_and_accents(surface: str, count: int) -> None:
-    assert Namesakes(NAMES).count(surface) == count
+    assert SurfaceAmbiguity(NAMES).count(surface) == count
 
 
 def test_counts_are_those_of_each_surface_form() -> None:
-    assert Namesakes(NAMES).counts(["Fanning", "Sina", "Nobody"]).tolist() == [3, 1, 0]
-    assert Namesakes([]).counts([]).shape == (0,)
+    assert SurfaceAmbiguity(NAMES).counts(["Fanning", "Sina", "Nobody"]).tolist() == [3, 1, 0]
+    assert SurfaceAmbiguity([]).counts([]).shape == (0,)
 
 
 def test_every_count_is_in_exactly_one_group() -> None:

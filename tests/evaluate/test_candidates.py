@@ -13,7 +13,7 @@ from mimic_engine.data.source import entity_stream
 from mimic_engine.data.with_candidates import MentionWithCandidates
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.evaluate.candidates import GivenRanks, rank_among
+from mimic_engine.evaluate.candidates import CandidateSetRanks, rank_among
 from mimic_engine.evaluate.evaluate import fold_in_memory, main
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import LabelledMention, Mention
@@ -56,7 +56,7 @@ def given(answer: str, *candidates: str) -> MentionWithCandidates:
 
 def test_an_answer_that_was_not_given_is_a_miss(parts):
     featurizer, scan, rows_of = parts
-    ranks = GivenRanks(scan, rows_of)
+    ranks = CandidateSetRanks(scan, rows_of)
     mentions = [given("E00", "E00"), given("E00", "E01", "E02", "E03"), given("E01"), given("", "E01")]
     arrays = featurizer.mentions([m.labelled.mention for m in mentions])
     ranks.add(arrays.take([0, 1]), mentions[:2])
@@ -70,7 +70,7 @@ def test_an_answer_that_was_not_given_is_a_miss(parts):
 
 def test_nothing_given_is_nothing_found(parts):
     _, scan, rows_of = parts
-    ranks = GivenRanks(scan, rows_of)
+    ranks = CandidateSetRanks(scan, rows_of)
     with pytest.raises(InvalidInputError, match="no mentions to evaluate"):
         ranks.result()
     featurizer = parts[0]

@@ -28,6 +28,7 @@ from mimic_engine.train.corpus import build_corpus
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.run import train
 from mimic_engine.types import FoldConstants
+from tests.index.changes import upsert
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_an_exported_model_and_its_index_give_the_checkpoints_metrics(
         results.append(json.loads(out.read_text()))
     assert results[0]["test"] == results[1]["test"] == results[2]["test"]
     again = list(entity_stream(data)())[:1]
-    changed = Index.open(tmp_path / "index").upsert(again, knowledge_base)
+    changed = upsert(Index.open(tmp_path / "index"), again, knowledge_base)
     assert changed.alive is not None  # and the dead row counts in no rank
     assert main([*command, *index]) == 0
     assert json.loads(out.read_text())["test"] == results[0]["test"]

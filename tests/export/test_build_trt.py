@@ -150,7 +150,7 @@ def test_a_bad_shape_is_an_error_with_a_reason(rtx, tmp_path):
 def test_an_engine_is_not_read_where_there_is_no_device(rtx, bert_vit_folder, tmp_path):
     """Without a driver, and with damaged bytes anywhere, the library gives nothing back: an error that says so."""
     record = EngineRecord(
-        *("", "scorer", "fp32", "", "rtx", rtx.version, "sm_89", (), 0.0, 4, ""),
+        *("", "scorer", "fp32", "", "rtx", rtx.version, "sm_89", (), 0.0, 4, "", False, False, None),
     )
     path = tmp_path / record.file
     path.write_bytes(b"none")
@@ -191,7 +191,7 @@ def test_a_precision_that_was_not_exported_is_named(bert_vit_folder, tmp_path, c
 def test_a_folder_that_is_not_ours_is_refused(tmp_path, capsys):
     (tmp_path / "manifest.json").write_text('{"format": "something"}')
     assert run(tmp_path, tmp_path / "out", "--flavor", "rtx", "--target", "sm_89") == 1
-    assert "not the manifest of an exported model" in capsys.readouterr().err
+    assert "format 'something', expected 'mimic-model'" in capsys.readouterr().err
 
 
 def test_a_changed_graph_is_refused_before_it_is_built(bert_vit_folder, tmp_path):

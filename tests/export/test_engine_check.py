@@ -36,7 +36,7 @@ def engines(bert_vit_folder, tmp_path):
         entry = manifest.entry(name, "fp32")
         record = EngineRecord(
             *(manifest.model_hash, name, "fp32", graph_sha256(entry), "tensorrt", "10.16.1.11", "sm_99"),
-            *(tuple(profiles(entry, 9)), 0.1, 1, hashlib.sha256(b"x").hexdigest()),
+            *(tuple(profiles(entry, 9)), 0.1, 1, hashlib.sha256(b"x").hexdigest(), False, False, None),
         )
         (tmp_path / record.file).write_bytes(b"x")
         record.write(tmp_path)

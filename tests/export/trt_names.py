@@ -18,7 +18,6 @@ HOLDS = {
     },
     **{"parser": "OnnxParser", "profile": "IOptimizationProfile", "e": "ParserError", "refitter": "Refitter"},
     **{"engine": "ICudaEngine", "self._engine": "ICudaEngine", "context": "IExecutionContext"},
-    **{"bound.context": "IExecutionContext"},
 }
 # In refit() of the session, ``parser`` is another one.
 HOLDS_IN = {("refit", "parser"): "OnnxParserRefitter"}

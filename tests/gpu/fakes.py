@@ -1,100 +1,75 @@
 """A device in plain memory that runs late, and a TensorRT library whose engines run the ONNX graph on it.
 
-Work is done when a stream is waited for and not before, as on a device, so
+Work is done when the device is waited for and not before, as on a device, so
 that host memory changed too early, or read too early, gives wrong numbers.
 """
 
-import ctypes
 import threading
 from math import prod
 
 import numpy as np
 
-from mimic_engine.gpu.device import Buffer, Device, Stream
+from mimic_engine.errors import BackendError
+from mimic_engine.gpu.device import Device, DeviceMemory
 from mimic_engine.gpu.tensorrt_library import TENSORRT, Library
-
-
-def memory(address, size):
-    return np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)), np.uint8)
+from tests.gpu.library_fakes import memory
 
 
 class FakeDevice(Device):
-    """Device memory is host memory; every stream keeps what is queued until it is waited for."""
+    """Device memory is host memory; the stream keeps what is queued until it is waited for."""
 
-    name = "fake"
+    layer = "fake"
     architecture = "sm_99"
+    stream = 77
 
     def __init__(self, size_bytes=1 << 30):
-        super().__init__()
         self.free = size_bytes
-        self.queues = {}
-        self.recording = None
+        self.queued = []
         self.calls = []
         self.threads = set()
         self.activate()
 
-    def _make_current(self):
+    def activate(self):
         self.threads.add(threading.get_ident())
 
-    def stream(self):
-        handle = len(self.queues) + 1
-        self.queues[handle] = []
-        return Stream(handle, None)
+    def queue(self, work):
+        self.queued.append(work)
 
-    def queue(self, handle, work):
-        (self.queues[handle] if self.recording is None else self.recording).append(work)
-
-    def synchronize(self, stream):
+    def synchronize(self):
         assert threading.get_ident() in self.threads, "the device is not this thread's"
-        assert self.recording is None, "waiting is not allowed while a graph is captured"
         self.calls.append("synchronize")
-        work, self.queues[stream.handle] = self.queues[stream.handle], []
+        work, self.queued = self.queued, []
         for step in work:
             step()
 
-    def record(self, stream):
-        return [list(self.queues[stream.handle])]
-
-    def wait(self, stream, event):
-        self.queue(stream.handle, lambda: None)
-
     def allocate(self, size_bytes):
-        assert self.recording is None, "allocating is not allowed while a graph is captured"
         if size_bytes > self.free:
-            from mimic_engine.errors import BackendError
-
             raise BackendError(f"{size_bytes} bytes of device memory: out of memory")
         self.free -= size_bytes
         own = np.full(max(1, size_bytes), 0xAB, np.uint8)
-        return Buffer(own.ctypes.data, size_bytes, own)
+        return DeviceMemory(own.ctypes.data, own)
 
-    def capture(self, stream, work):
-        assert not self.queues[stream.handle], "the stream is busy"
-        self.recording = []
-        work()
-        graph, self.recording = self.recording, None
-        self.calls.append("capture")
-        return graph
+    def pinned(self, size_bytes):
+        return np.full(max(1, size_bytes), 0xCD, np.uint8)
 
-    def replay(self, graph, stream):
-        self.calls.append("replay")
-        self.queues[stream.handle].extend(graph)
+    def upload(self, host, target):
+        self._copy(target.address, host.ctypes.data, host.nbytes)
 
-    def kernel(self, cubin, name):
-        return name
+    def download(self, source, host):
+        self._copy(host.ctypes.data, source.address, host.nbytes)
 
-    def launch(self, kernel, grid, block, arguments, stream, *, shared_bytes=0):
-        self.queue(stream.handle, lambda: self.calls.append(kernel))
-
-    def _allocate_pinned(self, size_bytes):
-        own = np.full(size_bytes, 0xCD, np.uint8)
-        return own.ctypes.data, own
-
-    def _copy(self, target, source, size, stream, *, to_device):
+    def _copy(self, target, source, size):
         def copy():
             memory(target, size)[:] = memory(source, size)
 
-        self.queue(stream.handle, copy)
+        self.queue(copy)
+
+
+class PromptDevice(FakeDevice):
+    """Runs what is queued at once, as the pipeline's device does on the CPU."""
+
+    def queue(self, work):
+        work()
 
 
 class FakeContext:
@@ -120,7 +95,8 @@ class FakeContext:
         sizes = {}
         for key, shape in self.engine.graph.inputs.items():
             sizes |= {a: n for a, n in zip(shape, self.shapes[key], strict=True) if isinstance(a, str)}
-        return [sizes[n] if isinstance(n, str) else n for n in self.engine.graph.outputs[name]]
+        shapes = self.engine.graph.inputs | self.engine.graph.outputs
+        return [sizes[n] if isinstance(n, str) else n for n in shapes[name]]
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -140,7 +116,8 @@ class FakeContext:
                     np.ascontiguousarray(value).view(np.uint8).ravel()
                 )
 
-        device.queue(handle, run)
+        assert handle == device.stream
+        device.queue(run)
         return not engine.broken
 
 

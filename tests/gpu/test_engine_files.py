@@ -20,7 +20,7 @@ def built(tiny_model, tmp_path):
     entry = manifest.entry("mention_fold", "fp32")
     record = EngineRecord(
         *(manifest.model_hash, "mention_fold", "fp32", graph_sha256(entry), "rtx", "1.7.1.116", "sm_89"),
-        *(({"batch": (1, 4, 4)},), 0.5, len(PLAN), hashlib.sha256(PLAN).hexdigest()),
+        *(({"batch": (1, 4, 4)},), 0.5, len(PLAN), hashlib.sha256(PLAN).hexdigest(), False, False, None),
     )
     engine = tmp_path / record.file
     engine.write_bytes(PLAN)
@@ -119,7 +119,7 @@ def test_a_sidecar_without_a_field_is_refused(built, key):
     data = json.loads(path.read_text())
     del data[key]
     path.write_text(json.dumps(data))
-    with pytest.raises(ModelError, match=f"damaged.*{key}"):
+    with pytest.raises(ModelError, match=rf"engine\.json: .*missing required field `{key}`"):
         EngineRecord.read(built[0])
 
 

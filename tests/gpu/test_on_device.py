@@ -1,4 +1,4 @@
-"""The chain on a GPU: graphs capture, answers are a plain search's, two batches under way change nothing."""
+"""The pipeline on a GPU: graphs capture, answers are a plain search's, two batches under way change nothing."""
 
 import importlib.util
 
@@ -13,7 +13,6 @@ pytestmark = [
 ]
 ENTITIES, BATCH = 5003, 5
 PRECISIONS = ("fp32", "fp16")
-PLACES = ("host", "device")
 MODES = ("exact", "certified", "coded")
 
 
@@ -31,79 +30,109 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(made):
     from benchmarks.gpu.link_cases import Bench
-    from mimic_engine.gpu.stream import TorchDevice
 
     encoders, scan, given = made
-
-    def bench(precision, place):
-        device = TorchDevice(torch.device("cuda"))
-        graphs = encoders.open("torch", precision, device)
-        return Bench.make(encoders, graphs, scan, given, device, place)
-
-    return bench
+    return lambda precision: Bench.make(encoders, encoders.open("torch", precision), scan, given)
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_mode_is_one_graph_and_right(make, precision, place):
-    bench = make(precision, place)
+def test_every_mode_is_one_graph_and_right(make, precision):
+    bench = make(precision)
     for mode in MODES:
         for batch in (1, BATCH):
             bench.check(batch, mode, precision)
-    assert all(p.graphs == 1 and not p.launched for p in bench.chain.programs.values())
+    assert all(c.graphs == 1 and not c.launched for c in bench.pipeline.captured.values())
 
 
 def test_two_batches_under_way_give_what_each_gives_alone(make):
     from mimic_engine.gpu.pipeline import overlapped
 
-    bench = make("fp32", "host")
+    bench = make("fp32")
     parts = [bench.prepared[i % BATCH : i % BATCH + 1] for i in range(40)]
     parts += [bench.prepared[i % 2 : i % 2 + 3] for i in range(40)]
+    honest = bench.honest  # nothing is replaced there: what was folded tells one batch from another
 
-    def folded(flight):
-        return bench.chain.finish(flight, lambda results, fetch: fetch()["mention_cmfu"].copy())
+    def begin(part):
+        return honest.start(part, 10, "exact")
 
-    # Nothing is replaced here: what was folded tells one batch from another.
-    bench = type(bench)(*(getattr(bench, n) for n in ("encoders", "scan", "honest", "honest", "given")),
-                        bench.pictures, bench.place, bench.prepared)  # fmt: skip
-    alone = [folded(bench.start(part, "exact")) for part in parts]
-    together = list(overlapped(parts, lambda part: bench.start(part, "exact"), folded))
+    def folded(batch):
+        found = honest.folded(batch).cmfu.copy()
+        honest.finish(batch)
+        return found
+
+    alone = [folded(begin(part)) for part in parts]
+    together = list(overlapped(parts, begin, folded))
     near = 1e-4 * np.abs(alone[0]).max()  # a captured product may add up in another order
     assert np.abs(alone[0] - alone[1]).max() > 10 * near
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=near)
 
 
-def test_pictures_resized_on_either_side_are_the_same_bits(make):
-    def pixels(bench):
-        bucket = bench.bucket(bench.prepared, "exact")
-        bench.answer(bench.prepared, "exact")
-        return bench.chain.arrays(bucket)["pixels"].native[:BATCH].cpu().numpy()
+@pytest.fixture(params=["pycuda", "cuda-core"])
+def device(request):
+    from mimic_engine.errors import MissingDependencyError
+    from mimic_engine.gpu.device import open_device
 
-    here, there = (pixels(make("fp32", place)) for place in PLACES)
-    np.testing.assert_array_equal(there, here)
+    try:
+        return open_device(request.param)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoint, tiny_picture, place):
-    from mimic_engine.backends.encoders import open_featurizer
-    from mimic_engine.engine.gpu_linker import DeviceLinker
-    from mimic_engine.engine.linker import Linker
-    from mimic_engine.gpu.graphs import SharedGraphs, torch_graphs
-    from mimic_engine.gpu.scan import CudaRanker
+def test_torch_works_on_the_stream_and_the_memory_of_a_device_layer(device):
+    from types import SimpleNamespace
+
     from mimic_engine.gpu.stream import TorchDevice
+
+    stream, memory = TorchDevice(torch.device("cuda"), device.stream), device.allocate(64)
+    interface = {"shape": (64,), "typestr": "|u1", "data": (memory.address, False), "version": 3}
+    view = torch.as_tensor(SimpleNamespace(__cuda_array_interface__=interface), device="cuda")
+    host, back = device.pinned(64), device.pinned(64)
+    host[:] = np.arange(64)
+    with stream.current():
+        view.zero_().add_(0)  # kernels are loaded on first use
+    graph = stream.capture(lambda: view.add_(1))
+    device.upload(host, memory)
+    for _ in range(2):
+        stream.replay(graph)
+    device.download(memory, back)
+    device.synchronize()
+    np.testing.assert_array_equal(back, host + 2)
+
+
+def on_torch(checkpoint, device):
+    """A session on the device without an engine or a provider: torch's modules, on the device's stream."""
+    from benchmarks.gpu.torch_graphs import torch_graphs
+    from mimic_engine.encoding.torch import TorchSession
+    from mimic_engine.gpu.session import DeviceSession
+
+    class OnTorch(TorchSession, DeviceSession):
+        graphs = None
+
+        def rebuild(self):
+            self.graphs = torch_graphs(self._model)
+
+    session = OnTorch(checkpoint.model.to("cuda"))
+    session.tokenizer_json, session.device = checkpoint.tokenizer_json, device
+    session.rebuild()
+    return session
+
+
+def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoint, tiny_picture, device):
+    from mimic_engine.engine.gpu_linker import GpuLinker
+    from mimic_engine.engine.linker import Linker
+    from mimic_engine.gpu.scan import CudaScan
     from mimic_engine.index.store import Index
     from mimic_engine.model.checkpoint import load_checkpoint
     from mimic_engine.types import Mention
+    from tests.gpu.bound import featurizer
 
-    index, featurizer = Index.open(tiny_index), open_featurizer(tiny_model, threads=1, backend="onnx")
-    device = TorchDevice(torch.device("cuda"))
-    graphs = SharedGraphs(lambda: torch_graphs(load_checkpoint(tiny_checkpoint).model.to("cuda")))
-    ranker = CudaRanker(index.segments, featurizer.constants, tie_key=index.ids)
-    ours = DeviceLinker(featurizer, index, ranker, graphs=graphs, device=device, resize=place)
+    index, encoders = Index.open(tiny_index), featurizer(on_torch(load_checkpoint(tiny_checkpoint), device))
+    scan = CudaScan(index.segments, encoders.constants, tie_key=index.ids)
+    ours = GpuLinker(encoders, index, scan)
     reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
     ours.warm_up()
-    assert ours.info()["chain"]["launched"] == []  # every program is a graph
+    assert ours.info()["chain"]["launched"] == []  # every bucket is a graph
     mentions = [Mention("a b", "c a b d", tiny_picture), Mention("c", "c d e"), Mention("j", "i j")]
     for turn in range(2):
         if turn:

@@ -1,8 +1,9 @@
-"""The recipe of a request: what is folded on fixed arrays is what the featurizer folds, in every bucket."""
+"""The plan of a request: what is folded on fixed arrays is what the featurizer folds, in every bucket."""
 
 import importlib.util
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,48 +12,46 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from mimic_engine.encoding.featurizer import Featurizer
-from mimic_engine.encoding.manifest import ModelManifest
+from benchmarks.gpu.torch_graphs import torch_graphs
 from mimic_engine.encoding.onnx import OnnxSession
-from mimic_engine.engine.gpu_linker import fill
-from mimic_engine.gpu.graphs import EngineGraphs, torch_graphs
-from mimic_engine.gpu.pictures import DevicePictures, HostPictures
-from mimic_engine.gpu.pipeline import Chain, Stage
-from mimic_engine.gpu.request import PREFIX, Bucket, RequestRecipe
+from mimic_engine.gpu.pipeline import GpuPipeline
+from mimic_engine.gpu.request import TOP_K_BUCKETS, Bucket, RequestPlan, Stage
+from mimic_engine.gpu.scan import SPARE, list_length
 from mimic_engine.gpu.stream import TorchDevice
-from mimic_engine.images import ImagePreprocessor
+from mimic_engine.kernels.stream_topk import MAX_K
 from mimic_engine.model.checkpoint import load_checkpoint
-from mimic_engine.text import TextPreprocessor
 from mimic_engine.types import Mention
-from tests.gpu.bound import cpu_graphs
-from tests.gpu.fakes import FakeDevice
-from tests.gpu.test_tensorrt import open_graph
+from tests.gpu.bound import bound_session, featurizer
+from tests.gpu.fakes import FakeDevice, PromptDevice
+from tests.gpu.test_tensorrt import engine_session
 
 CPU = torch.device("cpu")
+SCAN = SimpleNamespace(
+    device=CPU,
+    modes=("exact", "certified"),
+    passes=None,
+    mask=lambda allowed: None,
+    capturable=lambda mode: True,
+)
 
 
-class Sums:
-    """A search that answers with a sum of each mention's folded values, in ``g2l``."""
+class Sums(RequestPlan):
+    """A plan whose search answers with a sum of each mention's folded values."""
 
-    modes = ("exact", "certified")
+    def __init__(self, graphs, missing, **options):
+        super().__init__(graphs, missing, SCAN, np.ones(3, bool), **options)
 
-    def room(self, bucket):
-        return bucket.k
+    def search(self, bucket, arrays):
+        folded = [arrays[name].native for name in self.graphs["mention_fold"].outputs]
 
-    def stage(self, bucket, folded, results):
         def launch():
-            total = sum(p.native.flatten(1).sum(1) for p in folded.values())
-            results["g2l"].native.copy_(total[:, None].expand(-1, bucket.k))
+            total = sum(tensor.flatten(1).sum(1) for tensor in folded)
+            arrays["g2l"].native.copy_(total[:, None].expand_as(arrays["g2l"].native))
 
         return Stage("search", launch)
 
-
-def featurizer(session):
-    return Featurizer(
-        session,
-        TextPreprocessor.open(session.tokenizer_json, session.text_config),
-        ImagePreprocessor(session.image_config),
-    )
+    def answer(self, results, mentions, k, mode, take):
+        return results["g2l"][:mentions, 0].copy()
 
 
 def mentions(picture, pattern):
@@ -64,38 +63,24 @@ def mentions(picture, pattern):
     ]
 
 
-def folded_by(chain, recipe, prepared, k=3, mode="exact"):
-    """Folded arrays and answers of a chain."""
-    mask = np.concatenate([p.tokens.attention_mask for p in prepared])
-    pictures = sum(p.pixels is not None for p in prepared)
-    bucket = recipe.bucket(len(prepared), pictures, mask, k, mode)
-    flight = chain.start(bucket, lambda host: fill(host, prepared, recipe.pictures))
-
-    def read(results, fetch):
-        arrays = {n.removeprefix(PREFIX): a[: len(prepared)].copy() for n, a in fetch().items()}
-        return arrays, results["g2l"][: len(prepared)].copy()
-
-    return bucket, *chain.finish(flight, read)
-
-
 def compare(graphs, reference, picture, patterns, device=None):
-    kind = RequestRecipe if device is None else device.late(RequestRecipe)
-    pictures = HostPictures(reference.images)
-    recipe = kind(graphs, Sums(), reference.missing, pictures, CPU, rows=(1, 4, 8), places=(3, 9))
-    chain = Chain(device or TorchDevice(CPU), recipe)
+    plan = Sums if device is None else device.late(Sums)
+    plan = plan(graphs, reference.missing, rows=(1, 4, 8), top_ks=(3, 9))
+    pipeline = GpuPipeline(device or TorchDevice(CPU, 0), plan)
     buckets = set()
     for pattern in patterns:
         prepared = [reference.prepare(m) for m in mentions(picture, pattern)]
-        bucket, found, answers = folded_by(chain, recipe, prepared)
+        batch = pipeline.start(prepared, 3, "exact")
+        found, answers = dict(pipeline.folded(batch).items()), pipeline.finish(batch)
         expected = dict(reference.fold_prepared(prepared).items())
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             scale = max(1.0, float(np.abs(value).max()))
             np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-5 * scale, err_msg=name)
         total = sum(a.reshape(len(prepared), -1).sum(1) for a in expected.values())
-        np.testing.assert_allclose(answers[:, 0], total, rtol=1e-4, atol=1e-2)
-        buckets.add(bucket)
-    return chain, buckets
+        np.testing.assert_allclose(answers, total, rtol=1e-4, atol=1e-2)
+        buckets.add(batch.bucket)
+    return pipeline, buckets
 
 
 PATTERNS = ("t", "p", "tp", "ptt", "pppp", "ttptt", "tttttttt", "pppppppp", "p", "tp", "t")
@@ -103,60 +88,57 @@ PATTERNS = ("t", "p", "tp", "ptt", "pppp", "ttptt", "tttttttt", "pppppppp", "p",
 
 def test_onnx_runtime_on_fixed_arrays(tiny_model, tiny_picture):
     reference = featurizer(OnnxSession.open(tiny_model, threads=1))
-    chain, buckets = compare(cpu_graphs(tiny_model), reference, tiny_picture, PATTERNS)
-    assert {(b.rows, b.pictures) for b in buckets} == {
+    session = bound_session(tiny_model, PromptDevice())
+    pipeline, buckets = compare(session.graphs, reference, tiny_picture, PATTERNS)
+    assert {(b.rows, b.images) for b in buckets} == {
         (1, 0), (1, 1), (4, 1), (4, 4), (8, 1), (8, 0), (8, 8)
     }  # fmt: skip
-    for bucket, program in chain.programs.items():
-        alone = {"text_encoder", "mention_fold"} | ({"image_encoder"} if bucket.pictures else set())
-        assert set(program.launched) == alone  # a session cannot be captured
-        assert program.graphs == 2
+    for bucket, captured in pipeline.captured.items():
+        alone = {"text_encoder", "mention_fold"} | ({"image_encoder"} if bucket.images else set())
+        assert set(captured.launched) == alone  # a session cannot be captured
+        assert captured.graphs == 2
 
 
 def test_torch_modules_on_fixed_arrays(tiny_model, tiny_checkpoint, tiny_picture):
     reference = featurizer(OnnxSession.open(tiny_model, threads=1))
-    model = load_checkpoint(tiny_checkpoint).model
-    graphs = torch_graphs(model)
-    chain, _ = compare(graphs, reference, tiny_picture, PATTERNS[:6])
-    assert all(p.graphs == 1 and not p.launched for p in chain.programs.values())
+    graphs = torch_graphs(load_checkpoint(tiny_checkpoint).model)
+    pipeline, _ = compare(graphs, reference, tiny_picture, PATTERNS[:6])
+    assert all(c.graphs == 1 and not c.launched for c in pipeline.captured.values())
 
 
 def test_engines_on_fixed_arrays_of_a_device_that_runs_late(tiny_model, tiny_picture):
-    """The engines' own library queues on the chain's stream, and the same stream is captured."""
+    """The engines' own library queues on the session's stream, and the same stream is captured."""
     device = FakeDevice()
-    stream = device.stream()
-    manifest = ModelManifest.read(tiny_model)
-    graphs = {
-        name: open_graph(tiny_model, manifest, name, device, rows=(1, 4, 8))
-        for name in ("text_encoder", "image_encoder", "mention_fold")
-    }
-    chained = OnFake(device, stream)
-    reference = featurizer(OnnxSession.open(tiny_model, threads=1))
-    chain, _ = compare(
-        EngineGraphs(manifest, graphs, stream.handle), reference, tiny_picture, PATTERNS, chained
-    )
-    assert all(p.graphs == 1 for p in chain.programs.values())
-    assert device.calls.count("replay") == len(PATTERNS) - len(chain.programs)
+    session = engine_session(tiny_model, device, rows=(1, 4, 8))
+    reference, late = featurizer(OnnxSession.open(tiny_model, threads=1)), OnFake(device)
+    pipeline, _ = compare(session.graphs, reference, tiny_picture, PATTERNS, late)
+    assert all(c.graphs == 1 for c in pipeline.captured.values())
+    assert late.replays == len(PATTERNS) - len(pipeline.captured)
+
+
+def test_the_host_and_the_pipeline_share_one_session(tiny_model, tiny_picture):
+    """A batch of either between two of the other changes nothing."""
+    session = bound_session(tiny_model, PromptDevice())
+    both = featurizer(session)
+    pipeline, _ = compare(session.graphs, both, tiny_picture, PATTERNS[:4])
+    assert pipeline.plan.graphs is session.graphs
 
 
 class OnFake(TorchDevice):
     """Torch's memory; the stream is the fake device's, which runs when it is waited for."""
 
-    def __init__(self, device, stream):
-        super().__init__(CPU)
-        self.fake, self.own = device, stream
+    def __init__(self, device):
+        super().__init__(CPU, 0)
+        self.fake, self.replays = device, 0
 
-    def queue(self, work):
-        self.fake.queue(self.own.handle, work)
-
-    def late(self, recipe):
-        """A recipe whose stages of torch wait for the stream as the engines do."""
+    def late(self, plan):
+        """A plan whose stages of torch wait for the stream as the engines do."""
         device = self
 
-        class Late(recipe):
+        class Late(plan):
             def stages(self, bucket, arrays):
                 return [
-                    replace(s, launch=partial(device.queue, s.launch))
+                    replace(s, launch=partial(device.fake.queue, s.launch))
                     if s.name in ("assemble", "search")
                     else s
                     for s in super().stages(bucket, arrays)
@@ -165,33 +147,41 @@ class OnFake(TorchDevice):
         return Late
 
     def upload(self, host, memory):
-        self.queue(lambda: super(OnFake, self).upload(host, memory))
+        self.fake.queue(lambda: super(OnFake, self).upload(host, memory))
 
     def copy(self, source, target, size_bytes):
-        self.queue(lambda: super(OnFake, self).copy(source, target, size_bytes))
+        self.fake.queue(lambda: super(OnFake, self).copy(source, target, size_bytes))
 
     def download(self, memory, host):
-        self.queue(lambda: super(OnFake, self).download(memory, host))
+        self.fake.queue(lambda: super(OnFake, self).download(memory, host))
 
     def finish(self, event):
-        self.fake.synchronize(self.own)
+        self.fake.synchronize()
 
     def capture(self, work):
-        self.fake.synchronize(self.own)
-        return self.fake.capture(self.own, work)
+        self.fake.synchronize()
+        work()
+        graph, self.fake.queued = self.fake.queued, []
+        return graph
 
     def replay(self, graph):
-        self.fake.replay(graph, self.own)
+        self.replays += 1
+        self.fake.queued.extend(graph)
 
 
 def test_largest_holds_every_bucket(tiny_model):
-    reference = featurizer(OnnxSession.open(tiny_model, threads=1))
-    pictures = DevicePictures(reference.images, CPU)
-    recipe = RequestRecipe(cpu_graphs(tiny_model), Sums(), reference.missing, pictures, CPU)
-    most = recipe.layouts(recipe.largest)
-    for rows in recipe.rows:
-        for pictures in (0, *(p for p in recipe.rows if p <= rows)):
-            for k in recipe.places:
-                layouts = recipe.layouts(Bucket(rows, pictures, recipe.lengths[0], k, "exact"))
+    session = bound_session(tiny_model)
+    plan = Sums(session.graphs, featurizer(session).missing)
+    most = plan.layouts(plan.largest)
+    for rows in plan.rows:
+        for images in (0, *(p for p in plan.rows if p <= rows)):
+            for k in plan.top_ks:
+                layouts = plan.layouts(Bucket(rows, images, plan.lengths[0], k, "exact"))
                 for kind in ("inputs", "work", "folded", "results"):
                     getattr(layouts, kind).check(getattr(most, kind).size_bytes)
+
+
+def test_top_k_buckets_leave_room_for_neighbours():
+    for k in TOP_K_BUCKETS:
+        assert list_length(k, "certified") == k + SPARE <= MAX_K
+    assert np.all(np.diff(TOP_K_BUCKETS) > 0)

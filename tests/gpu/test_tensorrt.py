@@ -1,4 +1,4 @@
-"""The TensorRT session on a device that runs late: numbers, buckets, graphs, and what it refuses."""
+"""The TensorRT session on a device that runs late: numbers, buckets, and what it refuses."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from mimic_engine.encoding.buckets import ROWS
 from mimic_engine.encoding.graph_names import ENCODERS, FOLDS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import OnnxGraph, OnnxSession
-from mimic_engine.encoding.session import GraphSession
 from mimic_engine.errors import EngineError, InvalidInputError, ModelError
 from mimic_engine.export.profiles import profiles
+from mimic_engine.gpu.layout import Placed
+from mimic_engine.gpu.session import DeviceSession
 from mimic_engine.gpu.tensorrt import EngineGraph, TensorRtSession
 from tests.gpu import fakes
 
@@ -22,6 +23,15 @@ def open_graph(folder, manifest, name, device, rows=ROWS):
     return EngineGraph(name, entry, fakes.fake_library(), engine, device, spans)
 
 
+def engine_session(folder, device, rows=ROWS):
+    manifest = ModelManifest.read(folder)
+
+    def graphs():
+        return {name: open_graph(folder, manifest, name, device, rows) for name in (*ENCODERS, *FOLDS)}
+
+    return DeviceSession(manifest, graphs, folder / "tokenizer.json", "tensorrt", device)
+
+
 @pytest.fixture
 def device():
     return fakes.FakeDevice()
@@ -29,10 +39,7 @@ def device():
 
 @pytest.fixture
 def both(tiny_model, device):
-    manifest = ModelManifest.read(tiny_model)
-    graphs = {name: open_graph(tiny_model, manifest, name, device) for name in (*ENCODERS, *FOLDS)}
-    session = GraphSession(manifest, graphs, tiny_model / "tokenizer.json", "tensorrt")
-    return session, OnnxSession.open(tiny_model, threads=1)
+    return engine_session(tiny_model, device), OnnxSession.open(tiny_model, threads=1)
 
 
 def pixels(rows, seed=0):
@@ -45,7 +52,7 @@ def test_gives_what_the_cpu_gives_again_and_again(both, rows):
     from mimic_engine.types import TokenBatch
 
     session, reference = both
-    for seed in (0, 1, 2):  # the first run of a bucket, then its graph
+    for seed in (0, 1, 2):
         ids = np.random.default_rng(seed).integers(2, 15, (rows, 9))
         tokens = TokenBatch(ids, np.ones_like(ids), np.zeros_like(ids), np.zeros(rows, bool))
         found, expected = (outputs(s, tokens, pixels(rows, seed)) for s in (session, reference))
@@ -54,14 +61,24 @@ def test_gives_what_the_cpu_gives_again_and_again(both, rows):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
 
 
-def test_each_bucket_is_captured_once_and_replayed(tiny_model, device):
+def test_each_bucket_has_one_context_and_a_batch_is_waited_for_once(tiny_model, device):
     graph = open_graph(tiny_model, ModelManifest.read(tiny_model), "image_encoder", device)
-    for rows in (3, 4, 2, 3):
+    for number, rows in enumerate((3, 4, 2, 3)):
         graph.run({"pixels": pixels(rows)})
-    assert device.calls.count("capture") == 1 and device.calls.count("replay") == 3
+        assert device.calls == ["synchronize"] * (number + 1)
+    assert len(graph._engine.contexts) == 1
     graph.run({"pixels": pixels(5)})
-    assert device.calls.count("capture") == 2
     assert len(graph._engine.contexts) == 2
+
+
+def test_arrays_of_another_shape_or_type_are_refused(tiny_model, device):
+    graph = open_graph(tiny_model, ModelManifest.read(tiny_model), "image_encoder", device)
+    shapes = {"pixels": (4, 3, 32, 32), "cls": (4, 8), "tokens": (4, 5, 8)}
+    arrays = {name: Placed(256, shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+    graph.launcher(arrays)
+    for wrong in (Placed(256, (4, 9), np.dtype(np.float32)), Placed(256, (4, 8), np.dtype(np.float16))):
+        with pytest.raises(ModelError, match=r"image_encoder: cls is float32 \(4, 8\), not float"):
+            graph.launcher(arrays | {"cls": wrong})
 
 
 def test_nothing_is_allocated_after_the_session_is_open(tiny_model, device):

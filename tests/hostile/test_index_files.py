@@ -218,7 +218,7 @@ def rewrite_manifest(index: Path, change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"format": "other"}, "not the manifest of an index"),
+        ({"format": "other"}, "format 'other', expected 'mimic-index'"),
         ({"version": 1}, f"version 1; this program reads version {VERSION}"),
         ({"count": -1}, "count -1"),
         ({"count": 36}, "not the sum"),
@@ -226,12 +226,14 @@ def rewrite_manifest(index: Path, change: dict[str, Any]) -> None:
         ({"dtype": "int4"}, "dtype 'int4'"),
         ({"dtype": ["float16"]}, "dtype"),
         ({"dtype": "float32"}, "dtype float16, expected float32"),
-        ({"model_hash": 7}, "model_hash 7"),
-        ({"segments": {}}, "segments is not a list"),
-        ({"segments": [7]}, "segment: keys"),
-        ({"extra": []}, "extra"),
-        ({"constants": {}}, "constants: keys"),
+        ({"model_hash": 7}, "model_hash 7: Expected `str`"),
+        ({"model_hash": ""}, "model_hash '': Expected `str` of length >= 1"),
+        ({"segments": {}}, "segments: Expected `array`"),
+        ({"segments": [7]}, r"segments\[0\] 7: Expected `object`"),
+        ({"extra": []}, "extra: Expected `object`"),
+        ({"constants": {}}, "constants: .*missing required field `width`"),
         ({"surprise": 1}, "surprise"),
+        ({"constants": {"width": 4, "units": ["cmfu"], "surprise": 1}}, r"constants: unknown fields"),
     ],
 )
 def test_manifest_fields(index, change, fault):
@@ -266,10 +268,10 @@ def test_manifest_constants(index, change, fault):
         ({"name": "../../secret"}, "segment name"),
         ({"name": "00001"}, "listed twice"),
         ({"rows": 17}, "expected 17 rows"),
-        ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "files: keys"),
+        ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "00000 files: .*, expected"),
         (
             {"files": {Path(name).name: {} for name in FILES}},
-            "file: keys",
+            r"files\[...\]: .*missing required field `sha256`",
         ),
     ],
 )
@@ -282,7 +284,8 @@ def test_manifest_segments(index, change, fault):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"null", b"[]", b"{", b"\xff", b"{}", b"[" * 200_000, b'{"format": NaN}']
+    "raw",
+    [b"", b"null", b"[]", b"{", b"\xff", b"{}", b"[" * 200_000, b'{"format": NaN}', b'{"format": 1e999}'],
 )
 def test_manifest_garbage(index, raw):
     (index / "manifest.json").write_bytes(raw)

@@ -13,6 +13,7 @@ from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity, EntityArrays
+from tests.index.changes import delete
 
 
 def test_killed_writers_lose_nothing(tmp_path):
@@ -60,7 +61,7 @@ class TestWhatWouldBeNoticed:
 
     def test_an_entity_that_is_gone(self, index):
         with pytest.raises(AssertionError, match="left"):
-            versions_of(index.delete(["stays/3"]))
+            versions_of(delete(index, ["stays/3"]))
 
     def test_arrays_of_another_entity(self, index):
         from benchmarks.durability.kill_parties import HashFold

@@ -15,6 +15,7 @@ from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import Entity
+from tests.index.changes import upsert
 
 GROUP = 5
 
@@ -32,7 +33,7 @@ def index(tiny, tmp_path) -> Index:
         threads=1,
         progress=False,
     )
-    return Index.open(tmp_path / "kb").upsert(group(0), tiny.WordFold())
+    return upsert(Index.open(tmp_path / "kb"), group(0), tiny.WordFold())
 
 
 def group(version: int) -> list[Entity]:

@@ -18,6 +18,7 @@ from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity
+from tests.index.changes import delete, upsert
 from tests.index.contents import content, file_hash, files, named, stored_bytes
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -55,7 +56,7 @@ def test_snapshots_are_kept_listed_opened_and_forgotten(tiny, built):
 
 def test_a_snapshot_shares_what_has_not_changed(tiny, built, monkeypatch):
     index = built(11)
-    index.upsert([Entity("Q0", "x")], tiny.HashFold())
+    upsert(index, [Entity("Q0", "x")], tiny.HashFold())
     read = []
     real = snapshots.read_snapshot
     monkeypatch.setattr(
@@ -77,7 +78,7 @@ def test_two_writers(tiny, built):
         with pytest.raises(IndexLockedError, match=r"kb: another writer is changing this index"):
             IndexWriter(index)
         with pytest.raises(IndexLockedError, match="another writer"):
-            index.delete(["Q0"])
+            delete(index, ["Q0"])
         with pytest.raises(IndexLockedError, match="another writer"):
             build_index(tiny.HashFold(), tiny.knowledge_base(3), index.path, progress=False, overwrite=True)
         first.upsert([Entity("new", "x")])
@@ -139,7 +140,7 @@ def test_leftovers_are_removed_by_the_next_writer(built):
 
 def test_a_damaged_old_snapshot_is_no_obstacle(tiny, built, caplog):
     index = built(5)
-    index.upsert([Entity("a", "x")], tiny.HashFold())
+    upsert(index, [Entity("a", "x")], tiny.HashFold())
     old = index.path / "snapshots" / "00000001.json"
     old.write_bytes(b"{")
     with pytest.raises(IndexFormatError, match=r"00000001\.json"):
@@ -154,7 +155,7 @@ def test_a_damaged_old_snapshot_is_no_obstacle(tiny, built, caplog):
 def test_manifests_of_old_snapshots_are_what_they_were(tiny, built):
     index = built(5)
     raw = (index.path / "manifest.json").read_bytes()
-    index.upsert([Entity("a", "x")], tiny.HashFold())
+    upsert(index, [Entity("a", "x")], tiny.HashFold())
     assert (index.path / "snapshots" / "00000001.json").read_bytes() == raw
     (index.path / "snapshots" / "00000001.json").rename(index.path / "snapshots" / "00000000.json")
     with pytest.raises(IndexFormatError, match=r"00000000\.json: holds generation 1"):

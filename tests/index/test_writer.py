@@ -14,12 +14,13 @@ from mimic_engine.errors import (
     ModelError,
     UnknownEntityError,
 )
-from mimic_engine.index import plan as parts
+from mimic_engine.index import plan
 from mimic_engine.index.segment import quantise_rows
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import Change, IndexWriter
 from mimic_engine.types import Entity, EntityArrays
+from tests.index.changes import delete, upsert
 from tests.index.contents import content, files, named, stored_bytes
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -30,7 +31,7 @@ def test_upsert_adds_and_replaces_in_the_next_snapshot(tiny, built, dtype):
     old = built(11, dtype=dtype)
     before, rows = content(old), stored_bytes(old)
     fresh = [Entity("new", "a name", "text", (b"bytes", "path.png"), "type"), Entity("Q35", "other", "words")]
-    index = old.upsert(fresh, tiny.HashFold())
+    index = upsert(old, fresh, tiny.HashFold())
     assert content(index) == before | {"new": "a name", "Q35": "other"}
     assert (len(index), index.row_count, index.manifest.generation) == (12, 13, 2)
     assert index.alive is not None and not index.alive.flags.writeable
@@ -54,17 +55,17 @@ def test_upsert_adds_and_replaces_in_the_next_snapshot(tiny, built, dtype):
 
 def test_delete_leaves_the_rows_dead(tiny, built):
     old = built(11)
-    index = old.delete(["Q7", "Q0", "Q70", "Q7"])
+    index = delete(old, ["Q7", "Q0", "Q70", "Q7"])
     assert content(index) == {i: n for i, n in content(old).items() if i not in ("Q0", "Q7", "Q70")}
     assert (len(index), index.row_count) == (8, 11) and np.flatnonzero(~index.alive).tolist() == [0, 1, 10]
     with pytest.raises(UnknownEntityError, match=r"'Q70' is not in the index .*\(8 entities\)"):
         index.rows(["Q14", "Q70"])
     assert index.find(["Q70", "Q14", "Q1"]).tolist() == [-1, 2, -1]
-    assert index.upsert([Entity("Q70", "back")], tiny.HashFold()).names([11]) == ["back"]
+    assert upsert(index, [Entity("Q70", "back")], tiny.HashFold()).names([11]) == ["back"]
 
 
 def test_a_segment_without_live_rows_goes(built):
-    index = built(11, segment_rows=4).delete([f"Q{7 * row}" for row in range(4)])
+    index = delete(built(11, segment_rows=4), [f"Q{7 * row}" for row in range(4)])
     assert [s.name for s in index.manifest.segments] == ["00001", "00002"]
     assert (index.alive, index.row_count, index.manifest.deleted) == (None, 7, None)
 
@@ -101,7 +102,7 @@ def test_compaction_leaves_what_is_in_order(tiny, built):
 
 
 def test_entities_that_come_one_by_one_make_few_segments(tiny, built, monkeypatch):
-    monkeypatch.setattr(parts, "MERGE_ROWS", 32)
+    monkeypatch.setattr(plan, "MERGE_ROWS", 32)
     rewritten = 0
     with IndexWriter(built(70, segment_rows=70), tiny.HashFold()) as changes:
         for number in range(100):
@@ -177,5 +178,5 @@ def test_what_is_refused(tiny, built):
 
 
 def test_iterating_twice_is_not_needed(tiny, built):
-    index = built(5).upsert((Entity(i, "x") for i in "abc"), tiny.HashFold())
+    index = upsert(built(5), (Entity(i, "x") for i in "abc"), tiny.HashFold())
     assert set(itertools.islice(content(index), 5, None)) == set("abc")

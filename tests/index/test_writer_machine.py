@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from mimic_engine.errors import InvalidInputError, UnknownEntityError
-from mimic_engine.index import plan as parts
+from mimic_engine.index import plan
 from mimic_engine.index.build import build_index
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
@@ -153,7 +153,7 @@ def check(index: Index, content: dict[str, str]) -> None:
 
 def test_an_index_holds_what_a_dictionary_holds(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(parts, "MERGE_ROWS", 4)
+    monkeypatch.setattr(plan, "MERGE_ROWS", 4)
     run_state_machine_as_test(
         IndexMachine,
         settings=settings(

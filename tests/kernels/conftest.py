@@ -16,8 +16,11 @@ ROOT = Path(__file__).parents[2]
 ASKS = "test_the_gpu_kernels_pass_in_the_interpreter"  # the test that waits for them
 
 
+FOLDERS = ("tests/kernels/interpreted", "tests/gpu/interpreted")
+
+
 class InterpretedRun:
-    """A run of ``tests/kernels/interpreted`` in a process of its own, behind everything else.
+    """A run of the interpreted tests in a process of its own, behind everything else.
 
     The interpreter is chosen when Triton is imported, so it cannot be turned on and off in one process.
     """
@@ -25,7 +28,7 @@ class InterpretedRun:
     def __init__(self) -> None:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the session's end
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted"],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FOLDERS],
             cwd=ROOT,
             env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
             stdout=self._output,

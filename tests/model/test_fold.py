@@ -10,7 +10,7 @@ from mimic_engine.config import MatcherConfig
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.model.fold import FoldEntity, FoldMention, fold_constants
 from mimic_engine.model.folded_scorer import FoldedScorer
-from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
+from mimic_engine.types import EntityArrays, MentionArrays
 
 WIDTHS = {"text_width": 11, "text_token_width": 13, "hidden": 8}
 CONFIGS = [
@@ -106,8 +106,3 @@ def test_half_precision_entities_are_widened(make_matcher, make_features):
     stored = numpy_scores(men, half, constants)
     assert stored.total.dtype == np.float32
     assert 0 < np.abs(stored.total - full.total).max() < 0.05
-
-
-def test_constants_survive_json():
-    constants = FoldConstants(96, ("tglu", "vdlu"), gate_bias=(0.1, -1 / 3), bias_norm=(2e-17, 5.0))
-    assert FoldConstants.from_json(constants.to_json()) == constants

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mimic_engine.server.app import create_app
 from mimic_engine.server.auth import PROBES
 from mimic_engine.server.settings import Settings
+from tests.batching.device import wait_ready
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -125,7 +126,7 @@ def test_the_dashboard_shows_metrics_and_labels_that_exist(app):
     from starlette.testclient import TestClient
 
     with TestClient(app) as client:
-        assert app.state.service.batcher.wait_ready(10)
+        assert wait_ready(app.state.service.batcher)
         assert client.post("/v1/link", json={"mention": "a", "sentence": "b"}).status_code == 200
         text = client.get("/metrics").text
     labels = {}

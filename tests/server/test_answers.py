@@ -123,6 +123,12 @@ def test_docs_and_schema_come_from_this_machine_alone(client):
         "/health/ready",
     }
     assert paths <= set(schema["paths"])
+    assert set(schema["paths"]["/v1/entities/{entity_id}"]) == {"get", "put", "delete"}
+    operations = [operation for item in schema["paths"].values() for operation in item.values()]
+    assert all(
+        o["description"] and o["summary"] and {"200", "401"} <= set(o["responses"]) for o in operations
+    )
+    assert len({o["operationId"] for o in operations}) == len(operations)
     for ref in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema)):
         assert ref in schema["components"]["schemas"]
 
@@ -132,3 +138,17 @@ def test_request_ids_are_kept_or_made(client):
     assert kept.headers["x-request-id"] == "abc-1"
     made = client.get("/health/live", headers={"x-request-id": "bad id\t" + "x" * 200})
     assert re.fullmatch("[0-9a-f]{32}", made.headers["x-request-id"])
+
+
+def test_every_route_is_described_or_is_a_page(client):
+    described = set(client.get("/openapi.json").json()["paths"])
+    pages = {"/", "/static/{asked}/{name}", "/openapi.json", "/docs", "/docs/static"}
+    assert {re.sub(":rest", "", route.path) for route in client.app.routes} == described | pages
+
+
+def test_a_form_has_the_fields_of_the_json_body(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    form, body = schemas["LinkForm"]["properties"], schemas["LinkBody"]["properties"]
+    assert set(form) == {*body, "filter.ids", "filter.types"} - {"filter"}
+    assert form["image"] == {"type": "string", "format": "binary"}
+    assert form["top_k"] == {"type": "integer"}

@@ -125,6 +125,20 @@ def test_404_and_405(client, error_of):
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("path", ["/v1/entities", "/v1/entities/", "/v1/images"])
+def test_without_an_id_there_is_no_such_route_and_no_redirect(client, error_of, path):
+    error_of(client.get(path, follow_redirects=False), 404, "not_found")
+
+
+def test_an_entity_without_an_id_is_not_put(serve, tmp_path, error_of):
+    (tmp_path / "admin").write_text("the-admins-own-key-1")
+    client = serve(admin_key_file=str(tmp_path / "admin"))
+    error_of(client.put("/v1/entities", json={"name": "a"}, follow_redirects=False), 404, "not_found")
+    error_of(client.put("/v1/entities/", json={"name": "a"}), 401, "unauthorised")
+    named = {"x-api-key": "the-admins-own-key-1"}
+    error_of(client.put("/v1/entities/", json={"name": "a"}, headers=named), 404, "not_found")
+
+
 def test_429_when_the_queue_is_full_for_one_and_for_a_batch(serve, linker, error_of, in_background):
     client = serve(max_batch_size=1, max_queue_size=2, max_mentions=2)
     linker.gate.clear()

@@ -61,7 +61,7 @@ def test_help_needs_no_model_and_no_heavy_import():
         "import sys; from mimic_engine.serve import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print('heavy:', sorted({'torch', 'onnxruntime', 'fastapi', 'uvicorn'} & set(sys.modules)))"
+        "print('heavy:', sorted({'torch', 'onnxruntime', 'starlette', 'uvicorn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("heavy: []\n")

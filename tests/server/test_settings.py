@@ -4,8 +4,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from mimic_engine.server.settings import Settings
-from mimic_engine.server.settings_page import render
+from mimic_engine.server.settings import Settings, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -104,14 +103,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_page_of_settings_is_current():
-    assert PAGE.read_text("utf-8") == render(), (
-        "run: python -m mimic_engine.server.settings_page > docs/settings.md"
-    )
+    assert PAGE.read_text("utf-8") == page(), "run: python -m mimic_engine.server.settings > docs/settings.md"
 
 
 def test_the_page_of_settings_has_every_name_and_range():
-    page = render()
+    text = page()
     for name in Settings.model_fields:
-        assert f"| `--{name.replace('_', '-')}` | `MIMIC_{name.upper()}` | " in page
-    assert "| whole number, at least 0, at most 65535 | `8080` |" in page
-    assert "| `debug`, `info`, `warning`, `error` | `info` |" in page
+        assert f"| `--{name.replace('_', '-')}` | `MIMIC_{name.upper()}` | " in text
+    assert "| whole number, at least 0, at most 65535 | `8080` |" in text
+    assert "| `debug`, `info`, `warning`, `error` | `info` |" in text

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from mimic_engine.errors import ImageError, ImageTypeError, InvalidInputError, UnknownEntityError
-from mimic_engine.index.entities import picture_path
+from mimic_engine.index.entities import image_path
 from mimic_engine.types import Candidate, Entity, Explanation, LinkResult, TokenSpan
 
 ENTITIES = (
@@ -38,7 +38,7 @@ class WordIndex:
     def rows(self, ids):
         for id_ in ids:
             if id_ not in self.row_of:
-                raise UnknownEntityError(f"id: {id_!r} is not in the index", field="candidates")
+                raise UnknownEntityError(f"id: {id_!r} is not in the index")
         return [self.row_of[id_] for id_ in ids]
 
     def select(self, ids=None, types=None):
@@ -55,9 +55,9 @@ class WordIndex:
     def entity(self, row):
         return self.entities[row]
 
-    def picture(self, row):
+    def image(self, row):
         images = [image for image in self.entities[row].images if not isinstance(image, bytes)]
-        return picture_path(Path("/nowhere"), str(images[0])) if images else None
+        return image_path(Path("/nowhere"), str(images[0])) if images else None
 
 
 class WordRequest(NamedTuple):
@@ -99,7 +99,11 @@ class WordLinker:
             raise self.fail_prepare
         if options.mode not in self.modes:
             raise InvalidInputError(f"mode: must be one of {', '.join(self.modes)}", field="mode")
-        rows = self.index.select(options.candidates, options.types)
+        try:
+            rows = self.index.select(options.candidates, options.types)
+        except UnknownEntityError as error:
+            error.field = "candidates"
+            raise
         if mention.image is not None:
             check_image(mention.image)
         words = f"{mention.mention} {mention.sentence}".lower().split()

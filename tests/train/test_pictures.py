@@ -19,6 +19,7 @@ from mimic_engine.encoding.featurizer import Featurizer, mean_images
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.torch import TorchSession
 from mimic_engine.errors import InvalidInputError, ModelError
+from mimic_engine.files import decode
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.checkpoint import _config_salt, load_checkpoint, model_hash
 from mimic_engine.text import TextPreprocessor
@@ -114,7 +115,7 @@ def test_one_picture_each_is_the_same_model_and_more_another(options: Options) -
     assert model_hash(mean.model) != model_hash(first.model)
     plain = first.model.config.to_json()
     del plain["image"]["entity_pictures"]  # as a checkpoint of before says it
-    assert ModelConfig.from_json(plain) == first.model.config
+    assert decode(plain, ModelConfig, "", ModelError) == first.model.config
     assert "entity_pictures" not in _config_salt(first.model.config)
     corpus = replace(first._encode.corpus, entity_pictures=8)
     with pytest.raises(ModelError, match="corpus: 8 pictures an entity, the model takes 1"):

@@ -2,7 +2,7 @@
 
 The softmax row of an entity token depends on its query vector alone (equation 7
 of the paper), so a mention's attention need only be worked out for the
-centroids; what is done with them is in ``kernels/coded_ref.py``. Here: opening
+centroids; what is done with them is in ``kernels/coded_tglu_ref.py``. Here: opening
 the files, and coding new tokens with centroids that are there. Finding the
 centroids is in :mod:`mimic_engine.index.codes.cluster`, writing in
 :mod:`mimic_engine.index.codes.write`.

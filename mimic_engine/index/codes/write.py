@@ -4,25 +4,30 @@ A run that was killed goes on behind the last finished file. The same function
 codes an index under construction and clusters one anew that is being read:
 codes go to a folder of their own, and one atomic write of the manifest puts it
 in the place of the old.
+
+A change of the index writes the codes of the next snapshot: those of segments
+that stay, copies for copied rows, new ones for new rows. Copied and not worked out
+again: two centroids may be as near as makes no difference, and a change must not
+touch the answers about other entities.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from mimic_engine.errors import InvalidInputError
-from mimic_engine.files import fsync_path, parse_json, replace_file, sha256_of, write_atomic
+from mimic_engine.errors import IndexFormatError, InvalidInputError
+from mimic_engine.files import decode, fsync_path, read_object, replace_file, write_atomic
 from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec, read_array_file, write_array_file
 from mimic_engine.index.codes.cluster import SEED, cluster_tokens
 from mimic_engine.index.codes.read import CodeArray, Codes, nearest, open_codes, token_queries
@@ -39,7 +44,7 @@ from mimic_engine.index.manifest import (
     read_manifest,
     segment_name,
 )
-from mimic_engine.index.plan import Part, pieces
+from mimic_engine.index.plan import SegmentPlan, copy_blocks
 from mimic_engine.index.progress import PROGRESS
 from mimic_engine.index.snapshots import KEEP_SNAPSHOTS, forget, hold, publish, successor
 from mimic_engine.index.store import Index
@@ -57,6 +62,14 @@ class _Request:
     centroids: int
     seed: int
     generation: int  # of the segments that are coded
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """An unfinished run: what was asked, and what is done."""
+
+    request: _Request
+    record: CodesRecord
 
 
 def write_codes(
@@ -134,7 +147,7 @@ def write_segment_codes(
         for codes in blocks:
             writer.write("codes", done, codes)
             done += len(codes)
-    return replace(record, files={**record.files, file.name: _file_record(file)})
+    return replace(record, files={**record.files, file.name: FileRecord.of(file)})
 
 
 def recode_index(
@@ -144,7 +157,7 @@ def recode_index(
     seed: int = SEED,
     threads: int | None = None,
     progress: bool = False,
-    agreement: Measure | None = None,
+    measure: Measure | None = None,
 ) -> IndexManifest:
     """Cluster the token queries of an index anew and swap its codes; returns the new manifest.
 
@@ -156,7 +169,7 @@ def recode_index(
     path : the index folder
     centroids, seed, threads : as in :func:`mimic_engine.index.codes.cluster.cluster_tokens`
     progress : show a progress bar on standard error
-    agreement : measures on the index with its new codes, before they are swapped in, what
+    measure : measures on the index with its new codes, before they are swapped in, what
         the manifest promises (see :mod:`mimic_engine.calibration.coded`)
 
     Raises
@@ -177,12 +190,35 @@ def recode_index(
         record = write_codes(index, folder, centroids, seed=seed, threads=threads, progress=progress)
         index = with_codes(index, record)
         kept = {name: value for name, value in index.manifest.agreement.items() if name != "coded"}
-        measured = {} if agreement is None else agreement(index)
+        measured = {} if measure is None else measure(index)
         manifest = successor(index.manifest, agreement={**kept, **measured})
         publish(path, manifest)
         forget_progress(path, record)
         forget(path, KEEP_SNAPSHOTS)
     return manifest
+
+
+def extend_codes(index: Index, plan: Sequence[SegmentPlan]) -> CodesRecord | None:
+    """Write the codes of the segments that are new.
+
+    Parameters
+    ----------
+    index : the old snapshot
+    plan : the segments of the new one, whose files are written
+
+    Returns
+    -------
+    The record for the manifest; None where the index has no codes.
+    """
+    record = index.manifest.codes
+    if record is None or index.codes is None:
+        return None
+    staying = {CENTROIDS, *(codes_file(s.record.name) for s in plan)}
+    record = replace(record, files={name: f for name, f in record.files.items() if name in staying})
+    for segment in plan:
+        if codes_file(segment.record.name) not in record.files:
+            record = _code_segment(index, index.codes, record, segment)
+    return record
 
 
 def with_codes(index: Index, record: CodesRecord) -> Index:
@@ -212,66 +248,33 @@ def _clustered(index: Index, target: Path, request: _Request, threads: int | Non
     for folder in (target, target.parent, index.path):
         fsync_path(folder)
     count = len(found.centroids)
-    files = {CENTROIDS: _file_record(target / CENTROIDS)}
+    files = {CENTROIDS: FileRecord.of(target / CENTROIDS)}
     dtype = codes_dtype(count)
-    record = CodesRecord(target.name, count, dtype, found.sample, found.error, found.norm, files)
+    record = CodesRecord(target.name, count, dtype, found.sample, found.error, found.norm, files, 1.0, 0)
     _save(target, request, record)
     return record
 
 
 def _save(target: Path, request: _Request, record: CodesRecord) -> None:
-    payload = {"request": asdict(request), "record": record.to_json()}
-    write_atomic(target / PROGRESS, json.dumps(payload).encode())
+    write_atomic(target / PROGRESS, msgspec.json.encode(_Run(request, record)))
 
 
 def _resumed(target: Path, request: _Request) -> CodesRecord | None:
     """What an unfinished run with the same request has done; None if there is none to go on with."""
+    path = target / PROGRESS
     try:
-        data = parse_json((target / PROGRESS).read_bytes())
-        record = CodesRecord.from_json(data["record"])
-        same = data["request"] == asdict(request) and record.folder == target.name
-        whole = all(_file_record(target / name) == file for name, file in record.files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        run = decode(read_object(path, IndexFormatError), _Run, path, IndexFormatError)
+        record, same = run.record, run.request == request and run.record.folder == target.name
+        whole = all(FileRecord.of(target / name) == file for name, file in record.files.items())
+    except (OSError, IndexFormatError):
         return None
     return record if same and whole and CENTROIDS in record.files else None
 
 
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(sha256_of(path), path.stat().st_size)
-
-
-# The codes of the next snapshot: those of segments that stay, copies for copied rows, new ones for new
-# rows. Copied and not worked out again: two centroids may be as near as makes no difference, and a
-# change must not touch the answers about other entities.
-
-
-def extend_codes(index: Index, parts: list[Part]) -> CodesRecord | None:
-    """Write the codes of the parts that are new.
-
-    Parameters
-    ----------
-    index : the old snapshot
-    parts : the segments of the new one, whose files are written
-
-    Returns
-    -------
-    The record for the manifest; None where the index has no codes.
-    """
-    record = index.manifest.codes
-    if record is None or index.codes is None:
-        return None
-    staying = {CENTROIDS, *(codes_file(p.record.name) for p in parts)}
-    record = replace(record, files={name: f for name, f in record.files.items() if name in staying})
-    for part in parts:
-        if codes_file(part.record.name) not in record.files:
-            record = _code_part(index, index.codes, record, part)
-    return record
-
-
-def _code_part(index: Index, codes: Codes, record: CodesRecord, part: Part) -> CodesRecord:
-    name, copied = part.record.name, part.copied_rows
+def _code_segment(index: Index, codes: Codes, record: CodesRecord, plan: SegmentPlan) -> CodesRecord:
+    name, copied = plan.record.name, plan.copied_rows
     arrays = EntityArrays(**read_array_file(index.path / SEGMENTS / name / ARRAYS))
-    copies = (codes.segments[segment][within] for segment, within in pieces(index, copied))
+    copies = (codes.segments[segment][within] for segment, within in copy_blocks(index, copied))
     coded = code_blocks(arrays, codes.centroids, len(copied))
     record = write_segment_codes(index.path, record, name, arrays, chain(copies, coded))
     return _with_drift(record, codes, arrays, len(copied))

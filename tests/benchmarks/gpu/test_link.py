@@ -18,8 +18,7 @@ from benchmarks.gpu.link import Options, Row, main, payload, row, saturation, st
 from benchmarks.gpu.link_cases import Bench, Encoders
 from benchmarks.scan.published_model import Towers
 from mimic_engine.errors import EngineError
-from mimic_engine.gpu.pipeline import Stage
-from mimic_engine.gpu.stream import TorchDevice
+from mimic_engine.gpu.request import RequestPlan, Stage
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.scan.scan import TopK
 
@@ -31,6 +30,7 @@ class Oracle:
     """A scan without kernels: searches by the reference, and launches nothing."""
 
     modes = ("exact", "certified")
+    device, passes = CPU, None
 
     def __init__(self, world, entities):
         self.constants, self.entities = world.constants, entities
@@ -39,8 +39,8 @@ class Oracle:
     def __len__(self):
         return self.entities.rows
 
-    def room(self, k, mode, rerank=None):
-        return 16
+    def mask(self, allowed):
+        assert allowed is None
 
     def search(self, mentions, k, mode):
         total = scores_ref(mentions, self.entities, self.constants).total
@@ -48,7 +48,7 @@ class Oracle:
         scores = np.take_along_axis(total, rows, 1)
         return TopK(rows, scores, {}, (mode,) * len(rows), np.full(len(rows), N))
 
-    def settled(self, fetched, k, mode, take):
+    def settle(self, fetched, k, mode, take, allowed=None):
         found = self.search(take(list(range(len(fetched.counts)))), k, mode)
         return TopK(found.rows, found.scores + self.off, {}, found.modes, found.scored)
 
@@ -68,25 +68,15 @@ def bench(world, encoders, monkeypatch):
     from benchmarks.gpu.data import fold_entities
 
     oracle = Oracle(world, fold_entities(world, N, "float32"))
-    monkeypatch.setattr(
-        "mimic_engine.gpu.request.ScanSearch.stage",
-        lambda self, bucket, folded, results: Stage("search", lambda: None),
-    )
-    device = TorchDevice(CPU)
+    monkeypatch.setattr(RequestPlan, "search", lambda *_: Stage("search", lambda: None))
     given = fold_mentions(world, torch.tensor([3, 20]), 1)
-    return Bench.make(encoders, encoders.open("torch", "fp32", device), oracle, given, device)
+    return Bench.make(encoders, encoders.open("torch", "fp32"), oracle, given)
 
 
 def test_a_row_says_what_was_timed(bench):
     options = Options(seconds=0.0)
     found = row(bench, ("torch", "fp32"), N, 2, "exact", options, "none", published=1e-3)
-    assert (found.n, found.batch, found.mode, found.backend, found.pictures) == (
-        N,
-        2,
-        "exact",
-        "torch",
-        "host",
-    )
+    assert (found.n, found.batch, found.mode, found.backend) == (N, 2, "exact", "torch")
     assert found.p50_ms <= found.p99_ms and found.runs >= link_gpu.RUNS and found.per_s > 0
     assert found.graphs == 1 and found.launched == ()
     assert found.folding_error < 1e-4 and found.scored_share == 1
@@ -99,19 +89,19 @@ def test_a_row_says_what_was_timed(bench):
 
 
 def test_saturation_keeps_two_batches_under_way(bench, monkeypatch):
-    most, free = [], bench.chain.finish
+    most, real = [], bench.pipeline.finish
 
-    def finish(flight, read):
-        most.append(bench.chain.free)
-        return free(flight, read)
+    def finish(batch):
+        most.append(bench.pipeline.free)
+        return real(batch)
 
-    monkeypatch.setattr(bench.chain, "finish", finish)
+    monkeypatch.setattr(bench.pipeline, "finish", finish)
     assert saturation(bench, 2, "exact", 0.0) > 0
     assert min(most) == 0 and len(most) == link_gpu.RUNS
 
 
 def test_a_wrong_answer_is_refused(bench):
-    bench.scan.off = 0.01
+    bench.pipeline.plan.scan.off = 0.01
     with pytest.raises(EngineError, match="scores differ by 1"):
         bench.check(2, "certified", "fp32")
 
@@ -123,23 +113,20 @@ def test_wrong_encoders_are_refused(bench, encoders, monkeypatch):
         bench.check(2, "exact", "fp32")
 
 
-def test_stages_are_timed_apart_without_harm_to_the_chain(bench):
+def test_stages_are_timed_apart_without_harm_to_the_pipeline(bench):
     before = bench.answer(bench.prepared, "exact")
     stages(bench, 2, "exact", 0.0)
     np.testing.assert_array_equal(bench.answer(bench.prepared, "exact").rows, before.rows)
-    assert bench.chain.free == 2
+    assert bench.pipeline.free == 2
 
 
 def test_the_command_writes_rows_and_says_what_failed(world, monkeypatch, tmp_path):
     """Without kernels: the search is empty, so that the answers are wrong, and nothing of them is timed."""
-    monkeypatch.setattr(
-        "mimic_engine.gpu.request.ScanSearch.stage",
-        lambda self, bucket, folded, results: Stage("search", lambda: None),
-    )
+    monkeypatch.setattr(RequestPlan, "search", lambda *_: Stage("search", lambda: None))
     monkeypatch.setattr(link_gpu, "open_scan", lambda world, n, *rest: (broken, mentions))
     broken = Oracle(world, None)
     broken.search = lambda *_, **__: (_ for _ in ()).throw(EngineError("no kernels"))
-    broken.settled = broken.search
+    broken.settle = broken.search
     mentions = fold_mentions(world, torch.tensor([0, 1]), 1)
     out = tmp_path / "link_gpu.json"
     monkeypatch.setattr(Oracle, "__len__", lambda self: N)
@@ -147,7 +134,7 @@ def test_the_command_writes_rows_and_says_what_failed(world, monkeypatch, tmp_pa
     assert main(["--dry-run", "--out", str(out)]) == 1
     result = json.loads(out.read_text("utf-8"))
     assert result["rows"] == []
-    assert {key.split(" pictures ")[0] for key in result["skipped"]} == {"torch fp32 n=40"}
+    assert all(key.startswith("torch fp32 n=40 ") for key in result["skipped"])
     assert all("failed: " in why for why in result["skipped"].values())
 
 
@@ -157,7 +144,6 @@ def test_payload_takes_the_best_single_mention():
             "torch",
             "fp16",
             "none",
-            "host",
             mode,
             n,
             batch,

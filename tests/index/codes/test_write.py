@@ -24,7 +24,7 @@ def files_of(folder):
 def test_recode_swaps_the_codes_under_readers(tiny, tmp_path):
     out = tmp_path / "kb"
     before = tiny.coded_index(
-        out, 60, segment_rows=25, agreement=lambda index: {"coded": {}, "storage": {"a": 1}}
+        out, 60, segment_rows=25, measure=lambda index: {"coded": {}, "storage": {"a": 1}}
     )
     kept = [c.copy() for c in before.codes.segments]
     manifest = recode_index(out, 9, threads=1)
@@ -55,7 +55,7 @@ def test_recode_gives_codes_to_an_index_without(tiny, tmp_path):
         tmp_path / "kb",
         3,
         threads=1,
-        agreement=lambda i: measured.append(len(i.codes.centroids)) or {"coded": {"x": 1}},
+        measure=lambda i: measured.append(len(i.codes.centroids)) or {"coded": {"x": 1}},
     )
     assert measured == [3] and manifest.agreement == {"coded": {"x": 1}}
     assert Index.open(tmp_path / "kb").manifest == manifest and manifest.codes.folder == "00000"
@@ -157,9 +157,9 @@ def test_a_build_killed_while_measuring_goes_on_there(tiny, tmp_path, monkeypatc
         raise Crash
 
     with pytest.raises(Crash):
-        tiny.coded_index(tmp_path / "kb", 20, agreement=killed)
+        tiny.coded_index(tmp_path / "kb", 20, measure=killed)
     assert not (tmp_path / "kb").exists()
-    index = tiny.coded_index(tmp_path / "kb", 20, agreement=lambda index: {"coded": {"n": len(index)}})
+    index = tiny.coded_index(tmp_path / "kb", 20, measure=lambda index: {"coded": {"n": len(index)}})
     assert index.manifest.agreement == {"coded": {"n": 20}} and len(clustered) == 1
     assert [p.name for p in (tmp_path / "kb" / "codes" / "00000").glob("*.json")] == []
 
@@ -170,7 +170,7 @@ def test_an_unfinished_run_that_does_not_fit_is_started_anew(tiny, tmp_path, mon
         raise Crash
 
     with pytest.raises(Crash):
-        tiny.coded_index(tmp_path / "kb", 20, segment_rows=7, agreement=killed)
+        tiny.coded_index(tmp_path / "kb", 20, segment_rows=7, measure=killed)
     folder = tmp_path / "kb.partial" / "codes" / "00000"
     if damage == "note":
         (folder / "progress.json").write_bytes(b"[]")

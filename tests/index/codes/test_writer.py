@@ -20,6 +20,7 @@ from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import Entity, MentionArrays
+from tests.index.changes import delete, upsert
 from tests.index.contents import content, file_hash, live, stored_bytes
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -62,11 +63,11 @@ def test_new_entities_can_be_linked_and_dead_ones_cannot(tiny, built):
     index = built(40, fold)
     ids, *_ = answers(index, fold.constants, mentions, 5)
     best = ids[0][0]
-    index = index.delete([best]).upsert([Entity("new", "x")], fold)
+    index = upsert(delete(index, [best]), [Entity("new", "x")], fold)
     again, *_ = answers(index, fold.constants, mentions, 40)
     assert all(best not in found and "new" in found for found in again)
     [row] = index.rows([ids[0][1]])
-    index = index.upsert([replace(index.entity(row), name="b")], fold)
+    index = upsert(index, [replace(index.entity(row), name="b")], fold)
     third, *_ = answers(index, fold.constants, mentions, 40)
     assert sorted(third[0]) == sorted(again[0]) and third[0] != again[0]
 
@@ -124,11 +125,11 @@ def by_id(index: Index) -> dict[str, np.ndarray]:
 
 def test_a_changed_index_is_coded_anew(tiny, built):
     fold = tiny.MaskedFold()
-    index = built(40, fold, segment_rows=9, centroids=6, threads=1).upsert([Entity("new", "x")], fold)
-    index = index.delete(["Q0", "Q7"])
+    index = upsert(built(40, fold, segment_rows=9, centroids=6, threads=1), [Entity("new", "x")], fold)
+    index = delete(index, ["Q0", "Q7"])
     recode_index(index.path, 9, threads=1)
     newest = index.snapshot()
     assert newest.manifest.codes.coded_later == 0 and newest.manifest.codes.drift == 1
     assert len(newest.codes.segments) == len(newest.segments) and content(newest) == content(index)
     assert Index.open(index.path, generation=3).codes.centroids.shape == (6, 8)
-    assert newest.upsert([Entity("newer", "x")], fold).codes.segments[-1].max() < 9
+    assert upsert(newest, [Entity("newer", "x")], fold).codes.segments[-1].max() < 9

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mimic_engine.config import MatcherConfig
-from mimic_engine.kernels.coded_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.coded_tglu import CANDIDATES, coded_table, coded_tglu, table_shape
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, tables_ref
 from mimic_engine.kernels.reference import normed_ref
 from mimic_engine.kernels.tglu_attention import pack_text
 from tests.kernels.interpreted.folded import SMALL, tensors, wide

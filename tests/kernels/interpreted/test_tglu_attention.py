@@ -7,7 +7,6 @@ import torch
 from mimic_engine.config import MatcherConfig
 from mimic_engine.kernels.reference import g2l_ref
 from mimic_engine.kernels.tglu_attention import CANDIDATES, DENSE, pack_text, tglu_attention
-from mimic_engine.kernels.tiles import Tile
 from tests.kernels.interpreted.folded import tensors, wide
 
 WIDE = MatcherConfig(text_width=11, text_token_width=13, hidden=96)
@@ -133,7 +132,3 @@ def test_a_mention_whose_tokens_are_all_masked_has_no_score(make_folded):
     found = run(folded, folded.stored("float32"))
     assert np.isnan(found[0]).all()
     assert np.isfinite(found[1]).all()
-
-
-def test_a_tile_has_its_own_defaults():
-    assert Tile(64).to_json() == {"rows": 64, "mentions": 1, "warps": 4, "stages": 2}

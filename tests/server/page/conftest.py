@@ -197,9 +197,9 @@ def serve_page(open_page, linker, pictures):
     ]
     asked, prepare = [], linker.prepare
 
-    def remember(mention, **options):
+    def remember(mention, *options):
         asked.append(mention)
-        return prepare(mention, **options)
+        return prepare(mention, *options)
 
     linker.prepare = remember
 

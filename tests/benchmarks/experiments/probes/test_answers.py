@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.experiments.probes import PROBES
 from benchmarks.experiments.probes.answers import TOP, answers, same_entities
 from benchmarks.experiments.probes.base import folded, scanning
 from mimic_engine.types import Entity
+from tests.tiny_training import FIRST, LAST
 
 
 def _named(dataset, names, types=None):
@@ -33,7 +35,8 @@ def _brute(scores, gold, members, k):
 
 @pytest.mark.parametrize("typed", [False, True])
 def test_figures_are_those_of_a_count_one_by_one(tiny, make_run, brute_scores, typed):
-    names = ["Anna Stone", " anna stone", "ANNA STONE ", *[f"name {i // 2}" for i in range(15)]]
+    others = [f"{first} {last}" for first in FIRST[1:] for last in LAST]  # which the tokenizer tells apart
+    names = ["Anna Stone", " anna stone", "ANNA STONE ", *[others[i // 2] for i in range(15)]]
     types = ["person", "ship", "person", *["person"] * 15] if typed else None
     run = make_run(_named(tiny, names, types))
     result = answers(run, "dev")
@@ -62,6 +65,25 @@ def test_figures_are_those_of_a_count_one_by_one(tiny, make_run, brute_scores, t
     assert sum(result["sizes"].values()) == len(split.gold)
     assert max(map(int, result["sizes"])) == (2 if typed else 3)
     assert result["several"]["top"]["1"] | {"any": 0} == {"any": 0, "whole": 0.0, "fits": 0.0}
+
+
+def test_equal_scores_are_ordered_by_id(tiny, make_run):
+    """A matcher of zeros gives every pair the same bits; "E10" comes before "E2", whatever their rows."""
+    names = [f"name {i}" for i in range(18)]
+    names[17] = names[0]  # E17 is the tenth by id, E0 the first
+    run = make_run(_named(tiny, names))
+    with torch.no_grad():
+        for weights in run.encode.model.matcher.parameters():
+            weights.zero_()
+    figures = answers(run, "dev")["several"]
+    assert figures["mentions"] == 2
+    assert {k: (top["any"], top["whole"]) for k, top in figures["top"].items()} == {
+        "1": (1.0, 0.0),
+        "3": (1.0, 0.0),
+        "5": (1.0, 0.0),
+        "10": (1.0, 1.0),
+    }
+    assert figures["top1_is_gold"] == 0.5
 
 
 def test_without_namesakes_the_set_is_the_gold_entity(tiny, make_run):

@@ -18,13 +18,14 @@ from mimic_engine.errors import ImageError, InvalidInputError
 from mimic_engine.images import decode_image
 from mimic_engine.metrics import ranking_metrics
 from mimic_engine.model.encoders import Vectors
+from tests.ranking import exact_scores
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEXT_ONLY = {"vision": "off", "cmfu": False}
 
 
 @torch.no_grad()
-def _brute(run, records, pixels, entity_pixels=None):
+def _brute(run, split, pixels, entity_pixels=None):
     """Scores (M, N) with these mention pixels (M, 3, S, S); entities with theirs, or with given ones."""
     encode, model = run.encode, run.encode.model
     length = encode.corpus.tokens.input_ids.shape[1]
@@ -36,7 +37,7 @@ def _brute(run, records, pixels, entity_pixels=None):
 
     entities = encode.corpus.entities
     whole = encode(entities, length) if entity_pixels is None else features(entities, entity_pixels)
-    return model(features(records, pixels), whole).total.numpy()
+    return exact_scores(model.matcher, features(split.records, pixels), whole, split.gold)
 
 
 def _ranks(scores, gold):
@@ -73,9 +74,7 @@ def test_counts_and_plain_json(result):
 def test_share_zero_is_the_model_as_it_is(result):
     run, found = result
     split = run.encode.corpus.splits["dev"]
-    plain = ranking_metrics(
-        _ranks(_brute(run, split.records, _pixels(run, split.records, "")), split.gold), 18
-    )
+    plain = ranking_metrics(_ranks(_brute(run, split, _pixels(run, split.records, "")), split.gold), 18)
     assert found["untreated"] == plain.to_json()
     for treatment in found["treatments"].values():
         assert _metrics(treatment["curve"][0]) == found["untreated"]
@@ -87,7 +86,7 @@ def test_share_zero_is_the_model_as_it_is(result):
 def test_share_one_is_the_model_on_treated_images(result, name):
     run, found = result
     split = run.encode.corpus.splits["dev"]
-    scores = _brute(run, split.records, _pixels(run, split.records, name))
+    scores = _brute(run, split, _pixels(run, split.records, name))
     expected = ranking_metrics(_ranks(scores, split.gold), 18).to_json()
     assert _metrics(found["treatments"][name]["curve"][-1]) == expected
 
@@ -112,8 +111,8 @@ def test_a_curve_goes_from_untreated_to_treated(result):
     """Each mention that is treated changes the mean rank by what the treatment does to it."""
     run, found = result
     split = run.encode.corpus.splits["dev"]
-    plain = _ranks(_brute(run, split.records, _pixels(run, split.records, "")), split.gold)
-    noisy = _ranks(_brute(run, split.records, _pixels(run, split.records, "noise")), split.gold)
+    plain = _ranks(_brute(run, split, _pixels(run, split.records, "")), split.gold)
+    noisy = _ranks(_brute(run, split, _pixels(run, split.records, "noise")), split.gold)
     for point in found["treatments"]["noise"]["curve"]:
         total = round(point["mr"] * 18) - plain.sum()
         order = np.argsort(np.random.default_rng(0).permutation(18))[: point["treated"]]
@@ -124,7 +123,7 @@ def test_text_only_has_no_image_on_either_side(result):
     run, found = result
     split = run.encode.corpus.splits["dev"]
     missing = run.encode._images.missing()
-    scores = _brute(run, split.records, [missing] * 18, [missing] * 18)
+    scores = _brute(run, split, [missing] * 18, [missing] * 18)
     assert found["text_only"] == ranking_metrics(_ranks(scores, split.gold), 18).to_json()
     assert found["text_only"] != _metrics(found["treatments"][NONE]["curve"][-1])
 
@@ -148,7 +147,7 @@ def test_gates_are_those_of_gold_and_best_wrong_pairs(result, name):
     vdlu = model.matcher.vdlu
     for dual in (vdlu.dual_ent2men, vdlu.dual_men2ent):
         dual.gate_fc.register_forward_hook(lambda _m, _i, out: caught.append(torch.tanh(out)[..., 0].numpy()))
-    scores = _brute(run, split.records, pixels)
+    scores = _brute(run, split, pixels)
     gates = {"entity to mention": caught[0].T, "mention to entity": caught[1]}
     rows = np.arange(18)
     scores[rows, split.gold] = -np.inf
@@ -173,7 +172,7 @@ def test_the_other_image_is_a_wrong_entitys(result):
     np.testing.assert_array_equal(drawn, others_images(corpus, split.records, split.gold, 0))
     assert (drawn != others_images(corpus, split.records, split.gold, 1)).any()
     images = run.encode._images
-    scores = _brute(run, split.records, [images(corpus.pictures[p - 1]) for p in drawn])
+    scores = _brute(run, split, [images(corpus.pictures[p - 1]) for p in drawn])
     expected = ranking_metrics(_ranks(scores, split.gold), 18).to_json()
     assert _metrics(found["treatments"][OTHER]["curve"][-1]) == expected
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimic_engine.kernels.cone_bound import MIN_MARGIN, bounds_ref, cone_norm_bound, cone_of, cones_of
+from mimic_engine.kernels.cone_bound_ref import MIN_MARGIN, bounds_ref, cone_norm_bound, cone_of, cones_of
 from mimic_engine.kernels.reference import g2l_ref, scores_ref
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mimic_engine.config import MatcherConfig
-from mimic_engine.kernels.coded_ref import coded_context_ref, estimates_ref, tables_ref
+from mimic_engine.kernels.coded_tglu_ref import coded_context_ref, estimates_ref, tables_ref
 from mimic_engine.kernels.reference import scores_ref
 
 PLAIN = MatcherConfig(text_width=11, text_token_width=13, hidden=8)

@@ -24,12 +24,12 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def ranker(world):
+def scan(world):
     from benchmarks.gpu.data import cluster, fold_entities
-    from mimic_engine.gpu.scan import CudaRanker
+    from mimic_engine.gpu.scan import CudaScan
 
     entities = fold_entities(world, ROWS, "float16")
-    return CudaRanker((entities,), world.constants, codes=cluster(world, entities, 256))
+    return CudaScan((entities,), world.constants, codes=cluster(world, entities, 256))
 
 
 @pytest.fixture(scope="module")
@@ -39,39 +39,37 @@ def mentions(world):
     return fold_mentions(world, torch.arange(64) * 40, 4)
 
 
-def test_nothing_is_compiled_after_the_warm_up(ranker, mentions):
+def test_nothing_is_compiled_after_the_warm_up(scan, mentions):
     from triton import knobs
 
     compiled = []
-    ranker.warm_up(mentions.take([0]), None)
+    scan.warm_up(mentions.take([0]), None)
     hook, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, lambda **k: compiled.append(k["repr"])
     try:
         for count in (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64):
             for k in (1, 5, 10, 24, 37, 50, 100):
-                for mode in ranker.modes:
-                    ranker.search(mentions.take(list(range(count))), k, mode=mode)
-                    ranker.search(
-                        mentions.take(list(range(count))), k, mode=mode, allowed=np.ones(ROWS, bool)
-                    )
+                for mode in scan.modes:
+                    scan.search(mentions.take(list(range(count))), k, mode=mode)
+                    scan.search(mentions.take(list(range(count))), k, mode=mode, allowed=np.ones(ROWS, bool))
     finally:
         knobs.runtime.jit_cache_hook = hook
     assert not compiled
 
 
-def test_out_of_memory_is_told_and_the_index_comes_back(ranker, mentions, monkeypatch):
+def test_out_of_memory_is_told_and_the_index_comes_back(scan, mentions, monkeypatch):
     from mimic_engine.errors import DeviceError, DeviceLostError
     from mimic_engine.gpu.scan import CudaScan
 
-    before = ranker.search(mentions, 10)
+    before = scan.search(mentions, 10)
     with monkeypatch.context() as broken:
         broken.setattr(
-            CudaScan, "search", lambda *a, **k: torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+            CudaScan, "launch", lambda *a, **k: torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
         )
         with pytest.raises(DeviceError) as caught:
-            ranker.search(mentions, 10)
+            scan.search(mentions, 10)
     assert caught.value.reason == "out of memory" and not isinstance(caught.value, DeviceLostError)
-    ranker.rebuild()
-    after = ranker.search(mentions, 10)
+    scan.rebuild()
+    after = scan.search(mentions, 10)
     np.testing.assert_array_equal(before.rows, after.rows)
 
 

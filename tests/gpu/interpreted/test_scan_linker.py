@@ -11,12 +11,13 @@ from mimic_engine import Linker, Mention
 from mimic_engine.backends import scan as choose
 from mimic_engine.backends.scan import ScanOptions, open_scan
 from mimic_engine.errors import DeviceError, DeviceLostError, InvalidInputError, MissingDependencyError
-from mimic_engine.gpu import passes as cuda_passes
-from mimic_engine.gpu import scan as cuda_ranker
-from mimic_engine.gpu.scan import CudaRanker, CudaScan
+from mimic_engine.gpu import passes as gpu_passes
+from mimic_engine.gpu import scan as gpu_scan
+from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.index.store import Index
 from mimic_engine.scan.scan import Scan
 from mimic_engine.types import SCORERS
+from tests.index.changes import delete
 
 pytestmark = pytest.mark.usefixtures("sorted_topk")
 MENTIONS = (Mention("a b", "c a b d"), Mention("j", "j e f"), Mention("", ""))
@@ -26,10 +27,10 @@ MENTIONS = (Mention("a b", "c a b d"), Mention("j", "j e f"), Mention("", ""))
 def on_the_cpu(monkeypatch):
     """Triton's interpreter takes tensors of the CPU; few shapes to warm up, few survivors to walk through."""
     monkeypatch.setattr(choose, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda_ranker, "WARM_MENTIONS", (1, 3))
-    monkeypatch.setattr(cuda_ranker, "WARM_TOP_K", (1, 10))
-    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 32)
-    monkeypatch.setattr(cuda_passes, "FIRST", 16)
+    monkeypatch.setattr(gpu_scan, "WARM_MENTIONS", (1, 3))
+    monkeypatch.setattr(gpu_scan, "WARM_TOP_K", (1, 10))
+    monkeypatch.setattr(gpu_passes, "LEAST_SURVIVORS", 32)
+    monkeypatch.setattr(gpu_passes, "FIRST", 16)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def same(found, expected):
 
 def test_links_as_on_the_cpu_in_every_mode(both):
     ours, theirs = both
-    assert ours.info()["scorer"] == "triton" and isinstance(ours._scan, CudaRanker)
+    assert ours.info()["scorer"] == "triton" and isinstance(ours._scan, CudaScan)
     assert ours.modes == theirs.modes
     for mode in ours.modes:
         same(ours.link(MENTIONS, 4, mode=mode), theirs.link(MENTIONS, 4, mode=mode))
@@ -72,9 +73,9 @@ def test_a_newer_index_is_taken_up(tiny_model, tiny_index, tmp_path):
         Linker.open(tiny_model, tmp_path / "index", scorer="cuda", placement="host", threads=1)
     ) as old:
         best = old.link(MENTIONS[:1], 1)[0].candidates[0].id
-        Index.open(tmp_path / "index").delete([best])
+        delete(Index.open(tmp_path / "index"), [best])
         with closing(old.reopened()) as new:
-            assert isinstance(new._scan, CudaRanker) and new._scan is not old._scan
+            assert isinstance(new._scan, CudaScan) and new._scan is not old._scan
             assert new._scan._placement == "host"
             assert new.link(MENTIONS[:1], 1)[0].candidates[0].id != best
             assert old.link(MENTIONS[:1], 1)[0].candidates[0].id == best
@@ -85,7 +86,7 @@ def test_a_warm_up_searches_every_shape(both, monkeypatch):
     seen, real = set(), CudaScan.search
 
     def spy(self, mentions, k, **options):
-        seen.add((mentions.rows, k, options["mode"], options["rows"] is None))
+        seen.add((mentions.rows, k, options.get("mode", "certified"), options.get("rows") is None))
         return real(self, mentions, k, **options)
 
     monkeypatch.setattr(CudaScan, "search", spy)
@@ -109,9 +110,9 @@ def test_a_failure_on_the_device_is_told_and_the_index_comes_back(both, monkeypa
         with pytest.raises(DeviceError) as caught:
             ours.link(MENTIONS, 2)
         assert type(caught.value) is kind
-    before = ours._scan._scan
+    before = ours._scan.passes
     ours._scan.rebuild()
-    assert ours._scan._scan is not before
+    assert ours._scan.passes is not before
     same(ours.link(MENTIONS[:1], 2), theirs.link(MENTIONS[:1], 2))
 
 
@@ -119,7 +120,7 @@ def test_an_index_that_does_not_come_back_fails_every_search(both, monkeypatch):
     ours, _ = both
     with monkeypatch.context() as broken:
         gone = RuntimeError("CUDA error: invalid resource handle")
-        broken.setattr(cuda_ranker, "CudaScan", lambda *a, **k: (_ for _ in ()).throw(gone))
+        broken.setattr(gpu_scan, "DeviceIndex", lambda *a, **k: (_ for _ in ()).throw(gone))
         with pytest.raises(DeviceError, match="invalid resource handle"):
             ours._scan.rebuild()
     with pytest.raises(DeviceError, match="not on the device since it failed"):
@@ -142,7 +143,7 @@ def test_auto_takes_the_gpu_where_the_encoders_do_and_says_why_not(
     make_folded, tiny_model, monkeypatch, caplog
 ):
     folded = make_folded(1, 20)
-    assert isinstance(scan_of(folded, tiny_model, gpu_encoders=True), CudaRanker)
+    assert isinstance(scan_of(folded, tiny_model, gpu_encoders=True), CudaScan)
     assert isinstance(scan_of(folded, tiny_model), Scan)
     monkeypatch.setattr("mimic_engine.gpu.index._free", lambda device: 0)
     with closing(scan_of(folded, tiny_model, gpu_encoders=True, threads=1)) as scan:

@@ -1,4 +1,4 @@
-"""A device of the chain in plain memory that runs late, and says in which order things happened.
+"""A device of the pipeline in plain memory that runs late, and says in which order things happened.
 
 Nothing that is queued happens before the host waits for it, as slow as a device
 may be, so that memory written too early or read too early gives wrong numbers.

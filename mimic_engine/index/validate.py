@@ -1,4 +1,4 @@
-"""The first pass over a knowledge base: count it, check it, fingerprint it. Nothing is encoded here.
+"""Validation of a knowledge base before it is built: counted, checked, fingerprinted. Nothing is encoded.
 
 Memory: 16 bytes an entity (40 at the end, for a moment), for the search of duplicate ids.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,62 +14,21 @@ import numpy as np
 from tqdm import tqdm
 
 from mimic_engine.errors import DataError
-from mimic_engine.index.entities import image_text
+from mimic_engine.index.entities import image_name
 from mimic_engine.types import Entity
 
-_ID_DIGEST_BYTES = 16
 EntityStream = Callable[[], Iterable[Entity]]  # called once a pass; every pass gives the same entities
 
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """Number of entities and a hash over all their fields, in order."""
-
-    count: int
-    fingerprint: str
+_ID_DIGEST_BYTES = 16
 
 
-class Fingerprint:
-    """A running hash over entities; checks each of them on the way."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._digest = hashlib.blake2b(digest_size=32)
-
-    def add(self, entity: Entity) -> None:
-        """Take in the next entity; :class:`DataError` naming record and field if it cannot be stored."""
-        self.count += 1
-        texts = [entity.id, entity.name, entity.description, entity.type]
-        for field, value in zip(("id", "name", "description", "type"), texts, strict=True):
-            if not isinstance(value, str):
-                raise DataError(f"{self._where(entity)}: {field} is {type(value).__name__}, expected text")
-        if not entity.id:
-            raise DataError(f"knowledge base record {self.count}: id is empty")
-        for image in entity.images:
-            if not isinstance(image, bytes | str | Path):
-                raise DataError(
-                    f"{self._where(entity)}: an image is {type(image).__name__}, expected bytes or path"
-                )
-        texts += [image_text(image) for image in entity.images]
-        try:
-            encoded = [text.encode() for text in texts]
-        except UnicodeEncodeError as error:
-            raise DataError(f"{self._where(entity)}: text is not valid Unicode: {error}") from error
-        self._digest.update(len(encoded).to_bytes(4, "little"))
-        for data in encoded:
-            self._digest.update(len(data).to_bytes(8, "little"))
-            self._digest.update(data)
-
-    def hexdigest(self) -> str:
-        """Hash over everything added so far."""
-        return self._digest.hexdigest()
-
-    def _where(self, entity: Entity) -> str:
-        return f"knowledge base record {self.count} (id {entity.id!r})"
-
-
-def survey_entities(entities: EntityStream, *, progress: bool) -> Survey:
+def validate_entities(entities: EntityStream, *, progress: bool) -> Fingerprint:
     """Read the whole stream once and check it.
+
+    Returns
+    -------
+    Fingerprint
+        Of all entities, in order.
 
     Raises
     ------
@@ -90,7 +48,51 @@ def survey_entities(entities: EntityStream, *, progress: bool) -> Survey:
         raise DataError(
             f"knowledge base: id {entity.id!r} occurs twice, in records {first + 1} and {second + 1}"
         )
-    return Survey(fingerprint.count, fingerprint.hexdigest())
+    return fingerprint
+
+
+class Fingerprint:
+    """Running hash over all fields of entities; checks each of them on the way.
+
+    Attributes
+    ----------
+    count : entities added so far
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._digest = hashlib.blake2b(digest_size=32)
+
+    def add(self, entity: Entity) -> None:
+        """Take in the next entity; :class:`DataError` naming record and field if it cannot be stored."""
+        self.count += 1
+        texts = [entity.id, entity.name, entity.description, entity.type]
+        for field, value in zip(("id", "name", "description", "type"), texts, strict=True):
+            if not isinstance(value, str):
+                raise DataError(f"{self._where(entity)}: {field} is {type(value).__name__}, expected text")
+        if not entity.id:
+            raise DataError(f"knowledge base record {self.count}: id is empty")
+        for image in entity.images:
+            if not isinstance(image, bytes | str | Path):
+                raise DataError(
+                    f"{self._where(entity)}: an image is {type(image).__name__}, expected bytes or path"
+                )
+        texts += [image_name(image) for image in entity.images]
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise DataError(f"{self._where(entity)}: text is not valid Unicode: {error}") from error
+        self._digest.update(len(encoded).to_bytes(4, "little"))
+        for data in encoded:
+            self._digest.update(len(data).to_bytes(8, "little"))
+            self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        """Hash over everything added so far."""
+        return self._digest.hexdigest()
+
+    def _where(self, entity: Entity) -> str:
+        return f"knowledge base record {self.count} (id {entity.id!r})"
 
 
 def _first_duplicate(digests: bytearray) -> tuple[int, int] | None:

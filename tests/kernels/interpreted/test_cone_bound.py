@@ -6,8 +6,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mimic_engine.kernels.cone_bound import cone_norm_bound, cone_of
-from mimic_engine.kernels.cone_bound_gpu import CANDIDATES, Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound import CANDIDATES, Cones, cone_axes, cone_bound
+from mimic_engine.kernels.cone_bound_ref import cone_norm_bound, cone_of
 from mimic_engine.kernels.tglu_attention import pack_text, tglu_attention
 
 

@@ -9,8 +9,9 @@ import torch
 
 from mimic_engine.config import MatcherConfig
 from mimic_engine.errors import EngineError, InvalidInputError, MissingDependencyError
-from mimic_engine.gpu import passes as cuda_passes
-from mimic_engine.gpu import scan as cuda
+from mimic_engine.gpu import index as gpu_index
+from mimic_engine.gpu import passes as gpu_passes
+from mimic_engine.gpu import scan as gpu_scan
 from mimic_engine.gpu.index import DeviceIndex
 from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.kernels.reference import NumpyScorer
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
 @pytest.fixture
 def little_room(monkeypatch):
     """Fewer idle programs for the interpreter to walk through."""
-    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 32)
-    monkeypatch.setattr(cuda_passes, "FIRST", 16)
+    monkeypatch.setattr(gpu_passes, "LEAST_SURVIVORS", 32)
+    monkeypatch.setattr(gpu_passes, "FIRST", 16)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,14 @@ def both(folded, sizes, dtype="float32", **options):
     return ours, Scan(segments, kernels, threads=1, tie_key=names, codes=codes)
 
 
+def all_rows(scan, mentions, mode):
+    """Bounds or estimates (B, N), as a search in the mode makes them chunk by chunk."""
+    passes, prepared = scan.passes, scan.prepare(mentions, mode)
+    run = {"certified": passes.bounds, "coded": passes.estimates}[mode]
+    chunks = scan.index.chunks(passes.chunk_rows, queries=False)
+    return np.concatenate([run(prepared, chunk).numpy().copy() for chunk in chunks], axis=1)
+
+
 def same(found, expected, tolerance=1e-4):
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=tolerance)
@@ -97,7 +106,7 @@ def test_every_storage_type_answers(make_folded, dtype):
 
 
 def test_token_queries_may_lie_on_the_host(make_folded, monkeypatch):
-    monkeypatch.setattr("mimic_engine.gpu.index.STREAM_BYTES", 20 * 7 * 8 * 4)
+    monkeypatch.setattr(gpu_index, "STREAM_BYTES", 20 * 7 * 8 * 4)
     folded = make_folded(2, 50)
     there, theirs = both(folded, (50,), placement="host")
     assert there.index.placement == "host"
@@ -110,8 +119,8 @@ def test_bounds_are_above_totals_and_estimates_are_the_twins(make_folded):
     ours, theirs = both(folded, (30, 20))
     totals = ours.totals(folded.mentions)
     np.testing.assert_allclose(totals, theirs.totals(folded.mentions), rtol=0, atol=1e-4)
-    assert (ours.bounds(folded.mentions) >= totals).all()
-    estimates = ours.estimates(folded.mentions)
+    assert (all_rows(ours, folded.mentions, "certified") >= totals).all()
+    estimates = all_rows(ours, folded.mentions, "coded")
     np.testing.assert_allclose(estimates, theirs.estimates(folded.mentions), rtol=0, atol=5e-3)
     gold = np.array([3, 49, 0])
     np.testing.assert_array_equal(ours.ranks(folded.mentions, gold), theirs.ranks(folded.mentions, gold))
@@ -144,7 +153,7 @@ def test_given_rows_are_all_scored(make_folded):
 @pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
 @pytest.mark.parametrize("among", [{}, {"allowed": True}, {"rows": True}])
 def test_more_than_the_kernels_keep_is_answered_by_scoring_all(make_folded, monkeypatch, mode, among):
-    monkeypatch.setattr(cuda, "MAX_K", 16)  # eight, and as many to spare
+    monkeypatch.setattr(gpu_scan, "MAX_K", 16)  # eight, and as many to spare
     folded = make_folded(2, 40)
     ours, theirs = both(folded, (30, 10))
     some = np.arange(40) % 3 > 0
@@ -185,7 +194,7 @@ def test_ties_are_broken_by_id_however_many(make_folded, mode):
 
 
 def test_too_many_survivors_are_answered_by_scoring_all(make_folded, monkeypatch):
-    monkeypatch.setattr(cuda_passes, "LEAST_SURVIVORS", 1)
+    monkeypatch.setattr(gpu_passes, "LEAST_SURVIVORS", 1)
     folded = make_folded(3, 150)
     ours, theirs = both(folded, (150,), chunk_rows=150)
     found = ours.search(folded.mentions, 3)
@@ -235,16 +244,20 @@ def test_coded_needs_codes_and_a_device_must_be_there(make_folded):
             CudaScan((folded.entities,), folded.constants)
 
 
-def test_what_does_not_fit_says_what_would(make_folded):
+def test_what_does_not_fit_says_what_would(make_folded, monkeypatch):
     entities = make_folded(1, 40).entities
     query = entities.tglu_query.nbytes
     rest = sum(a.nbytes for _, a in entities.items()) - query
-    device = torch.device("cpu")
-    assert DeviceIndex((entities,), device, free_bytes=query + rest).placement == "device"
-    assert DeviceIndex((entities,), device, free_bytes=rest).placement == "host"
+
+    def placed(room, **options):
+        monkeypatch.setattr(gpu_index, "_free", lambda device: room + gpu_index.RESERVE_BYTES)
+        return DeviceIndex((entities,), torch.device("cpu"), **options).placement
+
+    assert placed(query + rest) == "device"
+    assert placed(rest) == "host"
     with pytest.raises(EngineError, match="placement 'host'"):
-        DeviceIndex((entities,), device, free_bytes=rest, placement="device")
+        placed(rest, placement="device")
     with pytest.raises(EngineError, match="20 entities would fit"):
-        DeviceIndex((entities,), device, free_bytes=rest // 2)
+        placed(rest // 2)
     with pytest.raises(InvalidInputError, match="no entity"):
-        DeviceIndex((), device)
+        DeviceIndex((), torch.device("cpu"))

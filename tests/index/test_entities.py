@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimic_engine.index.entities import picture_path
+from mimic_engine.index.entities import image_path
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.types import Entity
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("quick_disk")
 
 def test_pictures_given_as_bytes_are_kept_until_nobody_has_them(built, tiny):
     index = built()
-    with IndexWriter(index, tiny.HashFold(), keep_pictures=True) as writer:
+    with IndexWriter(index, tiny.HashFold(), keep_images=True) as writer:
         writer.upsert(
             [Entity("new", "New", images=(b"one", b"two")), Entity("other", "Other", images=(b"one",))]
         )
         index = writer.index
         for name in ("new", "other"):
-            path = index.picture(int(index.rows([name])[0]))
+            path = index.image(int(index.rows([name])[0]))
             assert path is not None and path.read_bytes() == b"one"
         writer.upsert([Entity("new", "New", images=(b"three",))])
         assert len(list((index.path / "pictures").iterdir())) == 2  # an older snapshot may still show "one"
@@ -30,7 +30,7 @@ def test_pictures_given_as_bytes_are_kept_until_nobody_has_them(built, tiny):
         index = writer.index
         kept = {path.read_bytes() for path in (index.path / "pictures").iterdir()}
         assert kept == {b"one", b"three"}
-        path = index.picture(int(index.rows(["new"])[0]))
+        path = index.image(int(index.rows(["new"])[0]))
         assert path is not None and path.read_bytes() == b"three"
     assert verify_index(index.path)
 
@@ -47,7 +47,7 @@ def test_pictures_are_kept_only_where_asked_and_named_files_stay_where_they_are(
             ]
         )
         index = writer.index
-        paths = [index.picture(int(row)) for row in index.rows(["bytes", "path", "url", "none"])]
+        paths = [index.image(int(row)) for row in index.rows(["bytes", "path", "url", "none"])]
         assert paths == [None, Path("some/file.png"), None, None]
         assert not (index.path / "pictures").exists()
 
@@ -55,5 +55,5 @@ def test_pictures_are_kept_only_where_asked_and_named_files_stay_where_they_are(
 def test_no_name_of_a_picture_leads_out_of_the_folder(tmp_path):
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "kb" / "pictures").mkdir(parents=True)
-    assert picture_path(tmp_path / "kb", "sha256:../../secret") is None
-    assert picture_path(tmp_path / "kb", "sha256:" + "0" * 64) is None
+    assert image_path(tmp_path / "kb", "sha256:../../secret") is None
+    assert image_path(tmp_path / "kb", "sha256:" + "0" * 64) is None
