@@ -44,9 +44,9 @@ def _run(args: argparse.Namespace) -> Path:
             name = flag.replace("_", "-")
             raise InvalidInputError(f"--{name}: {getattr(args, flag)} is less than {least}")
     for flag in ("out", "runs", "cache"):
-        place = getattr(args, flag)
-        if place is not None and place.exists() and not place.is_dir():
-            raise InvalidInputError(f"--{flag}: {place} is not a folder")
+        folder = getattr(args, flag)
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InvalidInputError(f"--{flag}: {folder} is not a folder")
     experiment = read_experiment(find_experiment(args.name), PROBES)
     folder = Path(args.data)
     if args.data == DEMO:

@@ -1,4 +1,4 @@
-"""What a configuration costs, counted: parameters, multiply-adds, bytes of the index. Times are in timing.py.
+"""Cost of a configuration, counted: parameters, multiply-adds, bytes of the index. Times are in timing.py.
 
 Multiply-adds are those of matrix products (element-wise work is left out), at
 the full text length. The pair is that of the folded scores (section 3.3 of the
@@ -29,7 +29,7 @@ INDEX_DTYPE = "float16"  # the index's default
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one run."""
+    """The cost of one run's model."""
 
     parameters: int  # of projections and matcher, those that the score depends on
     pair_multiply_adds: int
@@ -42,7 +42,7 @@ class Cost:
 
 
 def count_cost(encode: RecordEncoder) -> Cost:
-    """Count what the model around which ``encode`` is costs."""
+    """The cost of the model that ``encode`` runs."""
     model = encode.model.eval()
     return Cost(
         parameters=used_parameters(encode),
@@ -79,9 +79,9 @@ def fold_multiply_adds(model: Mimic, encode: RecordEncoder) -> int:
     """Multiply-adds of projecting and folding one entity from its encoders' output."""
     features = encode(encode.corpus.entities[:1], _length(encode))
     fold = FoldEntity(model.matcher)
-    raw = _raw_picture(model, features)
-    needs_picture = model.matcher.config.vision != "off" or model.matcher.config.cmfu
-    projection = _multiply_adds(lambda: model.encoder.project_image(raw)) if needs_picture else 0
+    raw = _raw_image(model, features)
+    needs_image = model.matcher.config.vision != "off" or model.matcher.config.cmfu
+    projection = _multiply_adds(lambda: model.encoder.project_image(raw)) if needs_image else 0
     return projection + _multiply_adds(lambda: fold(*features))
 
 
@@ -100,7 +100,7 @@ def _multiply_adds(work: Callable[[], Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _raw_picture(model: Mimic, features: Features) -> Vectors:
+def _raw_image(model: Mimic, features: Features) -> Vectors:
     encoder, patches = model.encoder, features.image_tokens.shape[1]
     like = features.image_cls
 

@@ -1,4 +1,4 @@
-"""The data of an experiment: what is trained on, what is chosen by, what is reported, and what it is made of.
+"""Data of an experiment: what is trained on, what is chosen by, what is reported, and what it is made of.
 
 A data set without a test split has its dev split halved by a hash of the
 mention ids: one half to choose by ("dev"), one to report ("test"); mentions of
@@ -72,8 +72,8 @@ class ExperimentData:
         DataError
             If it trains on other data sets and none was given.
         """
-        found = _fingerprints(self.own, "")
-        return found if train_on == "own" else found | _fingerprints(self.training(train_on), "others: ")
+        own = _fingerprints(self.own, "")
+        return own if train_on == "own" else own | _fingerprints(self.training(train_on), "others: ")
 
 
 def open_data(folder: Path, name: str, others: Sequence[Path] = ()) -> ExperimentData:
@@ -135,8 +135,8 @@ def _opened(folder: Path, needed: Sequence[str]) -> Dataset:
     there = [name for name in SPLITS if dataset.splits.get(name)]
     for split in needed:
         if split not in there:
-            found = ", ".join(there) or "none"
-            raise DataError(f"{folder}: has no mentions in split {split!r}; splits with mentions: {found}")
+            names = ", ".join(there) or "none"
+            raise DataError(f"{folder}: has no mentions in split {split!r}; splits with mentions: {names}")
     return dataset
 
 
@@ -147,10 +147,10 @@ def _half(labelled: LabelledMention) -> int:
 
 
 def _fingerprints(dataset: Dataset, prefix: str) -> dict[str, str]:
-    found = {f"{prefix}entities": _digest(map(_entity, dataset.entities))}
+    digests = {f"{prefix}entities": _digest(map(_entity, dataset.entities))}
     for split in (name for name in SPLITS if name in dataset.splits):
-        found[f"{prefix}{split} mentions"] = _digest(map(_mention, dataset.splits[split]))
-    return found
+        digests[f"{prefix}{split} mentions"] = _digest(map(_mention, dataset.splits[split]))
+    return digests
 
 
 def _digest(records: Iterable[Mapping[str, Any]]) -> str:
@@ -161,19 +161,19 @@ def _digest(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _entity(entity: Entity) -> dict[str, Any]:
-    pictures = [_picture(image) for image in entity.images]
+    images = [_file(image) for image in entity.images]
     texts = {"id": entity.id, "name": entity.name, "description": entity.description, "type": entity.type}
-    return texts | {"images": pictures}
+    return texts | {"images": images}
 
 
 def _mention(labelled: LabelledMention) -> dict[str, Any]:
     own = labelled.mention
     texts = {"id": labelled.id, "answer": labelled.answer, "mention": own.mention, "sentence": own.sentence}
-    return texts | {"image": None if own.image is None else _picture(own.image)}
+    return texts | {"image": None if own.image is None else _file(own.image)}
 
 
-def _picture(source: ImageSource) -> str:
-    """A picture by its bytes, or by its file's name and size: folders may be moved."""
+def _file(source: ImageSource) -> str:
+    """An image by its bytes, or by its file's name and size: folders may be moved."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     path = Path(source)

@@ -1,4 +1,4 @@
-"""An experiment as a file declares it: what is asked, what is expected, and which trainings answer it.
+"""Declaration of an experiment: what is asked, what is expected, and which trainings answer it.
 
 A TOML file::
 
@@ -32,9 +32,8 @@ from typing import Any
 
 from benchmarks.experiments.options import check_together, checked_options
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.provenance import REPOSITORY
 
-FOLDER = REPOSITORY / "benchmarks" / "experiments"
+FOLDER = Path(__file__).parent
 TRAIN_ON = ("own", "others")
 OTHER_DEV = "Who trains on other data sets has their dev mentions: nothing is compared on dev."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9=,+._-]*")
@@ -100,9 +99,9 @@ def find_experiment(name: str, folder: Path = FOLDER) -> Path:
         return Path(name)
     known = sorted(path.stem for path in folder.glob("*.toml"))
     if name not in known:
-        found = ", ".join(known) or "none"
+        names = ", ".join(known) or "none"
         raise InvalidInputError(
-            f"experiment: {name!r} is not one of {found} (in {folder}), nor the path of a .toml file"
+            f"experiment: {name!r} is not one of {names} (in {folder}), nor the path of a .toml file"
         )
     return folder / f"{name}.toml"
 
@@ -169,17 +168,17 @@ def _configurations(content: Mapping[str, Any], path: Path) -> Iterator[Configur
         yield _whole(name, common | options, "own", str(path))
 
 
-def _configuration(entry: Mapping[str, Any], common: dict[str, Any], place: str) -> Configuration:
-    _check_keys(entry, ("name", "options", "train_on"), place)
-    name = _named(_text(entry, "name", place), place)
-    place = f"{place} ({name})"
-    train_on = _text(entry, "train_on", place) if "train_on" in entry else "own"
-    _check_known(train_on, TRAIN_ON, f"{place}: train_on")
-    return _whole(name, common | checked_options(_table(entry, "options", place), place), train_on, place)
+def _configuration(entry: Mapping[str, Any], common: dict[str, Any], where: str) -> Configuration:
+    _check_keys(entry, ("name", "options", "train_on"), where)
+    name = _named(_text(entry, "name", where), where)
+    where = f"{where} ({name})"
+    train_on = _text(entry, "train_on", where) if "train_on" in entry else "own"
+    _check_known(train_on, TRAIN_ON, f"{where}: train_on")
+    return _whole(name, common | checked_options(_table(entry, "options", where), where), train_on, where)
 
 
-def _whole(name: str, options: dict[str, Any], train_on: str, place: str) -> Configuration:
-    check_together(options, place if name in place else f"{place}: configuration {name}")
+def _whole(name: str, options: dict[str, Any], train_on: str, where: str) -> Configuration:
+    check_together(options, where if name in where else f"{where}: configuration {name}")
     return Configuration(name, options, train_on)
 
 
@@ -202,27 +201,27 @@ def _short(value: Any) -> str:
 def _two_by_two(content: Mapping[str, Any], names: Sequence[str], path: Path) -> TwoByTwo | None:
     if "two_by_two" not in content:
         return None
-    entry, place = _table(content, "two_by_two", str(path)), f"{path}: two_by_two"
+    entry, where = _table(content, "two_by_two", str(path)), f"{path}: two_by_two"
     keys = ("first", "second", "neither", "only_first", "only_second", "both")
-    _check_keys(entry, keys, place)
-    found = TwoByTwo(**{key: _text(entry, key, place) for key in keys})
-    for name in found.configurations:
-        _check_known(name, names, place)
-    return found
+    _check_keys(entry, keys, where)
+    table = TwoByTwo(**{key: _text(entry, key, where) for key in keys})
+    for name in table.configurations:
+        _check_known(name, names, where)
+    return table
 
 
-def _table(content: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any]:
+def _table(content: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     value = content.get(key, {})
     if not isinstance(value, dict):
-        raise InvalidInputError(f"{place}: {key}: {value!r} is not a table")
+        raise InvalidInputError(f"{where}: {key}: {value!r} is not a table")
     return value
 
 
-def _text(content: Mapping[str, Any], key: str, place: str) -> str:
+def _text(content: Mapping[str, Any], key: str, where: str) -> str:
     value = content.get(key)
     if not isinstance(value, str) or not value:
-        found = "is missing" if key not in content else f"{value!r} is not a text"
-        raise InvalidInputError(f"{place}: {key}: {found}")
+        problem = "is missing" if key not in content else f"{value!r} is not a text"
+        raise InvalidInputError(f"{where}: {key}: {problem}")
     return value
 
 
@@ -245,19 +244,19 @@ def _flag(content: Mapping[str, Any], key: str, path: Path) -> bool:
     return value
 
 
-def _named(name: str, place: str) -> str:
+def _named(name: str, where: str) -> str:
     if not _NAME.fullmatch(name):
-        raise InvalidInputError(f"{place}: name: {name!r} is not made of letters, digits and = , + . _ -")
+        raise InvalidInputError(f"{where}: name: {name!r} is not made of letters, digits and = , + . _ -")
     return name
 
 
-def _check_keys(content: Any, known: Sequence[str], place: str) -> None:
+def _check_keys(content: Any, known: Sequence[str], where: str) -> None:
     if not isinstance(content, dict):
-        raise InvalidInputError(f"{place}: {content!r} is not a table")
+        raise InvalidInputError(f"{where}: {content!r} is not a table")
     for key in content:
-        _check_known(key, known, f"{place}: key")
+        _check_known(key, known, f"{where}: key")
 
 
-def _check_known(value: str, known: Collection[str], place: str) -> None:
+def _check_known(value: str, known: Collection[str], where: str) -> None:
     if value not in known:
-        raise InvalidInputError(f"{place}: {value!r} is not one of {', '.join(known) or 'none'}")
+        raise InvalidInputError(f"{where}: {value!r} is not one of {', '.join(known) or 'none'}")

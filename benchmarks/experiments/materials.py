@@ -1,4 +1,4 @@
-"""What the runs of an experiment share: corpora, and the features of frozen encoders; each made once."""
+"""Materials of an experiment's runs: corpora, and the features of frozen encoders; each made once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mimic_engine.train.run import (
 )
 from mimic_engine.train.trainer import Trainer
 
-# Options that change neither what a text or picture is read as nor the features of frozen encoders.
+# Options that change neither what a text or image is read as nor the features of frozen encoders.
 # One that is missing here costs time only: its runs share no corpus with those of another value.
 _INDIFFERENT = frozenset(
     (

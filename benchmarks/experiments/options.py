@@ -25,29 +25,29 @@ def known_options() -> tuple[str, ...]:
     return tuple(f.name for f in fields(TrainConfig) if f.name not in GIVEN)
 
 
-def checked_options(options: Mapping[str, Any], place: str) -> dict[str, Any]:
+def checked_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Options with values of the declared types (whole numbers are taken where fractions may stand).
 
     Raises
     ------
     InvalidInputError
-        If a name is unknown or a value of the wrong type; begins with ``place``.
+        If a name is unknown or a value of the wrong type; begins with ``where``.
     """
     hints, known = get_type_hints(TrainConfig), known_options()
     checked = {}
     for name, value in options.items():
         if name in GIVEN:
             raise InvalidInputError(
-                f"{place}: option {name!r} is given on the command line, not in a declaration"
+                f"{where}: option {name!r} is given on the command line, not in a declaration"
             )
         if name not in known:
-            raise InvalidInputError(f"{place}: unknown option {name!r}; known ones are {', '.join(known)}")
-        checked[name] = _checked(value, hints[name], f"{place}: option {name!r}")
+            raise InvalidInputError(f"{where}: unknown option {name!r}; known ones are {', '.join(known)}")
+        checked[name] = _checked(value, hints[name], f"{where}: option {name!r}")
     return checked
 
 
-def check_together(options: Mapping[str, Any], place: str) -> None:
-    """Check that the options make a training; raises InvalidInputError that begins with ``place``."""
+def check_together(options: Mapping[str, Any], where: str) -> None:
+    """Check that the options make a training; raises InvalidInputError that begins with ``where``."""
     try:
         TrainConfig(
             data=Path(),
@@ -58,13 +58,13 @@ def check_together(options: Mapping[str, Any], place: str) -> None:
             **options,
         )
     except InvalidInputError as error:
-        raise InvalidInputError(f"{place}: {error}") from error
+        raise InvalidInputError(f"{where}: {error}") from error
 
 
-def _checked(value: Any, hint: Any, place: str) -> Any:
+def _checked(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint) or not isinstance(value, str):
-            raise InvalidInputError(f"{place}: {value!r} is not one of {', '.join(get_args(hint))}")
+            raise InvalidInputError(f"{where}: {value!r} is not one of {', '.join(get_args(hint))}")
         return value
     union = get_origin(hint) in (Union, types.UnionType)
     kinds = [k for k in (get_args(hint) if union else (hint,)) if k is not type(None)]
@@ -72,5 +72,5 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
         return float(value)
     if type(value) not in kinds:
         names = " or ".join(k.__name__ for k in kinds)
-        raise InvalidInputError(f"{place}: {value!r} is of type {type(value).__name__}, not {names}")
+        raise InvalidInputError(f"{where}: {value!r} is of type {type(value).__name__}, not {names}")
     return value

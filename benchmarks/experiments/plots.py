@@ -1,4 +1,4 @@
-"""An experiment as a picture: validation curves, and accuracy, against cost where it was timed."""
+"""Plot of an experiment: validation curves, and accuracy, against cost where it was timed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def draw(outcomes: Outcomes, timings: Mapping[str, Timing], title: str, path: Path) -> None:
-    """Write the picture (PNG), one colour a configuration; a run that diverged has its curve up to there."""
+    """Write the plot (PNG), one colour a configuration; a run that diverged has its curve up to there."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""The pictures of what the probes answered: files for each configuration, of its first tested run."""
+"""Plots of what the probes answered: files for each configuration, of its first tested run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments.probes.plots import draw_gates, draw_pictures, draw_reliability
+from benchmarks.experiments.probes.plots import draw_bad_images, draw_gates, draw_reliability
 from benchmarks.experiments.results import Outcome
 
 
@@ -19,11 +19,11 @@ def draw_probes(outcomes: Mapping[str, Sequence[Outcome]], out: Path, stem: str)
 
 
 def _drawings(probes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Kind, drawing function and result of each picture that the answers make."""
+    """Kind, drawing function and result of each plot that the answers make."""
     if "calibration" in probes:
         yield "reliability", draw_reliability, probes["calibration"]
-    pictures = probes.get("pictures")
-    if pictures is not None and pictures["conclusive"]:
-        yield "pictures", draw_pictures, pictures
-        if pictures["gate"] is not None:
-            yield "gates", draw_gates, pictures
+    bad = probes.get("pictures")
+    if bad is not None and bad["conclusive"]:
+        yield "pictures", draw_bad_images, bad
+        if bad["gate"] is not None:
+            yield "gates", draw_gates, bad

@@ -1,4 +1,4 @@
-"""Writes what an experiment found: one JSON with every run, a Markdown table, a picture."""
+"""Report of an experiment: one JSON with every run, a Markdown table, a plot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Report:
         return f"{self.experiment.name}-{self.data['name']}"
 
     def write(self, out: Path) -> Path:
-        """Write the three files, and a picture for each probe that has one, to ``out``; the JSON's path."""
+        """Write the three files, and a plot for each probe that has one, to ``out``; the JSON's path."""
         write_atomic(out / f"{self.stem}.md", self.markdown())
         title = f"{self.experiment.title}: {self.data['name']}"
         draw(self.outcomes, self.timings, title, out / f"{self.stem}.png")
@@ -148,13 +148,13 @@ class Report:
         return lines
 
     def _diverged(self) -> list[str]:
-        found = [
+        lines = [
             f"- {name}, seed {run.run.seed}: {run.run.message}"
             for name in self.options
             for run in self._runs(name)
             if run.run.status == "diverged"
         ]
-        return ["## Diverged", "", *found] if found else []
+        return ["## Diverged", "", *lines] if lines else []
 
 
 _COSTS = {

@@ -1,4 +1,4 @@
-"""Runs an experiment: every configuration with every seed, then test, once; then writes what was found.
+"""Runner of an experiment: every configuration with every seed, then test, once; then the report.
 
 Whatever is finished lies in the folder of runs and is not repeated, by this
 experiment or another; killed at any moment, the same command goes on.
@@ -27,7 +27,7 @@ from mimic_engine.files import wait_for_folder
 from mimic_engine.train.config import TrainConfig, portable
 from mimic_engine.train.run import denormals_as_zero
 
-log = logging.getLogger("mimic_engine.train")
+logger = logging.getLogger(__name__)
 # Options that change nothing in the result of a run.
 _FREE = frozenset(("seed", "resume", "threads", "device", "encode_batch"))
 
@@ -105,7 +105,7 @@ class Runner:
         """
         if self._data.name not in self._experiment.data:
             meant = ", ".join(self._experiment.data) or "none"
-            log.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
+            logger.warning("%s is declared for %s, not for %s", self._experiment.name, meant, self._data.name)
         with denormals_as_zero():
             timings = self._work()
         return self._report(timings).write(self._setting.out)
@@ -115,7 +115,7 @@ class Runner:
         self._train([run for run in self._runs if run.configuration in self._wanted])
         unfinished = [run for run in self._runs if self._outcome(run) is None]
         if unfinished:
-            log.info("test is read when every run is finished; %d are not", len(unfinished))
+            logger.info("test is read when every run is finished; %d are not", len(unfinished))
             return {}
         self._test()
         return self._timings()
@@ -132,15 +132,15 @@ class Runner:
         for number, run in enumerate(runs):
             if self._outcome(run) is not None:
                 continue
-            log.info("run %d of %d: %s%s", number + 1, len(runs), run, self._remaining(runs[number:]))
+            logger.info("run %d of %d: %s%s", number + 1, len(runs), run, self._remaining(runs[number:]))
             self._store.describe(run.options, run.configuration.train_on)
             with _named(run), wait_for_folder(run.config.out):
                 if self._outcome(run) is None:  # another process may have been at it
                     finish_run(run.config, self._materials, run.configuration.train_on)
             if (outcome := self._outcome(run)) is not None:
                 result = outcome.run
-                found = f"dev MRR {result.dev['mrr']:.4f}" if result.dev else result.message
-                log.info("%s %s: %s, %.0f s", run, result.status, found, result.train_seconds)
+                what = f"dev MRR {result.dev['mrr']:.4f}" if result.dev else result.message
+                logger.info("%s %s: %s, %.0f s", run, result.status, what, result.train_seconds)
 
     def _test(self) -> None:
         for run in self._runs:
@@ -163,7 +163,7 @@ class Runner:
         assert there is not None  # it is finished
         if there.test is None:
             test = read_test(tested)
-            log.info("%s: test Hits@1 %.4f, MRR %.4f", run, test["hits@1"], test["mrr"])
+            logger.info("%s: test Hits@1 %.4f, MRR %.4f", run, test["hits@1"], test["mrr"])
         names = [name for name in self._experiment.probes if name not in there.probes]
         answer_probes(tested, {name: self._probes[name] for name in names})
 
@@ -172,7 +172,7 @@ class Runner:
         first = [run for run in self._runs if run.config.seed == 0] if self._experiment.timed else []
         if not first:
             return {}
-        log.info("timing %d configurations beside each other", len(first))
+        logger.info("timing %d configurations beside each other", len(first))
         return time_beside_each_other(
             {
                 run.configuration.name: self._materials.trainer(run.config, run.configuration.train_on)
@@ -237,7 +237,7 @@ class Runner:
 
 
 def deciding(config: TrainConfig) -> dict[str, Any]:
-    """The options that decide a run's result and are not a training's defaults; no places."""
+    """The options that decide a run's result and are not a training's defaults; no paths."""
     usual = {f.name: f.default for f in fields(TrainConfig)}
     options = portable(config.to_json())
     return {k: v for k, v in options.items() if k not in _FREE and usual[k] != v}

@@ -1,4 +1,4 @@
-"""Where single runs lie: a folder for each identity and seed; experiments share the runs they have in common.
+"""Store of single runs: a folder for each identity and seed; experiments share the runs they have in common.
 
 The identity of a run hashes everything that decides its result: the records of
 the data, the encoders' weights, what it is trained on, and the options that

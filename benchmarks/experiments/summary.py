@@ -109,9 +109,9 @@ def _paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[
 
 def _values(outcomes: Sequence[Outcome], split: str, metric: str) -> dict[int, float]:
     """The metric by seed, of runs that have it."""
-    found = {}
+    values = {}
     for outcome in outcomes:
         metrics = outcome.run.dev if split == "dev" else outcome.test
         if outcome.run.status == "done" and metrics:
-            found[outcome.run.seed] = float(metrics[metric])
-    return found
+            values[outcome.run.seed] = float(metrics[metric])
+    return values

@@ -1,4 +1,4 @@
-"""How long the configurations of an experiment take beside each other: a training step, and an exact scan.
+"""Times of an experiment's configurations beside each other: a training step, and an exact scan.
 
 Every round gives each configuration one turn, in one process, so that what
 else the machine does falls on all of them alike; the medians can be compared

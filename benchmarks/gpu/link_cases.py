@@ -23,6 +23,7 @@ from benchmarks.gpu.torch_graphs import torch_graphs
 from benchmarks.scan.published_model import Towers, build_model, export, random_mentions, save_tokenizer
 from mimic_engine.backends.encoders import TOLERANCE
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention
+from mimic_engine.encoding.graph_names import MENTION
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.encoding.onnx import precisions
 from mimic_engine.encoding.torch import TorchSession
@@ -34,7 +35,7 @@ from mimic_engine.gpu.engine_files import FOLDER
 from mimic_engine.gpu.layout import Placed
 from mimic_engine.gpu.onnx_cuda import CudaSession, check_provider
 from mimic_engine.gpu.pipeline import GpuPipeline, InFlightBatch
-from mimic_engine.gpu.request import PREFIX, Bucket, LaunchableGraph, RequestPlan, Stage
+from mimic_engine.gpu.request import Bucket, LaunchableGraph, RequestPlan, Stage
 from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.gpu.tensorrt import TensorRtSession
@@ -130,7 +131,7 @@ class Substituted(RequestPlan):
 
         def launch() -> None:
             for name, tensor in self._given.items():
-                target = arrays[f"{PREFIX}{name}"].native
+                target = arrays[f"{MENTION}{name}"].native
                 target[: len(tensor)].copy_(tensor[: len(target)])
 
         stages.insert(-1, Stage("substitute", launch))

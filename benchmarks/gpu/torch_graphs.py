@@ -8,6 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mimic_engine.encoding.graph_names import (
+    CLS,
+    FEATURES,
+    IMAGE_ENCODER,
+    MENTION,
+    MENTION_FOLD,
+    PIXELS,
+    TEXT_ENCODER,
+    TEXT_INPUTS,
+    TOKENS,
+)
 from mimic_engine.encoding.manifest import Shape
 from mimic_engine.gpu.layout import Placed
 from mimic_engine.model.fold import FoldMention
@@ -15,9 +26,9 @@ from mimic_engine.model.units import Mimic
 
 Call = Callable[..., Mapping[str, Tensor]]
 _INPUTS = {
-    "text_encoder": ("input_ids", "attention_mask", "token_type_ids"),
-    "image_encoder": ("pixels",),
-    "mention_fold": ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens"),
+    TEXT_ENCODER: TEXT_INPUTS,
+    IMAGE_ENCODER: (PIXELS,),
+    MENTION_FOLD: FEATURES,
 }
 
 
@@ -54,19 +65,19 @@ def torch_graphs(model: Mimic) -> dict[str, TorchGraph]:
 
     def text(*tensors: Tensor) -> dict[str, Tensor]:
         out = encoder.text_backbone(*tensors)
-        return {"cls": out.cls, "tokens": out.tokens}
+        return {CLS: out.cls, TOKENS: out.tokens}
 
     def image(pixels: Tensor) -> dict[str, Tensor]:
         out = encoder.project_image(encoder.image_backbone(pixels))
-        return {"cls": out.cls, "tokens": out.tokens}
+        return {CLS: out.cls, TOKENS: out.tokens}
 
     def folded(*tensors: Tensor) -> dict[str, Tensor]:
-        return {f"mention_{name}": tensor for name, tensor in fold(*tensors).items()}
+        return {MENTION + name: tensor for name, tensor in fold(*tensors).items()}
 
     calls: dict[str, tuple[Call, nn.Module]] = {
-        "text_encoder": (text, encoder),
-        "image_encoder": (image, encoder),
-        "mention_fold": (folded, model.matcher),
+        TEXT_ENCODER: (text, encoder),
+        IMAGE_ENCODER: (image, encoder),
+        MENTION_FOLD: (folded, model.matcher),
     }
     shapes = _shapes({name: call for name, (call, _) in calls.items()}, model)
     return {name: TorchGraph(*calls[name], *shapes[name]) for name in calls}
@@ -81,11 +92,11 @@ def _shapes(
     length, size = model.config.text.max_length, model.config.image.size
     ids = torch.ones((1, length), dtype=torch.int64, device=weight.device)
     pixels = torch.zeros((1, 3, size, size), dtype=weight.dtype, device=weight.device)
-    given: dict[str, tuple[Tensor, ...]] = {"text_encoder": (ids, ids, ids * 0), "image_encoder": (pixels,)}
+    given: dict[str, tuple[Tensor, ...]] = {TEXT_ENCODER: (ids, ids, ids * 0), IMAGE_ENCODER: (pixels,)}
     out = {name: calls[name](*given[name]) for name in given}
-    features = (*out["text_encoder"].values(), ids, *out["image_encoder"].values())
-    given["mention_fold"] = tuple(t.to(other.dtype) for t in features)
-    out["mention_fold"] = calls["mention_fold"](*given["mention_fold"])
+    features = (*out[TEXT_ENCODER].values(), ids, *out[IMAGE_ENCODER].values())
+    given[MENTION_FOLD] = tuple(t.to(other.dtype) for t in features)
+    out[MENTION_FOLD] = calls[MENTION_FOLD](*given[MENTION_FOLD])
     return {
         name: (
             {n: ("batch", *t.shape[1:]) for n, t in zip(_INPUTS[name], given[name], strict=True)},

@@ -1,4 +1,4 @@
-"""How the shortcuts of the scan answer on real mentions: certified against exact, coded against exact.
+"""Agreement of the scan's shortcuts on real mentions: certified against exact, coded against exact.
 
     python -m benchmarks.scan.agreement --name wikimel --model MODEL --index INDEX --data WikiMEL \
         --out benchmarks/results/scan_agreement.json

@@ -1,4 +1,4 @@
-"""What the published evaluation loop reads: weights under the published names, raw features of both sides.
+"""Inputs of the published evaluation loop: weights under the published names, raw features of both sides.
 
 Holds their shapes, the checks on them, and random ones for timing and tests;
 the arithmetic is in :mod:`benchmarks.scan.published_loop`. Follows sections 3.2 and 3.3

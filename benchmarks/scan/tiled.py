@@ -1,4 +1,4 @@
-"""A real index made larger: its folded rows repeated with noise, for timing at any number of entities.
+"""Tiling of a real index: its folded rows repeated with noise, for timing at any number of entities.
 
 Row n takes its text part from row n of the index and its image part from
 another row, so that no two rows are equal; vectors get noise of a twentieth of

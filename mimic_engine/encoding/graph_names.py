@@ -18,5 +18,6 @@ IDS, MASK = TEXT_INPUTS[:2]
 PIXELS = "pixels"  # what an image encoder takes
 CLS, TOKENS = "cls", "tokens"  # what either encoder gives
 FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")  # what either fold takes
+TEXT_CLS, TEXT_TOKENS, TEXT_MASK = FEATURES[:3]
 MENTION, ENTITY = "mention_", "entity_"  # prefixes of folded arrays
 TOTAL = "total"

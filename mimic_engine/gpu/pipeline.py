@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mimic_engine.encoding.featurizer import PreparedMention
+from mimic_engine.encoding.graph_names import MENTION
 from mimic_engine.errors import EngineError, InvalidInputError
 from mimic_engine.gpu.layout import Bytes, Placed
-from mimic_engine.gpu.request import PREFIX, Bucket, Layouts, RequestPlan, Stage
+from mimic_engine.gpu.request import Bucket, Layouts, RequestPlan, Stage
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.scan.scan import TopK
 from mimic_engine.types import MentionArrays, Mode
@@ -215,7 +216,7 @@ class GpuPipeline:
         self.device.download(batch.slot.folded, host)
         self.device.finish(self.device.mark())
         arrays = layout.views(host)
-        return MentionArrays(**{n.removeprefix(PREFIX): a[: batch.mentions] for n, a in arrays.items()})
+        return MentionArrays(**{n.removeprefix(MENTION): a[: batch.mentions] for n, a in arrays.items()})
 
     def arrays(self, bucket: Bucket) -> dict[str, Placed]:
         """The fixed arrays of a bucket, of all four kinds, by name."""

@@ -27,6 +27,22 @@ from torch import Tensor
 
 from mimic_engine.encoding.buckets import LENGTH, ROWS, bucket, length_buckets
 from mimic_engine.encoding.featurizer import PreparedMention
+from mimic_engine.encoding.graph_names import (
+    CLS,
+    FEATURES,
+    IDS,
+    IMAGE_ENCODER,
+    MASK,
+    MENTION,
+    MENTION_FOLD,
+    PIXELS,
+    TEXT_CLS,
+    TEXT_ENCODER,
+    TEXT_INPUTS,
+    TEXT_MASK,
+    TEXT_TOKENS,
+    TOKENS,
+)
 from mimic_engine.encoding.manifest import Shape
 from mimic_engine.gpu.layout import Layout, Placed, Spec
 from mimic_engine.gpu.passes import ShortList
@@ -38,9 +54,6 @@ from mimic_engine.types import ImageFeatures, MentionArrays, Mode
 
 # A pipeline is captured for one k. Requests get the first of these that is no less, and the rest is cut off.
 TOP_K_BUCKETS = (10, *(2**n - SPARE for n in range(5, 11)))
-PREFIX = "mention_"  # of the fold's outputs
-_IDS = ("input_ids", "attention_mask", "token_type_ids")
-_FEATURES = ("text_cls", "text_tokens", "text_mask", "image_cls", "image_tokens")
 
 HostArrays = Mapping[str, NDArray[Any]]
 
@@ -128,8 +141,8 @@ class RequestPlan:
         self.rows, self.top_ks = tuple(rows), tuple(top_ks)
         self._rerank = rerank
         self._missing = [torch.from_numpy(np.array(a)).to(scan.device) for a in (missing.cls, missing.tokens)]
-        self._length = int(graphs["mention_fold"].inputs["text_mask"][1])  # tokens of the model
-        free = LENGTH in graphs["text_encoder"].inputs["input_ids"]
+        self._length = int(graphs[MENTION_FOLD].inputs[TEXT_MASK][1])  # tokens of the model
+        free = LENGTH in graphs[TEXT_ENCODER].inputs[IDS]
         self.lengths = length_buckets(self._length) if free else (self._length,)
         self._mask = scan.mask(allowed)
         self._candidates = len(scan) if allowed is None else int(np.count_nonzero(allowed))
@@ -157,52 +170,52 @@ class RequestPlan:
     def layouts(self, bucket: Bucket) -> Layouts:
         """The arrays of a bucket; see the module for what they are."""
         rows, tokens = bucket.rows, bucket.tokens
-        inputs: dict[str, Spec] = dict.fromkeys(_IDS, ((rows, tokens), np.int64))
+        inputs: dict[str, Spec] = dict.fromkeys(TEXT_INPUTS, ((rows, tokens), np.int64))
         inputs["image_of"] = ((rows,), np.int64)  # number of a row's image, -1 without one
-        pixels = self.graphs["image_encoder"].inputs["pixels"]
-        inputs["pixels"] = (_sized(pixels, bucket.images, tokens), np.float32)
+        pixels = self.graphs[IMAGE_ENCODER].inputs[PIXELS]
+        inputs[PIXELS] = (_sized(pixels, bucket.images, tokens), np.float32)
         work: dict[str, Spec] = {}
-        for kind, count in (("text", rows), ("image", bucket.images)):
-            for name, shape in self.graphs[f"{kind}_encoder"].outputs.items():
+        for kind, encoder, count in (("text", TEXT_ENCODER, rows), ("image", IMAGE_ENCODER, bucket.images)):
+            for name, shape in self.graphs[encoder].outputs.items():
                 work[f"{kind}.{name}"] = (_sized(shape, count, tokens), np.float32)
                 work[f"{kind}_{name}"] = (_sized(shape, rows, self._length), np.float32)
-        work["text_mask"] = ((rows, self._length), np.float32)
+        work[TEXT_MASK] = ((rows, self._length), np.float32)
         folded: dict[str, Spec] = {
             name: (_sized(shape, rows, self._length), np.float32)
-            for name, shape in self.graphs["mention_fold"].outputs.items()
+            for name, shape in self.graphs[MENTION_FOLD].outputs.items()
         }
         results = _result_arrays(rows, self._room(bucket))
         return Layouts(Layout(inputs), Layout(work), Layout(folded), Layout(results))
 
     def fill(self, host: HostArrays, mentions: Sequence[PreparedMention]) -> None:
         """Write B mentions to the inputs of their bucket; rows and images beyond them repeat the last."""
-        rows, tokens = host["input_ids"].shape
+        rows, tokens = host[IDS].shape
         source = [min(row, len(mentions) - 1) for row in range(rows)]
-        for name in _IDS:
+        for name in TEXT_INPUTS:
             for row, b in enumerate(source):
                 host[name][row] = getattr(mentions[b].tokens, name)[0, :tokens]
         has = np.array([m.pixels is not None for m in mentions])  # (B,)
         host["image_of"][:] = np.where(has, np.cumsum(has) - 1, -1)[source]
         pixels = [m.pixels for m in mentions if m.pixels is not None]
-        for row in range(len(host["pixels"])):
-            host["pixels"][row] = pixels[min(row, len(pixels) - 1)]
+        for row in range(len(host[PIXELS])):
+            host[PIXELS][row] = pixels[min(row, len(pixels) - 1)]
 
     def stages(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> list[Stage]:
         """Encoders, assembly, fold, search, over the bucket's arrays of all four kinds."""
-        stages = [self._graph("text_encoder", {n: arrays[n] for n in _IDS} | _part(arrays, "text."))]
+        stages = [self._graph(TEXT_ENCODER, {n: arrays[n] for n in TEXT_INPUTS} | _part(arrays, "text."))]
         if bucket.images:
-            feeds = {"pixels": arrays["pixels"]} | _part(arrays, "image.")
-            stages.append(self._graph("image_encoder", feeds))
+            feeds = {PIXELS: arrays[PIXELS]} | _part(arrays, "image.")
+            stages.append(self._graph(IMAGE_ENCODER, feeds))
         stages.append(Stage("assemble", _Assembly(_tensors(arrays), self._missing, bucket.images)))
-        fold = (*_FEATURES, *self.graphs["mention_fold"].outputs)
-        stages.append(self._graph("mention_fold", {name: arrays[name] for name in fold}))
+        fold = (*FEATURES, *self.graphs[MENTION_FOLD].outputs)
+        stages.append(self._graph(MENTION_FOLD, {name: arrays[name] for name in fold}))
         stages.append(self.search(bucket, arrays))
         return stages
 
     def search(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> Stage:
         """The last stage: from folded mentions to results."""
         tensors = _tensors(arrays)
-        mentions = {n.removeprefix(PREFIX): tensors[n] for n in self.graphs["mention_fold"].outputs}
+        mentions = {n.removeprefix(MENTION): tensors[n] for n in self.graphs[MENTION_FOLD].outputs}
         launch = _Search(self.scan, bucket, mentions, tensors, self._mask, self._candidates, self._rerank)
         return Stage("search", launch, self.scan.capturable(bucket.mode))
 
@@ -235,13 +248,13 @@ class _Assembly:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        arrays, tokens = self._arrays, self._arrays["input_ids"].shape[1]
-        arrays["text_cls"].copy_(arrays["text.cls"])
-        arrays["text_tokens"][:, :tokens].copy_(arrays["text.tokens"])  # (R, L, W)
-        arrays["text_tokens"][:, tokens:].zero_()
-        arrays["text_mask"][:, :tokens].copy_(arrays["attention_mask"])  # (R, L)
-        arrays["text_mask"][:, tokens:].zero_()
-        for name, missing in zip(("cls", "tokens"), self._missing, strict=True):
+        arrays, tokens = self._arrays, self._arrays[IDS].shape[1]
+        arrays[TEXT_CLS].copy_(arrays[f"text.{CLS}"])
+        arrays[TEXT_TOKENS][:, :tokens].copy_(arrays[f"text.{TOKENS}"])  # (R, L, W)
+        arrays[TEXT_TOKENS][:, tokens:].zero_()
+        arrays[TEXT_MASK][:, :tokens].copy_(arrays[MASK])  # (R, L)
+        arrays[TEXT_MASK][:, tokens:].zero_()
+        for name, missing in zip((CLS, TOKENS), self._missing, strict=True):
             self._spread(arrays[f"image_{name}"], missing, f"image.{name}")
 
     def _spread(self, out: Tensor, missing: Tensor, encoded: str) -> None:

@@ -78,8 +78,8 @@ def test_copies_of_the_best_entity_are_all_found_and_ordered_by_id(make_folded):
     folded = make_folded(2, 400, WIDE)
     total = scores_ref(folded.mentions, folded.entities, folded.constants).total
     best = int(total[0].argmax())
-    places = np.concatenate([np.arange(400), np.full(60, best)])
-    twins = EntityArrays(**{name: a[places] for name, a in folded.entities.items()})
+    rows = np.concatenate([np.arange(400), np.full(60, best)])
+    twins = EntityArrays(**{name: a[rows] for name, a in folded.entities.items()})
     scan = folded.compiled_scan([twins], tie_key=lambda rows: [f"{999 - r}" for r in rows])
     found = scan.search(folded.mentions, 61)
     np.testing.assert_array_equal(found.rows, scan.search(folded.mentions, 61, mode="exact").rows)

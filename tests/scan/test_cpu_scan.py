@@ -108,8 +108,8 @@ def test_ranks_need_few_scores_and_count_every_tie(pairs, monkeypatch, masked):
     totals = scan.totals(pairs.mentions)
     if allowed is not None:
         totals[:, ~allowed] = -np.inf
-    places = [0, 1, 3, 40, 400]  # of the gold entity of each mention, when sorted from the best
-    gold = np.take_along_axis(np.argsort(-totals, axis=1), np.array(places)[:, None], 1)[:, 0]
+    positions = [0, 1, 3, 40, 400]  # of the gold entity of each mention, when sorted from the best
+    gold = np.take_along_axis(np.argsort(-totals, axis=1), np.array(positions)[:, None], 1)[:, 0]
     own = totals[np.arange(len(gold)), gold]
     expected = (totals >= own[:, None]).sum(1)
     dense = []

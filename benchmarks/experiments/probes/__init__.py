@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from benchmarks.experiments.probes import answers, calibration, pictures, seen
+from benchmarks.experiments.probes import answers, bad_images, calibration, seen
 from benchmarks.experiments.probes.base import Probe
 
 PROBES: Mapping[str, Probe] = MappingProxyType(
     {
         "answers": answers.answers,
         "calibration": calibration.calibration,
-        "pictures": pictures.pictures,
+        "pictures": bad_images.bad_images,
         "seen": seen.seen,
     }
 )

@@ -73,10 +73,10 @@ def _figures(inside: NDArray[np.bool_], right: NDArray[np.bool_], sizes: Rows) -
     """
     top = {}
     for k in TOP:
-        found = inside[:, :k].sum(1)  # (M,)
+        held = inside[:, :k].sum(1)  # (M,)
         top[str(k)] = {
-            "any": float((found > 0).mean()),
-            "whole": float((found == sizes).mean()),
+            "any": float((held > 0).mean()),
+            "whole": float((held == sizes).mean()),
             "fits": float((sizes <= k).mean()),
         }
     return {

@@ -1,4 +1,4 @@
-"""What a probe is, and the steps that probes share: folding the mentions of a split, scanning entities.
+"""Contract of a probe, and the steps that probes share: folding the mentions of a split, scanning entities.
 
 A probe is asked about a trained run and the name of a split, and answers in plain JSON.
 """

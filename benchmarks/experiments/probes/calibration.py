@@ -1,4 +1,4 @@
-"""A calibrated score: how sure the model is of its best candidate, and how often it is right when it is.
+"""Calibration of scores: how sure the model is of its best candidate, and how often it is right when it is.
 
 Confidence is the probability of the best candidate: a softmax over the K best total scores, divided by a
 temperature that is fitted on "dev". The threshold below which nothing is answered is another matter:
@@ -37,7 +37,7 @@ class Ranked(NamedTuple):
     """The K best candidates of M mentions, and where the gold ones are."""
 
     scores: Floats  # (M, K), best first
-    gold: NDArray[np.int64]  # (M,), the gold entity's place, or -1
+    gold: NDArray[np.int64]  # (M,), the gold entity's position, or -1
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -126,8 +126,8 @@ def risk_coverage(confidence: Floats, right: NDArray[np.bool_]) -> list[dict[str
 
 def _rank(scan: Scan, arrays: MentionArrays, mentions: Split, k: int) -> Ranked:
     best = scan.search(arrays, k)
-    found = best.rows == mentions.gold[:, None]  # (M, K)
-    return Ranked(best.scores.astype(np.float64), np.where(found.any(1), found.argmax(1), -1))
+    gold = best.rows == mentions.gold[:, None]  # (M, K)
+    return Ranked(best.scores.astype(np.float64), np.where(gold.any(1), gold.argmax(1), -1))
 
 
 def _counts(ranked: Ranked) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""How much VDLU lets a picture in: the weight of its gate for pairs of a mention and an entity.
+"""Weights of VDLU's gate: how much of an image it lets in, for pairs of a mention and an entity.
 
 Equation 13 of the paper: tanh of a linear layer over the context of a pair, one number in each of the two
 directions, between -1 and 1. At 0 the gate is closed: patches take no part, and the pair's score is that of
-the two global picture vectors, which nothing shuts out. Computed from folded arrays; the derivation is in
+the two global image vectors, which nothing shuts out. Computed from folded arrays; the derivation is in
 :mod:`mimic_engine.model.fold`.
 """
 

@@ -17,7 +17,7 @@ DPI = 110
 SIDES = {"gold": "gold entity", "wrong": "best wrong entity"}
 
 
-def draw_pictures(result: Mapping[str, Any], path: Path, *, metric: str = "hits@1") -> None:
+def draw_bad_images(result: Mapping[str, Any], path: Path, *, metric: str = "hits@1") -> None:
     """Draw a metric against the share of mentions treated, a line a treatment, from a "pictures" result.
 
     Raises
@@ -95,8 +95,8 @@ def _check_conclusive(result: Mapping[str, Any]) -> None:
 def _spans(axes: Axes, quantiles: list[dict[str, float]], offset: float, label: str) -> None:
     middle = [q["50"] for q in quantiles]
     sides = [[q["50"] - q["5"] for q in quantiles], [q["95"] - q["50"] for q in quantiles]]
-    places = [i + offset for i in range(len(quantiles))]
-    axes.errorbar(middle, places, xerr=sides, fmt="o", capsize=2, label=label)
+    heights = [i + offset for i in range(len(quantiles))]
+    axes.errorbar(middle, heights, xerr=sides, fmt="o", capsize=2, label=label)
 
 
 def _columns(points: list[dict[str, float]], *names: str) -> list[list[float]]:
@@ -110,7 +110,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Write the picture whole or not at all."""
+    """Write the plot whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

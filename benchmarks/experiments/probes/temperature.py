@@ -1,4 +1,4 @@
-"""One number that turns scores into probabilities: softmax(scores / temperature), fitted to gold answers.
+"""Temperature that turns scores into probabilities: softmax(scores / temperature), fitted to gold answers.
 
 In b = 1 / temperature the mean negative log-likelihood is convex. It has its minimum at a finite b above
 zero exactly where gold scores lie above their mention's mean score on average, and not all of them are the

@@ -1,8 +1,8 @@
-"""What is done to pictures that lie: each treatment turns an RGB picture into a worse one.
+"""Treatments of images: each turns an RGB image into a worse one.
 
-Pictures are first brought to the size that the model sees, so that a treatment is as strong for a large
-photograph as for a small one. Everything random follows from a seed and the picture's own pixels: the
-same picture is always treated in the same way. Pillow and NumPy only.
+Images are first brought to the size that the model sees, so that a treatment is as strong for a large
+photograph as for a small one. Everything random follows from a seed and the image's own pixels: the
+same image is always treated in the same way. Pillow and NumPy only.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ GREY = (128, 128, 128)
 Treatment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def weak_blur(picture: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Gaussian blur; its radius (standard deviation) is 1/56 of the picture's width."""
-    return picture.filter(ImageFilter.GaussianBlur(WEAK_BLUR * picture.width))
+def weak_blur(image: Image.Image, _: np.random.Generator) -> Image.Image:
+    """Gaussian blur; its radius (standard deviation) is 1/56 of the image's width."""
+    return image.filter(ImageFilter.GaussianBlur(WEAK_BLUR * image.width))
 
 
-def strong_blur(picture: Image.Image, _: np.random.Generator) -> Image.Image:
+def strong_blur(image: Image.Image, _: np.random.Generator) -> Image.Image:
     """Gaussian blur of four times the radius."""
-    return picture.filter(ImageFilter.GaussianBlur(STRONG_BLUR * picture.width))
+    return image.filter(ImageFilter.GaussianBlur(STRONG_BLUR * image.width))
 
 
-def noise(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+def noise(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Independent Gaussian noise on every value, cut to 0 to 255."""
-    values = np.asarray(picture, np.float64)  # (S, S, 3)
+    values = np.asarray(image, np.float64)  # (S, S, 3)
     noisy = values + draw.normal(0, NOISE, values.shape)
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
-def jpeg(picture: Image.Image, _: np.random.Generator) -> Image.Image:
+def jpeg(image: Image.Image, _: np.random.Generator) -> Image.Image:
     """Compressed as a JPEG of quality 5 and opened again."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    image.save(file, "JPEG", quality=JPEG_QUALITY)
     return Image.open(file, formats=("JPEG",)).convert("RGB")
 
 
-def half_hidden(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
-    """One half grey: left, top, right or bottom, drawn for each picture."""
-    w, h = picture.size
+def half_hidden(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """One half grey: left, top, right or bottom, drawn for each image."""
+    w, h = image.size
     boxes = ((0, 0, w // 2, h), (0, 0, w, h // 2), (w - w // 2, 0, w, h), (0, h - h // 2, w, h))
-    hidden = picture.copy()
+    hidden = image.copy()
     hidden.paste(GREY, boxes[int(draw.integers(len(boxes)))])
     return hidden
 
@@ -68,22 +68,22 @@ TREATMENTS: Mapping[str, Treatment] = MappingProxyType(
 )
 
 
-def apply(treatment: Treatment, picture: Image.Image, size: int, seed: int) -> bytes:
-    """Treat a picture.
+def apply(treatment: Treatment, image: Image.Image, size: int, seed: int) -> bytes:
+    """Treat an image.
 
     Parameters
     ----------
     treatment : one of :data:`TREATMENTS`, say.
-    picture : RGB, of any size.
+    image : RGB, of any size.
     size : side S of the square that the model sees.
-    seed : of the random draws, together with the picture's pixels.
+    seed : of the random draws, together with the image's pixels.
 
     Returns
     -------
     bytes
         S x S pixels as an uncompressed PNG file, which preprocessing leaves as they are.
     """
-    square = picture.resize((size, size), Image.Resampling.LANCZOS)
+    square = image.resize((size, size), Image.Resampling.LANCZOS)
     digest = hashlib.sha256(square.tobytes()).digest()
     draw = np.random.default_rng([seed, *np.frombuffer(digest, np.uint32)])
     file = io.BytesIO()

@@ -1,6 +1,6 @@
-"""A run's mentions with other pictures than their own: treated, another entity's, or none.
+"""Views of a run: its mentions with other images than their own: treated, another entity's, or none.
 
-Each view is an encoder of the run's model over a changed corpus. Treated pictures go through the same
+Each view is an encoder of the run's model over a changed corpus. Treated images go through the same
 preprocessing and feature cache as any other, so that frozen encoders see each of them once, however many
 runs and mentions share it.
 """
@@ -22,19 +22,19 @@ from mimic_engine.train.corpus import Corpus, picture_sources
 from mimic_engine.train.encode import RecordEncoder
 
 
-def decode_pictures(run: TrainedRun, records: Rows) -> dict[int, Image.Image]:
-    """Each distinct picture of some records by its number, S x S RGB; broken ones as the run's options say.
+def decode_images(run: TrainedRun, records: Rows) -> dict[int, Image.Image]:
+    """Each distinct image of some records by its number, S x S RGB; broken ones as the run's options say.
 
     Raises
     ------
     ImageError, TooLargeError
-        If a picture is broken and the run does not take such pictures for missing.
+        If an image is broken and the run does not take such images for missing.
     """
     corpus, side = run.encode.corpus, run.encode.model.config.image.size
     decoded = {}
     for number in np.unique(corpus.picture[records]).tolist():
         try:
-            source = picture_sources(corpus.pictures[number - 1])[0]  # a mention's picture is no album
+            source = picture_sources(corpus.pictures[number - 1])[0]  # a mention's image is no album
             image = decode_image(source, field=f"image of {corpus.owners[number - 1]}")
         except (ImageError, TooLargeError):
             if run.config.broken_images == "error":
@@ -52,24 +52,24 @@ def treated(
     treatment: Treatment,
     seed: int,
 ) -> RecordEncoder:
-    """Show ``records`` with their pictures treated, and every other record without one.
+    """Show ``records`` with their images treated, and every other record without one.
 
     Parameters
     ----------
-    records : mentions that have a picture in ``decoded``.
-    decoded : pictures by number.
+    records : mentions that have an image in ``decoded``.
+    decoded : images by number.
     name : of the treatment, for messages.
-    treatment, seed : what is done to each picture.
+    treatment, seed : what is done to each image.
     """
     corpus, side = run.encode.corpus, run.encode.model.config.image.size
     numbers, where = np.unique(corpus.picture[records], return_inverse=True)
-    picture = np.zeros_like(corpus.picture)
-    picture[records] = where + 1
+    image = np.zeros_like(corpus.picture)
+    image[records] = where + 1
     changed = replace(
         corpus,
         pictures=tuple(apply(treatment, decoded[n], side, seed) for n in numbers.tolist()),
         owners=tuple(f"{corpus.owners[n - 1]}, {name}" for n in numbers.tolist()),
-        picture=picture,
+        picture=image,
     )
     view, config = run.encode.over(changed), run.config
     folder = config.cache or config.out / "cache"
@@ -78,25 +78,25 @@ def treated(
 
 
 def with_numbers(run: TrainedRun, records: Rows, numbers: Rows | int) -> RecordEncoder:
-    """Show ``records`` with the corpus's pictures of these numbers, (R,) or one for all; 0 is none."""
+    """Show ``records`` with the corpus's images of these numbers, (R,) or one for all; 0 is none."""
     corpus = run.encode.corpus
-    picture = corpus.picture.copy()
-    picture[records] = numbers
-    return run.encode.over(replace(corpus, picture=picture))
+    image = corpus.picture.copy()
+    image[records] = numbers
+    return run.encode.over(replace(corpus, picture=image))
 
 
-def without_pictures(run: TrainedRun) -> RecordEncoder:
-    """Show every record, entities too, without a picture."""
+def without_images(run: TrainedRun) -> RecordEncoder:
+    """Show every record, entities too, without an image."""
     return with_numbers(run, np.arange(len(run.encode.corpus.picture)), 0)
 
 
-def others_pictures(corpus: Corpus, records: Rows, gold: Rows, seed: int) -> Rows | None:
-    """Draw for each of M mentions the picture of a wrong entity.
+def others_images(corpus: Corpus, records: Rows, gold: Rows, seed: int) -> Rows | None:
+    """Draw for each of M mentions the image of a wrong entity.
 
     Returns
     -------
-    (M,) picture numbers, none of them the mention's own or the gold entity's; None where the entities have
-    too few pictures for that.
+    (M,) image numbers, none of them the mention's own or the gold entity's; None where the entities have
+    too few images for that.
     """
     draw = np.random.default_rng(seed)
     entities = corpus.picture[corpus.entities]  # (N,)

@@ -14,7 +14,7 @@ from benchmarks.experiments.cost import (
 )
 from mimic_engine.train.run import _read, build_trainer
 
-L, D, T, G, P = 12, 96, 32, 24, 5  # tokens, width, text width, picture width, patches
+L, D, T, G, P = 12, 96, 32, 24, 5  # tokens, width, text width, image width, patches
 TEXT = {"vision": "off", "cmfu": False}
 
 

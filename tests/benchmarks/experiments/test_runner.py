@@ -290,9 +290,9 @@ def test_the_probes_that_there_are_answer_and_are_drawn(runner, declared, tmp_pa
         ({"conclusive": True, "gate": {}}, ["pictures", "gates"]),
     ],
 )
-def test_pictures_and_gates_are_drawn_where_there_are_some(monkeypatch, tmp_path, result, kinds):
+def test_images_and_gates_are_drawn_where_there_are_some(monkeypatch, tmp_path, result, kinds):
     drawn = []
-    for kind in ("pictures", "gates"):
+    for kind in ("bad_images", "gates"):
         monkeypatch.setattr(probe_plots, f"draw_{kind}", lambda result, path: drawn.append((result, path)))
     run = RunResult(0, "done", None, {}, 1.0, 1, 1, [], None, None)
     tested = [Outcome(run, None, {}), Outcome(run, {}, {"pictures": result})]

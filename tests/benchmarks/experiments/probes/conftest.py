@@ -1,4 +1,4 @@
-"""A tiny run with a matcher of random weights: 18 entities, 36 training mentions, pictures of random patches."""
+"""A tiny run with a matcher of random weights: 18 entities, 36 training mentions, images of random patches."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def tiny(data: Path) -> Dataset:
 
 
 @pytest.fixture
-def pictured(tiny: Dataset, tmp_path: Path) -> Dataset:
-    """The tiny data set, each entity and each mention of dev and test with a picture of its own."""
+def illustrated(tiny: Dataset, tmp_path: Path) -> Dataset:
+    """The tiny data set, each entity and each mention of dev and test with an image of its own."""
 
-    def picture(name: str, seed: int) -> Path:
+    def image(name: str, seed: int) -> Path:
         colours = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
         path = tmp_path / f"{name}.png"
         Image.fromarray(colours).resize((40, 26), Image.Resampling.NEAREST).save(path)
         return path
 
-    entities = tuple(replace(e, images=(picture(e.id, i),)) for i, e in enumerate(tiny.entities))
+    entities = tuple(replace(e, images=(image(e.id, i),)) for i, e in enumerate(tiny.entities))
     splits = dict(tiny.splits)
     for number, split in enumerate(("dev", "test"), 1):
         splits[split] = tuple(
-            replace(m, mention=replace(m.mention, image=picture(f"{split}{i}", 100 * number + i)))
+            replace(m, mention=replace(m.mention, image=image(f"{split}{i}", 100 * number + i)))
             for i, m in enumerate(tiny.splits[split])
         )
     return replace(tiny, entities=entities, splits=splits)

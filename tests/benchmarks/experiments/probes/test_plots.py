@@ -1,4 +1,4 @@
-"""Pictures drawn from results."""
+"""Plots drawn from results."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.experiments.probes.bad_images import bad_images
 from benchmarks.experiments.probes.calibration import calibration
-from benchmarks.experiments.probes.pictures import pictures
-from benchmarks.experiments.probes.plots import draw_gates, draw_pictures, draw_reliability
+from benchmarks.experiments.probes.plots import draw_bad_images, draw_gates, draw_reliability
 from mimic_engine.errors import InvalidInputError
 
 
@@ -38,10 +38,10 @@ def _opened(path):
         return image.format, image.size
 
 
-def test_curves_and_gates_show_what_the_result_says(pictured, make_run, tmp_path, drawn):
-    result = json.loads(json.dumps(pictures(make_run(pictured), "dev", least=5)))
-    result["treatments"]["noise"] = None  # as where the data has no pictures for a treatment
-    draw_pictures(result, tmp_path / "curve.png")
+def test_curves_and_gates_show_what_the_result_says(illustrated, make_run, tmp_path, drawn):
+    result = json.loads(json.dumps(bad_images(make_run(illustrated), "dev", least=5)))
+    result["treatments"]["noise"] = None  # as where the data has no images for a treatment
+    draw_bad_images(result, tmp_path / "curve.png")
     draw_gates(result, tmp_path / "gate.png")
     assert {p.name for p in tmp_path.glob("*.png*")} >= {"curve.png", "gate.png"}
     assert not list(tmp_path.glob("*.new"))
@@ -79,14 +79,14 @@ def test_without_a_temperature_only_the_raw_scores_are_drawn(tiny, make_run, tmp
     assert list(_points(drawn[0].axes[1])) == ["before"]
 
 
-def test_what_cannot_be_drawn_is_an_error(tiny, pictured, make_run, tmp_path):
-    few = pictures(make_run(tiny), "dev")
-    for draw in (draw_pictures, draw_gates):
+def test_what_cannot_be_drawn_is_an_error(tiny, illustrated, make_run, tmp_path):
+    few = bad_images(make_run(tiny), "dev")
+    for draw in (draw_bad_images, draw_gates):
         with pytest.raises(
             InvalidInputError, match="nothing to draw: 12 mentions with a picture are too few"
         ):
             draw(few, tmp_path / "x.png")
-    text = pictures(make_run(pictured, vision="off"), "dev", least=5)
+    text = bad_images(make_run(illustrated, vision="off"), "dev", least=5)
     with pytest.raises(InvalidInputError, match="the model has no VDLU"):
         draw_gates(text, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -1,4 +1,4 @@
-"""Pictures made worse, always in the same way."""
+"""Images made worse, always in the same way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mimic_engine.images import ImagePreprocessor
 SIZE = 48
 
 
-def _picture(seed=0, size=(70, 53)):
+def _image(seed=0, size=(70, 53)):
     values = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
 
@@ -32,35 +32,35 @@ def _values(data):
     return np.asarray(Image.open(io.BytesIO(data))).astype(float)
 
 
-def _square(picture):
-    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)).astype(float)
+def _square(image):
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)).astype(float)
 
 
 @pytest.mark.parametrize("name", TREATMENTS)
 @pytest.mark.parametrize("size", [(70, 53), (1, 1), (48, 48), (7, 301)])
 def test_a_treatment_is_deterministic_and_gives_the_models_size(name, size):
-    treated = [apply(TREATMENTS[name], _picture(size=size), SIZE, seed=1) for _ in range(2)]
+    treated = [apply(TREATMENTS[name], _image(size=size), SIZE, seed=1) for _ in range(2)]
     assert treated[0] == treated[1]
     assert _values(treated[0]).shape == (SIZE, SIZE, 3)
 
 
 @pytest.mark.parametrize("name", TREATMENTS)
-def test_a_treatment_changes_the_picture_and_leaves_the_original(name):
-    picture = _picture()
-    before = picture.tobytes()
-    after = _values(apply(TREATMENTS[name], picture, SIZE, seed=1))
-    assert np.abs(after - _square(picture)).mean() > 2
-    assert picture.tobytes() == before
+def test_a_treatment_changes_the_image_and_leaves_the_original(name):
+    image = _image()
+    before = image.tobytes()
+    after = _values(apply(TREATMENTS[name], image, SIZE, seed=1))
+    assert np.abs(after - _square(image)).mean() > 2
+    assert image.tobytes() == before
 
 
 def test_preprocessing_takes_the_treated_pixels_as_they_are():
-    data = apply(lambda picture, _: picture, _picture(), SIZE, seed=0)
+    data = apply(lambda image, _: image, _image(), SIZE, seed=0)
     images = ImagePreprocessor(ImageConfig(size=SIZE))
-    np.testing.assert_array_equal(images(data), images.pixels(_picture()))
+    np.testing.assert_array_equal(images(data), images.pixels(_image()))
 
 
 def test_the_strong_blur_takes_more_away():
-    square = Image.fromarray(_square(_picture()).astype(np.uint8))
+    square = Image.fromarray(_square(_image()).astype(np.uint8))
     draw = np.random.default_rng(0)
     spreads = [
         np.asarray(p).astype(float).std()
@@ -69,7 +69,7 @@ def test_the_strong_blur_takes_more_away():
     assert spreads[0] > spreads[1] > spreads[2]
 
 
-def test_noise_has_the_strength_that_it_states_and_differs_between_pictures():
+def test_noise_has_the_strength_that_it_states_and_differs_between_images():
     grey = Image.new("RGB", (SIZE, SIZE), GREY)
     other = Image.new("RGB", (SIZE, SIZE), (128, 128, 129))
     first, second = (_values(apply(TREATMENTS["noise"], p, SIZE, seed=0)) for p in (grey, other))

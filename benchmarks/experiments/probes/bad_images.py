@@ -1,8 +1,8 @@
-"""Pictures that lie: how a model fares when a growing share of the mentions' pictures is bad, and its gate.
+"""Bad images: how a model fares when a growing share of the mentions' images is, and what its gate does.
 
-Each mention is ranked with its picture as it is and once under each treatment; every share of treated
+Each mention is ranked with its image as it is and once under each treatment; every share of treated
 mentions is then a mixture of the two. Which mentions are treated, and how, follows from the data and a seed
-alone: runs over the same data differ by their models only. Entities keep their pictures.
+alone: runs over the same data differ by their models only. Entities keep their images.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from benchmarks.experiments.probes.base import Rows, folded, mentions_of, scanni
 from benchmarks.experiments.probes.gates import distribution, gate_weights
 from benchmarks.experiments.probes.treatments import TREATMENTS
 from benchmarks.experiments.probes.views import (
-    decode_pictures,
-    others_pictures,
+    decode_images,
+    others_images,
     treated,
     with_numbers,
-    without_pictures,
+    without_images,
 )
 from benchmarks.experiments.trained import TrainedRun
 from mimic_engine.errors import InvalidInputError
@@ -45,7 +45,7 @@ class _Seen(NamedTuple):
     gate: dict[str, Any] | None
 
 
-def pictures(
+def bad_images(
     run: TrainedRun,
     split: str,
     *,
@@ -54,13 +54,13 @@ def pictures(
     least: int = LEAST,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Treat the pictures of a split's mentions and rank their gold entities.
+    """Treat the images of a split's mentions and rank their gold entities.
 
     Parameters
     ----------
     run, split : the trained run, and the split that is measured.
-    shares : of the mentions that have a picture, each the mentions of the one before and more.
-    limit : measure on this many mentions with a picture, drawn once.
+    shares : of the mentions that have an image, each the mentions of the one before and more.
+    limit : measure on this many mentions with an image, drawn once.
     least : with fewer than this, nothing is measured and the result says why.
     seed : of every draw.
 
@@ -69,10 +69,10 @@ def pictures(
     dict
         ``mentions`` of the split, ``pictures``: how many of them have one, ``broken``: how many of those
         drawn have a broken one, ``used``: measured; ``conclusive``, and ``reason`` where it is not. Else
-        ``untreated`` and ``text_only`` (no pictures at all, neither of mentions nor of entities): metrics;
+        ``untreated`` and ``text_only`` (no images at all, neither of mentions nor of entities): metrics;
         ``treatments``: for each name a ``curve`` (metrics at each ``share``, with the number ``treated``) and
         the ``gate`` with all mentions treated; ``gate``: as it is. A gate is None in a model without VDLU; a
-        treatment is None where the data has no pictures for it.
+        treatment is None where the data has no images for it.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def pictures(
     _check_shares(shares)
     mentions = mentions_of(run, split)
     drawn, counts = _draw(run, mentions, limit, seed)
-    decoded = decode_pictures(run, drawn.records)
+    decoded = decode_images(run, drawn.records)
     usable = np.isin(run.encode.corpus.picture[drawn.records], list(decoded))
     chosen = Split(drawn.records[usable], drawn.gold[usable])
     counts |= {"broken": int((~usable).sum()), "used": len(chosen.records), "seed": seed}
@@ -94,7 +94,7 @@ def pictures(
 
 
 def _draw(run: TrainedRun, mentions: Split, limit: int, seed: int) -> tuple[Split, dict[str, Any]]:
-    """Up to ``limit`` of the mentions that have a picture, and the counts."""
+    """Up to ``limit`` of the mentions that have an image, and the counts."""
     having = np.flatnonzero(run.encode.corpus.picture[mentions.records] > 0)
     rows = np.sort(np.random.default_rng(seed).permutation(having)[:limit])
     counts = {"mentions": len(mentions.records), "pictures": len(having)}
@@ -104,11 +104,11 @@ def _draw(run: TrainedRun, mentions: Split, limit: int, seed: int) -> tuple[Spli
 def _shown(
     run: TrainedRun, chosen: Split, decoded: Mapping[int, Image.Image], seed: int
 ) -> Iterator[tuple[str, MentionArrays | None]]:
-    """The mentions, folded, under each treatment; None where the data has no pictures for it."""
+    """The mentions, folded, under each treatment; None where the data has no images for it."""
     records = chosen.records
     for name, treatment in TREATMENTS.items():
         yield name, folded(run, records, treated(run, records, decoded, name, treatment, seed))
-    numbers = others_pictures(run.encode.corpus, records, chosen.gold, seed)
+    numbers = others_images(run.encode.corpus, records, chosen.gold, seed)
     yield OTHER, None if numbers is None else folded(run, records, with_numbers(run, records, numbers))
     yield NONE, folded(run, records, with_numbers(run, records, 0))
 
@@ -120,7 +120,7 @@ def _measure(
     shares: Sequence[float],
     seed: int,
 ) -> dict[str, Any]:
-    place = np.random.default_rng(seed).permutation(len(chosen.records))  # (M,), who is treated first
+    turn = np.random.default_rng(seed).permutation(len(chosen.records))  # (M,), who is treated first
     as_is = folded(run, chosen.records)
     with scanning(run) as scan:
         candidates = len(scan)
@@ -128,10 +128,10 @@ def _measure(
         seen = {n: a and _look(run, scan, a, chosen.gold) for n, a in shown.items()}
 
     def curve(ranks: Rows) -> list[dict[str, float | int]]:
-        counts = {float(share): round(share * len(place)) for share in shares}
+        counts = {float(share): round(share * len(turn)) for share in shares}
         return [
             {"share": share, "treated": count}
-            | ranking_metrics(mixed(plain.ranks, ranks, place, count), candidates).to_json()
+            | ranking_metrics(mixed(plain.ranks, ranks, turn, count), candidates).to_json()
             for share, count in counts.items()
         ]
 
@@ -160,13 +160,13 @@ def _gates(run: TrainedRun, mentions: MentionArrays, rows: Rows) -> dict[str, An
     return {direction: distribution(w) for direction, w in weights.items()}
 
 
-def mixed(plain: Rows, seen: Rows, place: Rows, count: int) -> Rows:
-    """Ranks (M,) where the ``count`` mentions of the lowest places are treated and the others are not."""
-    return np.where(place < count, seen, plain)
+def mixed(plain: Rows, seen: Rows, turn: Rows, count: int) -> Rows:
+    """Ranks (M,) where the ``count`` mentions of the first turns are treated and the others are not."""
+    return np.where(turn < count, seen, plain)
 
 
 def _text_only(run: TrainedRun, chosen: Split) -> dict[str, float | int]:
-    view = without_pictures(run)
+    view = without_images(run)
     mentions = folded(run, chosen.records, view)
     with scanning(run, view) as scan:
         return ranking_metrics(scan.ranks(mentions, chosen.gold), len(scan)).to_json()

@@ -1,4 +1,4 @@
-"""Metrics and gates under treated pictures, against the unfolded matcher on pictures treated by hand."""
+"""Metrics and gates under treated images, against the unfolded matcher on images treated by hand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.experiments.probes import PROBES
-from benchmarks.experiments.probes.pictures import NONE, OTHER, mixed, pictures
+from benchmarks.experiments.probes.bad_images import NONE, OTHER, bad_images, mixed
 from benchmarks.experiments.probes.treatments import TREATMENTS, apply
-from benchmarks.experiments.probes.views import others_pictures
+from benchmarks.experiments.probes.views import others_images
 from mimic_engine.errors import ImageError, InvalidInputError
 from mimic_engine.images import decode_image
 from mimic_engine.metrics import ranking_metrics
@@ -45,7 +45,7 @@ def _ranks(scores, gold):
 
 
 def _pixels(run, records, name):
-    """Pixels of each mention's picture under a treatment."""
+    """Pixels of each mention's image under a treatment."""
     images, corpus = run.encode._images, run.encode.corpus
     found = [corpus.pictures[p - 1] for p in corpus.picture[records]]
     if name in TREATMENTS:
@@ -58,9 +58,9 @@ def _metrics(point):
 
 
 @pytest.fixture
-def result(pictured, make_run):
-    run = make_run(pictured)
-    return run, pictures(run, "dev", least=5)
+def result(illustrated, make_run):
+    run = make_run(illustrated)
+    return run, bad_images(run, "dev", least=5)
 
 
 def test_counts_and_plain_json(result):
@@ -83,7 +83,7 @@ def test_share_zero_is_the_model_as_it_is(result):
 
 
 @pytest.mark.parametrize("name", [*TREATMENTS, NONE])
-def test_share_one_is_the_model_on_treated_pictures(result, name):
+def test_share_one_is_the_model_on_treated_images(result, name):
     run, found = result
     split = run.encode.corpus.splits["dev"]
     scores = _brute(run, split, _pixels(run, split.records, name))
@@ -99,12 +99,12 @@ def test_the_treatments_make_a_difference(result):
 
 
 def test_more_treated_mentions_are_those_of_before_and_others():
-    place = np.random.default_rng(0).permutation(20)
+    turn = np.random.default_rng(0).permutation(20)
     plain, seen = np.arange(20), np.arange(20) + 100
-    sets = [set(np.flatnonzero(mixed(plain, seen, place, n) >= 100)) for n in (0, 5, 10, 15, 20)]
+    sets = [set(np.flatnonzero(mixed(plain, seen, turn, n) >= 100)) for n in (0, 5, 10, 15, 20)]
     assert [len(s) for s in sets] == [0, 5, 10, 15, 20]
     assert all(a < b for a, b in pairwise(sets))
-    assert set(mixed(plain, seen, place, 5)) == {m + 100 if m in sets[1] else m for m in range(20)}
+    assert set(mixed(plain, seen, turn, 5)) == {m + 100 if m in sets[1] else m for m in range(20)}
 
 
 def test_a_curve_goes_from_untreated_to_treated(result):
@@ -119,7 +119,7 @@ def test_a_curve_goes_from_untreated_to_treated(result):
         assert total == (noisy - plain)[order].sum()
 
 
-def test_text_only_has_no_picture_on_either_side(result):
+def test_text_only_has_no_image_on_either_side(result):
     run, found = result
     split = run.encode.corpus.splits["dev"]
     missing = run.encode._images.missing()
@@ -128,8 +128,8 @@ def test_text_only_has_no_picture_on_either_side(result):
     assert found["text_only"] != _metrics(found["treatments"][NONE]["curve"][-1])
 
 
-def test_a_model_of_text_alone_sees_no_difference(pictured, make_run):
-    found = pictures(make_run(pictured, **TEXT_ONLY), "dev", least=5)
+def test_a_model_of_text_alone_sees_no_difference(illustrated, make_run):
+    found = bad_images(make_run(illustrated, **TEXT_ONLY), "dev", least=5)
     assert found["text_only"] == found["untreated"]
     assert found["gate"] is None
     for treatment in found["treatments"].values():
@@ -161,68 +161,68 @@ def test_gates_are_those_of_gold_and_best_wrong_pairs(result, name):
             assert told[kind][direction]["quantiles"]["50"] == pytest.approx(np.median(weights), abs=1e-4)
 
 
-def test_the_other_picture_is_a_wrong_entitys(result):
+def test_the_other_image_is_a_wrong_entitys(result):
     run, found = result
     split, corpus = run.encode.corpus.splits["dev"], run.encode.corpus
-    drawn = others_pictures(corpus, split.records, split.gold, 0)
+    drawn = others_images(corpus, split.records, split.gold, 0)
     of_entity = {p: i for i, p in enumerate(corpus.picture[corpus.entities])}
     wrong = np.array([of_entity[p] for p in drawn])
     assert (wrong != split.gold).all()
     assert len(set(wrong)) > 5
-    np.testing.assert_array_equal(drawn, others_pictures(corpus, split.records, split.gold, 0))
-    assert (drawn != others_pictures(corpus, split.records, split.gold, 1)).any()
+    np.testing.assert_array_equal(drawn, others_images(corpus, split.records, split.gold, 0))
+    assert (drawn != others_images(corpus, split.records, split.gold, 1)).any()
     images = run.encode._images
     scores = _brute(run, split, [images(corpus.pictures[p - 1]) for p in drawn])
     expected = ranking_metrics(_ranks(scores, split.gold), 18).to_json()
     assert _metrics(found["treatments"][OTHER]["curve"][-1]) == expected
 
 
-def test_no_other_picture_where_entities_have_none(pictured, make_run):
-    bare = replace(pictured, entities=tuple(replace(e, images=()) for e in pictured.entities))
-    found = pictures(make_run(bare), "dev", least=5)
+def test_no_other_image_where_entities_have_none(illustrated, make_run):
+    bare = replace(illustrated, entities=tuple(replace(e, images=()) for e in illustrated.entities))
+    found = bad_images(make_run(bare), "dev", least=5)
     assert found["treatments"][OTHER] is None
     assert found["treatments"][NONE] is not None
 
 
-def test_the_same_run_twice_gives_the_same_and_another_seed_another(pictured, make_run):
-    run = make_run(pictured)
-    first = pictures(run, "test", least=5)
-    assert pictures(run, "test", least=5) == first
-    assert pictures(run, "test", least=5, seed=1)["treatments"] != first["treatments"]
+def test_the_same_run_twice_gives_the_same_and_another_seed_another(illustrated, make_run):
+    run = make_run(illustrated)
+    first = bad_images(run, "test", least=5)
+    assert bad_images(run, "test", least=5) == first
+    assert bad_images(run, "test", least=5, seed=1)["treatments"] != first["treatments"]
 
 
-def test_the_run_is_as_it_was_afterwards(pictured, make_run):
-    run = make_run(pictured)
+def test_the_run_is_as_it_was_afterwards(illustrated, make_run):
+    run = make_run(illustrated)
     records = run.encode.corpus.splits["dev"].records
-    before, picture = run.encode(records), run.encode.corpus.picture.copy()
-    pictures(run, "dev", least=5)
-    np.testing.assert_array_equal(run.encode.corpus.picture, picture)
+    before, image = run.encode(records), run.encode.corpus.picture.copy()
+    bad_images(run, "dev", least=5)
+    np.testing.assert_array_equal(run.encode.corpus.picture, image)
     for a, b in zip(before, run.encode(records), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_each_treated_picture_is_encoded_once_over_runs(pictured, make_run, monkeypatch):
-    run = make_run(pictured)
+def test_each_treated_image_is_encoded_once_over_runs(illustrated, make_run, monkeypatch):
+    run = make_run(illustrated)
     rows = []
     vit = type(run.encode.model.encoder.image)
     forward = vit.forward
     monkeypatch.setattr(
         vit, "forward", lambda self, pixels: (rows.append(len(pixels)), forward(self, pixels))[1]
     )
-    pictures(run, "dev", least=5)
-    assert sum(rows) == len(TREATMENTS) * 18  # the missing picture is in the run's cache
+    bad_images(run, "dev", least=5)
+    assert sum(rows) == len(TREATMENTS) * 18  # the missing image is in the run's cache
     rows.clear()
-    pictures(run, "dev", least=5)
+    bad_images(run, "dev", least=5)
     assert not rows
 
 
-def test_a_limit_is_kept_and_stated(pictured, make_run):
-    found = pictures(make_run(pictured), "dev", least=5, limit=7)
+def test_a_limit_is_kept_and_stated(illustrated, make_run):
+    found = bad_images(make_run(illustrated), "dev", least=5, limit=7)
     assert (found["pictures"], found["used"]) == (18, 7)
     assert found["untreated"]["mentions"] == 7
 
 
-def test_mentions_without_a_picture_take_no_part(tiny, make_run):
+def test_mentions_without_an_image_take_no_part(tiny, make_run):
     """Twelve of 36 training mentions of the tiny data have one: too few by default."""
     run = make_run(tiny)
     found = PROBES["pictures"](run, "train")
@@ -231,36 +231,36 @@ def test_mentions_without_a_picture_take_no_part(tiny, make_run):
     assert found["conclusive"] is False
     assert "12 mentions with a picture are too few: at least 100" in found["reason"]
     assert "treatments" not in found
-    assert pictures(run, "train", least=12)["untreated"]["mentions"] == 12
+    assert bad_images(run, "train", least=12)["untreated"]["mentions"] == 12
 
 
-def test_a_split_without_pictures_is_no_error(tiny, make_run):
-    found = pictures(make_run(tiny), "test")
+def test_a_split_without_images_is_no_error(tiny, make_run):
+    found = bad_images(make_run(tiny), "test")
     assert (found["mentions"], found["pictures"], found["conclusive"]) == (12, 0, False)
 
 
-def test_broken_pictures_are_left_out_or_an_error(pictured, make_run, tmp_path):
-    run = make_run(pictured, broken_images="as-missing")
-    broken = pictured.splits["dev"][4].mention.image
+def test_broken_images_are_left_out_or_an_error(illustrated, make_run, tmp_path):
+    run = make_run(illustrated, broken_images="as-missing")
+    broken = illustrated.splits["dev"][4].mention.image
     broken.write_bytes(b"\xff\xd8\xff no picture")
-    found = pictures(run, "dev", least=5)
+    found = bad_images(run, "dev", least=5)
     assert (found["broken"], found["used"]) == (1, 17)
     with pytest.raises(ImageError, match="mention 4 of dev"):
-        pictures(_strict(run), "dev", least=5)
+        bad_images(_strict(run), "dev", least=5)
 
 
 def _strict(run):
     return replace(run, config=replace(run.config, broken_images="error"))
 
 
-def test_a_share_outside_its_limits_is_named(pictured, make_run):
+def test_a_share_outside_its_limits_is_named(illustrated, make_run):
     with pytest.raises(InvalidInputError, match=r"shares: 1\.5 is not between 0 and 1"):
-        pictures(make_run(pictured), "dev", shares=(0, 1.5))
+        bad_images(make_run(illustrated), "dev", shares=(0, 1.5))
 
 
-def test_trained_image_encoders_are_read_without_a_cache(pictured, make_run):
-    frozen = pictures(make_run(pictured), "dev", least=5)
-    trained = pictures(make_run(pictured, train_image_encoder=True), "dev", least=5)
+def test_trained_image_encoders_are_read_without_a_cache(illustrated, make_run):
+    frozen = bad_images(make_run(illustrated), "dev", least=5)
+    trained = bad_images(make_run(illustrated, train_image_encoder=True), "dev", least=5)
     assert trained["treatments"].keys() == frozen["treatments"].keys()
     for name, treatment in trained["treatments"].items():
         assert [_metrics(p) for p in treatment["curve"]] == [
