@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mimic_engine.names.features import FEATURES, name_features
 from mimic_engine.names.forms import FormArrays
 from mimic_engine.names.lookup import NameLookup
+from mimic_engine.scan.cpu import CpuKernels
 
 ROUNDING = 2.0**-23  # of float32, on numbers of at most 1
 
@@ -45,7 +46,12 @@ def cut(entities, cuts):
     return [FormArrays.of(p) for p in parts], [len(p) for p in parts]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+COMPILED = pytest.param(
+    True, marks=pytest.mark.skipif(not CpuKernels.available(), reason="no compiled kernels")
+)
+
+
+@pytest.mark.parametrize("compiled", [False, COMPILED])
 @settings(max_examples=300, deadline=None)
 @given(
     entities=ENTITIES,
