@@ -85,11 +85,12 @@ def _without_accents(text: str) -> str:
     for char in unicodedata.normalize("NFD", text):
         if not unicodedata.combining(char):
             base = char
-        elif base and ord(base) < _ACCENTED_SCRIPTS_END:
+        elif not base or ord(base) < _ACCENTED_SCRIPTS_END or unicodedata.category(base)[0] not in "LN":
             continue
         kept.append(char)
     return unicodedata.normalize("NFC", "".join(kept))
 
 
 def _printable(text: str) -> str:
-    return "".join(c for c in text if unicodedata.category(c)[0] != "C")
+    """A text without controls, and without marks, which here have no letter to stand on."""
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c)[0] not in "CM")
