@@ -17,10 +17,10 @@ from mimic_engine.backends.encoders import open_featurizer
 from mimic_engine.config import EncoderConfig, ImageConfig, MatcherConfig, ModelConfig, TextConfig
 from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import entity_stream
-from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.index.build import build_index
 from mimic_engine.model.checkpoint import load_checkpoint, save_checkpoint, tokenizer_json_text
 from mimic_engine.model.units import Features, Matcher, Mimic
+from tests.alike import TwinsAlone
 
 MakeFeatures = Callable[..., Features]
 
@@ -170,7 +170,7 @@ def tiny_kb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_index(tiny_model: Path, tiny_kb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny knowledge base, folded by the tiny model: float32, three segments."""
     out = tmp_path_factory.mktemp("tiny_index") / "index"
-    source = KnowledgeBaseFeaturizer(open_featurizer(tiny_model, threads=1), BrokenImages("error"))
+    source = TwinsAlone(open_featurizer(tiny_model, threads=1), BrokenImages("error"))
     stream = entity_stream(tiny_kb)
     build_index(source, stream, out, dtype="float32", batch_size=4, segment_rows=5, progress=False)
     return out

@@ -100,7 +100,7 @@ def _faiss(args: argparse.Namespace) -> Iterator[BaselineRow]:
     centres = rng.standard_normal((256, VECTOR), np.float32)
     vectors = centres[rng.integers(0, 256, args.n)] + rng.standard_normal((args.n, VECTOR), np.float32)
     queries = vectors[rng.integers(0, args.n, 64)] + 0.5 * rng.standard_normal((64, VECTOR), np.float32)
-    expected = np.argsort(-(queries @ vectors.T), axis=1)[:, :TOP_K]  # (64, K)
+    expected = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :TOP_K]  # (64, K)
     flat = faiss.IndexFlatIP(VECTOR)
     lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(VECTOR), VECTOR, _LISTS, faiss.METRIC_INNER_PRODUCT)
     lists.train(vectors)

@@ -8,14 +8,15 @@ import pytest
 
 from mimic_engine import Linker, Mention
 from mimic_engine.backends.encoders import open_featurizer
+from mimic_engine.backends.scan import open_kernels
 from mimic_engine.calibration.coded import Calibration, entity_mentions
 from mimic_engine.calibration.recall import CODED, promised
 from mimic_engine.errors import ImageError, IndexMismatchError, InvalidInputError
 from mimic_engine.index.codes.write import recode_index
 from mimic_engine.index.manifest import write_manifest
 from mimic_engine.index.store import Index
-from mimic_engine.kernels.coded_tglu_ref import estimates_ref
 from mimic_engine.kernels.reference import scores_ref
+from mimic_engine.scan.scan import Scan
 from tests.index.changes import compact, delete
 
 MENTIONS = [Mention(a, f"{a} {b} {c}") for a, b, c in ("abc", "bcd", "gha", "jji", "cab", "fed", "aaa")]
@@ -37,28 +38,30 @@ def calibration(featurizer, model, mentions=MENTIONS, **options):
     return Calibration(featurizer, model, mentions, threads=1, **options)
 
 
-def places_by_hand(featurizer, index, mentions, k):
-    """Every mention against every entity by the reference formulas; ties of the exact scores by id."""
+def places_by_hand(featurizer, model, index, mentions, k):
+    """The estimates of every mention and entity, counted; the exact best by the reference, ties by id."""
     arrays, constants = featurizer.mentions(mentions), index.manifest.constants
-    exact = np.concatenate([scores_ref(arrays, s, constants).total for s in index.segments], 1)
-    estimates = np.concatenate(
-        [
-            estimates_ref(arrays, s, c, index.codes.centroids, constants).total
-            for s, c in zip(index.segments, index.codes.segments, strict=True)
-        ],
-        1,
-    )
+    exact = np.concatenate([scores_ref(wide(arrays), wide(s), constants).total for s in index.segments], 1)
+    scan = Scan(index.segments, open_kernels("auto", model, constants), threads=1, codes=index.codes)
+    estimates = scan.estimates(arrays)  # in tables of 8 bits, which the reference has not
+    scan.close()
     ids = np.array(index.ids(range(len(index))))
-    best = np.stack([np.lexsort((ids, -np.round(row, 5)))[:k] for row in exact])
+    # The rounding of float64 is far below the ninth decimal, the other scores are far above.
+    best = np.stack([np.lexsort((ids, -np.round(row, 9)))[:k] for row in exact])
     own = np.take_along_axis(estimates, best, 1)
-    return (estimates[:, None, :] > own[:, :, None] - 2e-6).sum(2)
+    return (estimates[:, None, :] >= own[:, :, None]).sum(2)
+
+
+def wide(arrays):
+    """The same in float64."""
+    return type(arrays)(**{name: array.astype(np.float64) for name, array in arrays.items()})
 
 
 @pytest.mark.parametrize("k", [1, 4, 13, 20])
 def test_places_are_those_of_brute_force(featurizer, tiny_model, coded_index, k, monkeypatch):
     monkeypatch.setattr("mimic_engine.calibration.coded._MENTIONS_AT_ONCE", 3)
     found = calibration(featurizer, tiny_model).places(coded_index, k)
-    expected = places_by_hand(featurizer, coded_index, MENTIONS, min(k, 13))
+    expected = places_by_hand(featurizer, tiny_model, coded_index, MENTIONS, min(k, 13))
     assert found.shape == (7, min(k, 13))
     np.testing.assert_array_equal(found, expected)
     assert (found.max(axis=1) > min(k, 13)).any() or k >= 13  # three centroids do not find all at once
@@ -104,7 +107,7 @@ def test_entities_as_mentions(featurizer, tiny_model, coded_index):
     assert [m.image for m in everything] == [None] * 13
     places = calibration(featurizer, tiny_model, None, limit=5).places(coded_index)
     np.testing.assert_array_equal(
-        places, places_by_hand(featurizer, coded_index, entity_mentions(coded_index, 5), 10)
+        places, places_by_hand(featurizer, tiny_model, coded_index, entity_mentions(coded_index, 5), 10)
     )
 
 

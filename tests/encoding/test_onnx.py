@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mimic_engine.encoding.buckets import ROWS_PER_RUN
 from mimic_engine.encoding.manifest import ModelManifest
@@ -12,6 +13,7 @@ from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.scan.blocks import OnnxScorer
 from mimic_engine.types import EntityArrays, TextFeatures, TokenBatch
+from tests.rounding import model_bound
 
 LENGTH, SIZE = 9, 32
 
@@ -22,8 +24,13 @@ def session(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def twin(tiny_checkpoint):
-    return TorchSession(load_checkpoint(tiny_checkpoint).model)
+def model(tiny_checkpoint):
+    return load_checkpoint(tiny_checkpoint).model
+
+
+@pytest.fixture(scope="module")
+def twin(model):
+    return TorchSession(model)
 
 
 def tokens(rows, seed=0):
@@ -44,18 +51,19 @@ def test_says_what_model_it_is(session, twin, tiny_model):
 
 
 @pytest.mark.parametrize("rows", [1, 3, ROWS_PER_RUN + 1])
-def test_equals_pytorch(session, twin, rows):
+def test_equals_pytorch(session, twin, model, rows):
     text, image = session.encode_text(tokens(rows)), session.encode_image(pixels(rows))
     expected_text, expected_image = twin.encode_text(tokens(rows)), twin.encode_image(pixels(rows))
     np.testing.assert_array_equal(text.mask, expected_text.mask)
-    for found, expected in (
-        (text.cls, expected_text.cls),
-        (text.tokens, expected_text.tokens),
-        (image.cls, expected_image.cls),
-        (image.tokens, expected_image.tokens),
+    allowed = rounding(model, tokens(rows), pixels(rows))
+    for name, found, expected in (
+        ("text.cls", text.cls, expected_text.cls),
+        ("text.tokens", text.tokens, expected_text.tokens),
+        ("image.cls", image.cls, expected_image.cls),
+        ("image.tokens", image.tokens, expected_image.tokens),
     ):
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2 * allowed[name], err_msg=name)
     for fold in ("fold_mentions", "fold_entities"):
         found = dict(getattr(session, fold)(expected_text, expected_image).items())
         expected = dict(getattr(twin, fold)(expected_text, expected_image).items())
@@ -63,6 +71,22 @@ def test_equals_pytorch(session, twin, rows):
         for name, values in expected.items():
             scale = max(1.0, float(np.abs(values).max()))
             np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+def rounding(model, texts, pictures):
+    """How far float32 may be off in what the encoders give."""
+    ids = (texts.input_ids, texts.attention_mask, texts.token_type_ids)
+
+    def text(model):
+        out = model.encoder.text_backbone(*map(torch.from_numpy, ids))
+        return {"text.cls": out.cls, "text.tokens": out.tokens}
+
+    def image(model):
+        out = model.encoder.project_image(model.encoder.image_backbone(torch.from_numpy(pictures).double()))
+        return {"image.cls": out.cls, "image.tokens": out.tokens}
+
+    # The longest sums: over the inner width of a layer, and over the values of a patch.
+    return model_bound(model, 24, text) | model_bound(model, 3 * 16 * 16, image)
 
 
 def test_no_rows_give_empty_arrays_of_the_right_widths(session):

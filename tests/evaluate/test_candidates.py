@@ -7,25 +7,41 @@ import numpy as np
 import pytest
 
 from mimic_engine.backends.encoders import open_featurizer
-from mimic_engine.backends.scan import open_kernels
 from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import entity_stream
 from mimic_engine.data.with_candidates import MentionWithCandidates
-from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
+from mimic_engine.encoding.featurizer import Featurizer
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.evaluate.candidates import CandidateSetRanks, rank_among
 from mimic_engine.evaluate.evaluate import fold_in_memory, main
+from mimic_engine.kernels.reference import scores_ref
+from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
-from mimic_engine.types import LabelledMention, Mention
+from mimic_engine.types import Entity, EntityArrays, LabelledMention, Mention
+from tests.alike import OneByOne, TwinsAlone
+from tests.ranking import assert_apart
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_model: Path, tiny_kb: Path):
-    """Featurizer, scan over the 13 entities, and what gives rows of ids; E99 and E05 always tie."""
-    featurizer = open_featurizer(tiny_model, threads=1)
-    entities = list(entity_stream(tiny_kb)())
-    folded = fold_in_memory(KnowledgeBaseFeaturizer(featurizer, BrokenImages()), entities, progress=False)
-    scan = Scan(folded, open_kernels("onnx", tiny_model, featurizer.constants), threads=1)
+def featurizer(tiny_model: Path) -> Featurizer:
+    return open_featurizer(tiny_model, threads=1)
+
+
+@pytest.fixture(scope="module")
+def entities(tiny_kb: Path) -> list[Entity]:
+    return list(entity_stream(tiny_kb)())
+
+
+@pytest.fixture(scope="module")
+def folded(featurizer: Featurizer, entities: list[Entity]) -> EntityArrays:
+    [segment] = fold_in_memory(TwinsAlone(featurizer, BrokenImages()), entities, progress=False)
+    return segment
+
+
+@pytest.fixture(scope="module")
+def parts(featurizer: Featurizer, entities: list[Entity], folded: EntityArrays):
+    """Featurizer, scan over the 13 entities, and what gives rows of ids; E99 and E05 tie."""
+    scan = Scan([folded], BlockKernels(OneByOne(featurizer.constants), featurizer.constants), threads=1)
     row = {e.id: i for i, e in enumerate(entities)}
     yield featurizer, scan, lambda ids: np.array([row[i] for i in ids], np.int64)
     scan.close()
@@ -106,16 +122,20 @@ def records(count: int = 9) -> list[dict]:
     return [*made, {**made[0], "answer": "nil"}]
 
 
-def test_the_command_ranks_each_among_its_own(evaluate, parts):
+def test_the_command_ranks_each_among_its_own(evaluate, parts, folded):
     featurizer, scan, rows_of = parts
     status, result, _ = evaluate(records(), "--batch-size", "4")
     assert status == 0
     ranks = []
     for one in records()[:-1]:
         if one["answer"] in one["candidates"]:
-            totals = scan.totals(featurizer.mentions([Mention(one["mentions"], one["sentence"])]))[0]
-            own = totals[rows_of([one["answer"]])][0]
-            ranks.append(int((totals[rows_of(one["candidates"])] >= own - 1e-5).sum()))
+            mention = featurizer.mentions([Mention(one["mentions"], one["sentence"])])
+            rows, own = rows_of(one["candidates"]), one["candidates"].index(one["answer"])
+            totals = scores_ref(
+                _wide(mention), _wide(folded.take(rows)), featurizer.constants
+            ).total  # (1, 3)
+            assert_apart(scan.totals(mention)[:, rows], totals, np.array([own]))
+            ranks.append(int((totals[0] >= totals[0, own]).sum()))
     found = result["candidates"]
     assert len(ranks) == 7 and len(set(ranks)) > 1
     assert found["hits@1"] == pytest.approx(sum(r == 1 for r in ranks) / 9)
@@ -124,6 +144,11 @@ def test_the_command_ranks_each_among_its_own(evaluate, parts):
     assert found["answer_given"] == pytest.approx(7 / 9)
     assert result["data"]["candidates"]["nil_skipped"] == 1
     assert "test" not in result
+
+
+def _wide(arrays):
+    """The same in float64."""
+    return type(arrays)(**{name: array.astype(np.float64) for name, array in arrays.items()})
 
 
 def test_an_index_and_a_limit(evaluate, tiny_index):

@@ -6,6 +6,7 @@ import numpy as np
 
 from mimic_engine.kernels.reference import scores_ref
 from mimic_engine.types import EntityArrays, FoldConstants, MentionArrays, Scores
+from tests.rounding import bound, shares
 
 UNITS = ("tglu", "vdlu", "cmfu")
 HALF = ("text_cls", "tglu_query", "tglu_cls", "vdlu_query", "vdlu_key", "concat", "cmfu")
@@ -66,6 +67,23 @@ class Pairs:
         """Scores in float64 of the values as stored."""
         mention = {k: v.astype(np.float64) for k, v in self.mentions.items()}
         return scores_ref(MentionArrays(**mention), EntityArrays(**wide(self.entities)), self.constants)
+
+    def bound(self) -> dict[str, float]:
+        """How far from :meth:`reference` float32 may be, by unit and in "total"."""
+        shape = self.shape
+        terms = max(shape.width, shape.text, shape.mention_tokens)
+
+        def once(draw: np.random.Generator | None) -> dict[str, np.ndarray]:
+            sides = []
+            for side in ({k: v.astype(np.float64) for k, v in self.mentions.items()}, wide(self.entities)):
+                exact = {k for k in side if "mask" in k} if draw is not None else set(side)
+                sides.append(
+                    {k: v if k in exact else v * shares(v.shape, terms, draw) for k, v in side.items()}
+                )
+            found = scores_ref(MentionArrays(**sides[0]), EntityArrays(**sides[1]), self.constants)
+            return {"total": found.total, **found.units}
+
+        return bound(once)
 
     def _stored(self, name: str, values: np.ndarray) -> np.ndarray:
         half = self.shape.storage != "float32" and name in HALF

@@ -57,8 +57,8 @@ def test_the_best_estimates_are_scored_exactly(make_folded):
     assert np.abs(estimates - totals).max() > 1e-2
     found = scan.search(folded.mentions, 3, mode="coded", rerank=20)
     for b in range(4):
-        tried = np.argsort(-estimates[b])[:20]
-        expected = tried[np.argsort(-totals[b, tried])][:3]
+        tried = np.argsort(-estimates[b], kind="stable")[:20]
+        expected = tried[np.argsort(-totals[b, tried], kind="stable")][:3]
         assert found.rows[b].tolist() == expected.tolist()
         np.testing.assert_allclose(found.scores[b], totals[b, expected], rtol=0, atol=1e-4)
     assert found.modes == ("coded",) * 4

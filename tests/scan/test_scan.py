@@ -32,7 +32,7 @@ def test_totals_search_and_ranks_equal_the_reference(make_folded, mode, scorer, 
     np.testing.assert_allclose(scan.totals(folded.mentions), expected.total, rtol=0, atol=1e-4)
     k = min(7, sum(sizes))
     found = scan.search(folded.mentions, k, mode=mode)
-    best = np.argsort(-expected.total, axis=1)[:, :k]
+    best = np.argsort(-expected.total, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(found.rows, best)
     np.testing.assert_allclose(found.scores, np.take_along_axis(expected.total, best, 1), rtol=0, atol=1e-4)
     for name, unit in expected.units.items():
@@ -87,7 +87,7 @@ def test_candidates_restrict_the_search(make_folded):
     rows = np.array([300, 4, 7, 250, 130, *list(range(20, 120))])
     found = scan.search(folded.mentions, 3, rows=rows)
     total = scores_ref(folded.mentions, folded.entities, folded.constants).total[:, rows]
-    np.testing.assert_array_equal(found.rows, rows[np.argsort(-total, axis=1)[:, :3]])
+    np.testing.assert_array_equal(found.rows, rows[np.argsort(-total, axis=1, kind="stable")[:, :3]])
     scan.close()
 
 
@@ -116,7 +116,7 @@ def test_rows_that_are_not_allowed_are_never_answered(make_folded):
     folded = make_folded(3, 301)
     allowed = np.random.default_rng(0).random(301) < 0.3
     total = scores_ref(folded.mentions, folded.entities, folded.constants).total
-    best = np.argsort(-np.where(allowed, total, -np.inf), axis=1)
+    best = np.argsort(-np.where(allowed, total, -np.inf), axis=1, kind="stable")
     scan = folded.scan(folded.segments(100, 201), threads=2, tie_key=names)
     for mode in ("exact", "certified"):
         found = scan.search(folded.mentions, 20, mode=mode, allowed=allowed)
@@ -127,7 +127,9 @@ def test_rows_that_are_not_allowed_are_never_answered(make_folded):
     some = np.arange(0, 301, 2)
     found = scan.search(folded.mentions, 5, rows=some, allowed=allowed)
     kept = np.isin(np.arange(301), some) & allowed
-    np.testing.assert_array_equal(found.rows, np.argsort(-np.where(kept, total, -np.inf), axis=1)[:, :5])
+    np.testing.assert_array_equal(
+        found.rows, np.argsort(-np.where(kept, total, -np.inf), axis=1, kind="stable")[:, :5]
+    )
     gold = np.flatnonzero(allowed)[:3]
     own = total[np.arange(3), gold]
     expected = (allowed & (total >= own[:, None])).sum(1)
@@ -247,7 +249,9 @@ def test_more_winners_than_a_block_holds_are_rescored_in_parts(make_folded):
     scan = folded.scan(folded.segments(3 * PAIRS_PER_BLOCK))
     found = scan.search(folded.mentions, 2 * PAIRS_PER_BLOCK + 5)
     expected = scores_ref(folded.mentions, folded.entities, folded.constants).total[0]
-    np.testing.assert_array_equal(found.rows[0], np.argsort(-expected)[: 2 * PAIRS_PER_BLOCK + 5])
+    np.testing.assert_array_equal(
+        found.rows[0], np.argsort(-expected, kind="stable")[: 2 * PAIRS_PER_BLOCK + 5]
+    )
     scan.close()
 
 

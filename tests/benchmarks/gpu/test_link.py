@@ -44,7 +44,7 @@ class Oracle:
 
     def search(self, mentions, k, mode):
         total = scores_ref(mentions, self.entities, self.constants).total
-        rows = np.argsort(-total, 1)[:, :k]
+        rows = np.argsort(-total, 1, kind="stable")[:, :k]
         scores = np.take_along_axis(total, rows, 1)
         return TopK(rows, scores, {}, (mode,) * len(rows), np.full(len(rows), N))
 

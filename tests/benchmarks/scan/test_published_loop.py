@@ -227,7 +227,10 @@ def test_ranks_are_positions_in_the_sorted_scores(batch, chunk):
     mentions, entities = random_sides(7, 11, 4, 3)
     gold = torch.tensor([0, 10, 3, 3, 7, 1, 5])
     total = ScalarMatcher(weights).scores(mentions, entities)["total"]
-    expected = [list(np.argsort(-row)).index(g) + 1 for row, g in zip(total, gold.tolist(), strict=True)]
+    expected = [
+        list(np.argsort(-row, kind="stable")).index(g) + 1
+        for row, g in zip(total, gold.tolist(), strict=True)
+    ]
     ranks = published_ranks(weights, mentions, entities, gold, batch=batch, chunk=chunk)
     assert ranks.dtype == torch.int64
     assert ranks.tolist() == expected
