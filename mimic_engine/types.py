@@ -44,13 +44,19 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A knowledge-base entry. ``images`` are bytes or paths; how many the model uses is its own."""
+    """A knowledge-base entry. ``images`` are bytes or paths; how many the model uses is its own.
+
+    ``aliases`` are other names that mean it, ``popularity`` is how often it is meant at all (page views,
+    sitelinks, sales): a number from 0 on, None where it is not known.
+    """
 
     id: str
     name: str
     description: str = ""
     images: tuple[ImageSource, ...] = ()
     type: str = ""
+    aliases: tuple[str, ...] = ()
+    popularity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,9 @@ class TokenSpan:
 class Explanation:
     """Where the score of one candidate comes from.
 
-    ``contributions`` are the units' shares of the score, which is their sum. ``attention`` holds, for each
+    ``contributions`` are the shares of the units, of the names and of the prior in the score, which is their
+    sum. ``matched_name`` is the name or alias that shares most with the mention, None where none shares
+    anything or names were not asked. ``attention`` holds, for each
     token of :attr:`LinkResult.tokens`, how much of TGLU's attention it got from this entity's description;
     with ``padding_attention``, what went to padding, they sum to 1. Both are None in a model without TGLU.
     """
@@ -88,13 +96,17 @@ class Explanation:
     contributions: Mapping[str, float]
     attention: tuple[float, ...] | None
     padding_attention: float | None
+    matched_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One ranked entity: its id, name, total score (mean of the units), and the units' scores.
+    """One ranked entity: its id, name, total score, and the scores of the units.
 
-    Units are those of section 3.3 of the paper, by name: "tglu", "vdlu" and "cmfu" in the published model.
+    The model's units are those of section 3.3 of the paper, by name: "tglu", "vdlu" and "cmfu" in the
+    published model. The total is their mean, and where names count the sum of it and of "name" and "prior".
+    ``probability`` is that of this entity among the ranked ones and "none of these"; None in a model that was
+    not calibrated for it.
     """
 
     id: str
@@ -102,6 +114,7 @@ class Candidate:
     score: float
     units: Mapping[str, float]
     explanation: Explanation | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,8 @@ class LinkResult:
     was cut, as the model itself does. ``mode`` says how the scan answered: "exact" and
     "certified" give the same candidates, "coded" those among its best estimates.
     ``entities_scored`` says how many entities were scored exactly. ``tokens`` are those that
-    explanations speak of, where they were asked for.
+    explanations speak of, where they were asked for. ``nil_probability`` is that of "none of these", None in
+    a model that was not calibrated for it.
     """
 
     candidates: tuple[Candidate, ...]
@@ -121,6 +135,7 @@ class LinkResult:
     mode: Mode
     entities_scored: int
     tokens: tuple[TokenSpan, ...] | None = None
+    nil_probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +145,7 @@ class LinkOptions:
     ``top_k`` entities, among ``candidates`` (ids) and ``types`` if given (both: entities that
     meet both), found in ``mode``; ``rerank`` is the number of entities that mode "coded" scores
     exactly (default: what the index was calibrated for). ``explain`` adds an
-    :class:`Explanation` to every candidate.
+    :class:`Explanation` to every candidate. Without ``names`` the score is the model's alone.
     """
 
     top_k: int = 10
@@ -139,6 +154,7 @@ class LinkOptions:
     mode: Mode = "certified"
     rerank: int | None = None
     explain: bool = False
+    names: bool = True
 
 
 DEFAULT_OPTIONS = LinkOptions()

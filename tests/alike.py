@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
-from mimic_engine.scan.blocks import NumpyScorer
+from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.types import Entity, EntityArrays, MentionArrays, Scores
 
 TWINS = ("E05", "E99")  # of the tiny knowledge base

@@ -1,8 +1,8 @@
 """Reader of one's own records: entities and mentions in JSON Lines or Parquet, streamed.
 
 Entities: ``id``, ``name``, and optionally ``description``, ``images`` (a list or
-one string) and ``type``. Mentions: ``mention``, ``sentence``, and optionally
-``image``, ``answer`` (an entity id) and ``id``. Null means absent, other fields
+one string), ``type``, ``aliases`` (a list) and ``popularity``. Mentions: ``mention``,
+``sentence``, and optionally ``image``, ``answer`` (an entity id) and ``id``. Null means absent, other fields
 are ignored. Picture paths are relative to the file's folder. Never more than a
 block of records is in memory; of the rest only the ids, to notice one that comes twice.
 """
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from mimic_engine.data.images import ReadCounts
 from mimic_engine.errors import DataError
+from mimic_engine.names.valid import name_fault
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -32,6 +33,8 @@ class _EntityRecord(msgspec.Struct):
     description: str | None = None
     images: list[str] | str | None = None
     type: str | None = None
+    aliases: list[str] | None = None
+    popularity: float | None = None
     image: object = None  # a likely slip for "images"; refused rather than lost
 
 
@@ -61,8 +64,8 @@ def read_entities(
     Raises
     ------
     DataError
-        If the file cannot be read, a field is missing or of the wrong type, or
-        an id is empty or comes twice; names file and line (or row).
+        If the file cannot be read, a field is missing or of the wrong type, a name is
+        empty or a popularity below 0, or an id is empty or comes twice; names file and line (or row).
     """
     counts = ReadCounts() if counts is None else counts
     base = _base(path, images)
@@ -73,9 +76,19 @@ def read_entities(
         if not record.id:
             raise DataError(f"{place}: id is empty")
         _refuse_twice(seen, record.id, place)
+        if fault := name_fault(record.name, record.aliases or (), record.popularity):
+            raise DataError(f"{place}: {fault}")
         named = [record.images] if isinstance(record.images, str) else record.images or []
         there = counts.add(base / name for name in named if name)
-        yield Entity(record.id, record.name, record.description or "", there, record.type or "")
+        yield Entity(
+            record.id,
+            record.name,
+            record.description or "",
+            there,
+            record.type or "",
+            tuple(record.aliases or ()),
+            record.popularity,
+        )
 
 
 def read_mentions(

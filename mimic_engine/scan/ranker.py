@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mimic_engine.scan.passes import CodeBook
 from mimic_engine.scan.scan import TopK
+from mimic_engine.scan.terms import NameScores, ScoreTerms
 from mimic_engine.scan.topk import TieKey
 from mimic_engine.types import EntityArrays, MentionArrays, Mode
 
@@ -43,12 +44,18 @@ class Ranker(Protocol):
         rows: NDArray[np.int64] | None = None,
         allowed: NDArray[np.bool_] | None = None,
         rerank: int | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> TopK:
         """The k best entities of each mention; see :meth:`mimic_engine.scan.scan.Scan.search`."""
         ...
 
     def ranks(
-        self, mentions: MentionArrays, gold: NDArray[np.int64], *, allowed: NDArray[np.bool_] | None = None
+        self,
+        mentions: MentionArrays,
+        gold: NDArray[np.int64],
+        *,
+        allowed: NDArray[np.bool_] | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,)."""
         ...
@@ -58,7 +65,11 @@ class Ranker(Protocol):
         ...
 
     def over(
-        self, segments: Sequence[EntityArrays], tie_key: TieKey | None, codes: CodeBook | None = None
+        self,
+        segments: Sequence[EntityArrays],
+        tie_key: TieKey | None,
+        codes: CodeBook | None = None,
+        terms: ScoreTerms | None = None,
     ) -> Ranker:
         """A ranker of other entities with the same options."""
         ...

@@ -12,6 +12,9 @@ coded
     A pass over codes estimates every score (``kernels/coded_tglu_ref.py``), and the
     best R are scored exactly. Measured, not proved: see the index's agreement.
 
+A search that brings name scores adds them, and the entities' prior, to every score, bound and estimate
+(:mod:`mimic_engine.scan.terms`).
+
 Knows nothing of files or models: it takes folded arrays (memory-mapped or
 not) and kernels for the passes (:mod:`mimic_engine.scan.passes`), and
 returns row numbers.
@@ -29,6 +32,7 @@ from mimic_engine.errors import InvalidInputError
 from mimic_engine.scan.base import Prepared, ScanKernels
 from mimic_engine.scan.certified import MAX_SHARE, BoundedSearch
 from mimic_engine.scan.passes import CodeBook, Passes
+from mimic_engine.scan.terms import MentionTerms, NameScores, ScoreTerms
 from mimic_engine.scan.topk import TieKey, check_finite, kth_largest, order, pessimistic_ranks, topk_with_ties
 from mimic_engine.types import MODES, Array, EntityArrays, MentionArrays, Mode
 
@@ -36,11 +40,12 @@ DEFAULT_RERANK = 128
 
 Mask = NDArray[np.bool_]
 _Rows = NDArray[np.int64]
+_Terms = Sequence[MentionTerms]
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The K best rows of each of B mentions, best first, with total and unit scores."""
+    """The K best rows of each of B mentions, best first, with total scores, units' scores and terms."""
 
     rows: _Rows  # (B, K)
     scores: Array  # (B, K)
@@ -70,6 +75,7 @@ class Scan:
     threads : cores to use; all that the process may use by default.
     tie_key : entity ids of rows, to break ties; by row number if absent.
     codes : for the mode "coded".
+    terms : what a search with name scores adds.
 
     Raises
     ------
@@ -85,8 +91,10 @@ class Scan:
         threads: int | None = None,
         tie_key: TieKey | None = None,
         codes: CodeBook | None = None,
+        terms: ScoreTerms | None = None,
     ) -> None:
         self._passes = Passes(segments, kernels, threads, codes)
+        self._terms = terms or ScoreTerms()
         self._tie_key = tie_key
         self.scorer_name, self.threads = kernels.name, self._passes.threads
 
@@ -99,10 +107,16 @@ class Scan:
         return MODES if self._passes.codes is not None else tuple(m for m in MODES if m != "coded")
 
     def over(
-        self, segments: Sequence[EntityArrays], tie_key: TieKey | None, codes: CodeBook | None = None
+        self,
+        segments: Sequence[EntityArrays],
+        tie_key: TieKey | None,
+        codes: CodeBook | None = None,
+        terms: ScoreTerms | None = None,
     ) -> Scan:
         """Give a scan of other entities with the same kernels, and threads of its own."""
-        return Scan(segments, self._passes.kernels, threads=self.threads, tie_key=tie_key, codes=codes)
+        return Scan(
+            segments, self._passes.kernels, threads=self.threads, tie_key=tie_key, codes=codes, terms=terms
+        )
 
     def token_queries(self, rows: _Rows) -> EntityArrays:
         """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
@@ -124,7 +138,7 @@ class Scan:
     # -- one number a pair ----------------------------------------------------------------------------
 
     def totals(self, mentions: MentionArrays) -> Array:
-        """Exact total scores of B mentions against all N entities, (B, N); EngineError if not finite."""
+        """Exact scores (B, N) of B mentions without terms; EngineError if one is not finite."""
         return self._passes.totals(self._passes.prepare(mentions))
 
     def estimates(self, mentions: MentionArrays) -> Array:
@@ -132,44 +146,50 @@ class Scan:
         return self._passes.estimates(self._passes.prepare_coded(mentions))
 
     def ranks(
-        self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
+        self,
+        mentions: MentionArrays,
+        gold: _Rows,
+        *,
+        allowed: Mask | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
 
-        ``allowed`` as in :meth:`search`; the gold rows must be allowed. Where the kernels have a bound
-        pass, only rows whose bound reaches the gold row's score are scored.
+        ``allowed`` and ``names`` as in :meth:`search`; the gold rows must be allowed. Where the kernels have
+        a bound pass, only rows whose bound reaches the gold row's score are scored.
         """
         ranked = self._dense_ranks if self._passes.kernels.bounds is None else self._certified_ranks
+        terms = self._terms.of(names, mentions.rows)
         ranks, start = np.empty(len(gold), np.int64), 0
         for part in self._passes.parts(mentions):
             stop = start + part.rows
-            ranks[start:stop] = ranked(self._passes.prepare(part), gold[start:stop], allowed)
+            prepared = self._passes.prepare(part)
+            ranks[start:stop] = ranked(prepared, terms[start:stop], gold[start:stop], allowed)
             start = stop
         return ranks
 
-    def _dense_ranks(self, mentions: Prepared, gold: _Rows, allowed: Mask | None) -> _Rows:
-        return pessimistic_ranks(_restrict(self._passes.totals(mentions), allowed), gold)
+    def _dense_ranks(self, mentions: Prepared, terms: _Terms, gold: _Rows, allowed: Mask | None) -> _Rows:
+        totals = self._with_terms(self._passes.totals(mentions), terms)  # (B, N)
+        return pessimistic_ranks(_restrict(totals, allowed), gold)
 
-    def _certified_ranks(self, mentions: Prepared, gold: _Rows, allowed: Mask | None) -> _Rows:
+    def _certified_ranks(self, mentions: Prepared, terms: _Terms, gold: _Rows, allowed: Mask | None) -> _Rows:
         """Ranks from the rows that may come before the gold one; too many of them, and all are scored."""
-        bounds = _restrict(self._passes.bounds(mentions), allowed)  # (B, N)
+        bounds = _restrict(self._with_terms(self._passes.bounds(mentions), terms), allowed)  # (B, N)
         singles = self._passes.singles(mentions)
         own = np.concatenate(
-            self._passes.totals_of([(one, gold[[b]]) for b, one in enumerate(singles)])
+            self._totals_of([(one, terms[b], gold[[b]]) for b, one in enumerate(singles)])
         )  # (B,)
-        check_finite(own)
         ahead = [np.flatnonzero(row >= score) for row, score in zip(bounds, own, strict=True)]
         most = MAX_SHARE * _count(len(self), None, allowed)
         dense = np.array([len(rows) > most for rows in ahead])  # (B,)
         ranks = np.empty(len(gold), np.int64)
         if dense.any():
-            chosen = self._passes.kernels.take(mentions, np.flatnonzero(dense).tolist())
-            ranks[dense] = self._dense_ranks(chosen, gold[dense], allowed)
-        sparse = np.flatnonzero(~dense)
-        for b, totals in zip(
-            sparse, self._passes.totals_of([(singles[b], ahead[b]) for b in sparse]), strict=True
-        ):
-            check_finite(totals)
+            many = np.flatnonzero(dense).tolist()
+            chosen = self._passes.kernels.take(mentions, many)
+            ranks[dense] = self._dense_ranks(chosen, [terms[b] for b in many], gold[dense], allowed)
+        sparse = np.flatnonzero(~dense).tolist()
+        scores = self._totals_of([(singles[b], terms[b], ahead[b]) for b in sparse])
+        for b, totals in zip(sparse, scores, strict=True):
             ranks[b] = np.count_nonzero(totals >= own[b])
         return ranks
 
@@ -184,6 +204,7 @@ class Scan:
         rows: _Rows | None = None,
         allowed: Mask | None = None,
         rerank: int | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> TopK:
         """The k best entities of each mention.
 
@@ -195,12 +216,13 @@ class Scan:
         rows : row numbers to choose among; all rows by default.
         allowed : (N,), rows that may be answered (not deleted, of the wanted type); all by default.
         rerank : in mode "coded", entities that are scored exactly (R), at least k.
+        names : name scores of each mention; with them the prior counts too. None: the model's score alone.
 
         Raises
         ------
         InvalidInputError
             If there are no mentions, k is not between 1 and the number of candidates, the mode is
-            unknown, or "coded" has no codes.
+            unknown, "coded" has no codes, or the names are of another number of mentions.
         EngineError
             If a score is not finite.
         """
@@ -216,81 +238,104 @@ class Scan:
         if mode not in MODES:
             raise InvalidInputError(f"mode: {mode!r} is not one of {', '.join(MODES)}", field="mode")
         prepare = self._passes.prepare_coded if mode == "coded" and rows is None else self._passes.prepare
+        terms = self._terms.of(names, mentions.rows)
         answers: list[_Best] = []
         for part in self._passes.parts(mentions):
-            prepared = prepare(part)
+            prepared, own = prepare(part), terms[len(answers) : len(answers) + part.rows]
             if rows is not None:
-                answers += self._among(prepared, k, rows)
+                answers += self._among(prepared, own, k, rows)
             elif mode == "coded":
-                answers += self._coded(prepared, k, allowed, max(k, rerank or DEFAULT_RERANK))
+                answers += self._coded(prepared, own, k, allowed, max(k, rerank or DEFAULT_RERANK))
             elif mode == "exact" or self._passes.kernels.bounds is None:
-                answers += self._exact(prepared, k, allowed)
+                answers += self._exact(prepared, own, k, allowed)
             else:
-                answers += self._certified(prepared, k, allowed)
+                answers += self._certified(prepared, own, k, allowed)
         return _stack(answers)
 
-    def _among(self, mentions: Prepared, k: int, rows: _Rows) -> list[_Best]:
-        return [self._best(one, k, rows, "exact", len(rows)) for one in self._passes.singles(mentions)]
+    def _among(self, mentions: Prepared, terms: _Terms, k: int, rows: _Rows) -> list[_Best]:
+        singles = zip(self._passes.singles(mentions), terms, strict=True)
+        return [self._best(one, own, k, rows, "exact", len(rows)) for one, own in singles]
 
-    def _exact(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
-        totals = _restrict(self._passes.totals(mentions), allowed)  # (B, N)
+    def _exact(self, mentions: Prepared, terms: _Terms, k: int, allowed: Mask | None) -> list[_Best]:
+        totals = _restrict(self._with_terms(self._passes.totals(mentions), terms), allowed)  # (B, N)
         scored = _count(len(self), None, allowed)
         chosen = self._passes.each(lambda row: self._topk(row, k), totals)
-        singles = self._passes.singles(mentions)
-        return [self._best(one, k, rows, "exact", scored) for one, rows in zip(singles, chosen, strict=True)]
+        singles = zip(self._passes.singles(mentions), terms, chosen, strict=True)
+        return [self._best(one, own, k, rows, "exact", scored) for one, own, rows in singles]
 
-    def _certified(self, mentions: Prepared, k: int, allowed: Mask | None) -> list[_Best]:
-        bounds = _restrict(self._passes.bounds(mentions), allowed)  # (B, N)
+    def _certified(self, mentions: Prepared, terms: _Terms, k: int, allowed: Mask | None) -> list[_Best]:
+        bounds = _restrict(self._with_terms(self._passes.bounds(mentions), terms), allowed)  # (B, N)
         searches = [BoundedSearch(row, k) for row in bounds]
         singles = self._passes.singles(mentions)
-        self._run(searches, singles)
+        self._run(searches, singles, terms)
         answers = {
-            b: self._best(singles[b], k, search.best(), "certified", search.scored)
+            b: self._best(singles[b], terms[b], k, search.best(), "certified", search.scored)
             for b, search in enumerate(searches)
             if not search.dense
         }
         dense = [b for b in range(mentions.count) if b not in answers]
         if dense:
             rest = self._passes.kernels.take(mentions, dense)
-            answers |= dict(zip(dense, self._exact(rest, k, allowed), strict=True))
+            found = self._exact(rest, [terms[b] for b in dense], k, allowed)
+            answers |= dict(zip(dense, found, strict=True))
         return [answers[b] for b in range(mentions.count)]
 
-    def _run(self, searches: Sequence[BoundedSearch], singles: Sequence[Prepared]) -> None:
+    def _run(self, searches: Sequence[BoundedSearch], singles: Sequence[Prepared], terms: _Terms) -> None:
         """Score rows, round by round for all mentions together, until no search asks for more."""
         waiting = list(range(len(searches)))
         while waiting:
             asked = self._passes.each(lambda b: searches[b].next_rows(), waiting)
             rows = {b: r for b, r in zip(waiting, asked, strict=True) if len(r)}
             waiting = list(rows)
-            scores = self._passes.totals_of([(singles[b], rows[b]) for b in waiting])
+            scores = self._totals_of([(singles[b], terms[b], rows[b]) for b in waiting])
             for b, totals in zip(waiting, scores, strict=True):
-                check_finite(totals)
                 searches[b].add(rows[b], totals)
 
-    def _coded(self, mentions: Prepared, k: int, allowed: Mask | None, rerank: int) -> list[_Best]:
-        estimates = _restrict(self._passes.estimates(mentions), allowed)  # (B, N)
+    def _coded(
+        self, mentions: Prepared, terms: _Terms, k: int, allowed: Mask | None, rerank: int
+    ) -> list[_Best]:
+        estimates = _restrict(self._with_terms(self._passes.estimates(mentions), terms), allowed)  # (B, N)
         rerank = min(rerank, _count(len(self), None, allowed))
         chosen = self._passes.each(lambda row: topk_with_ties(row, rerank), estimates)
-        singles = self._passes.singles(mentions)
-        return [
-            self._best(one, k, rows, "coded", len(rows)) for one, rows in zip(singles, chosen, strict=True)
-        ]
+        singles = zip(self._passes.singles(mentions), terms, chosen, strict=True)
+        return [self._best(one, own, k, rows, "coded", len(rows)) for one, own, rows in singles]
 
-    def _best(self, mention: Prepared, k: int, rows: _Rows, mode: Mode, scored: int) -> _Best:
-        """The k best of a few rows of one mention, with their units' scores."""
-        [totals] = self._passes.totals_of([(mention, rows)])
-        check_finite(totals)
+    def _best(
+        self, mention: Prepared, terms: MentionTerms, k: int, rows: _Rows, mode: Mode, scored: int
+    ) -> _Best:
+        """The k best of a few rows of one mention, with their units' scores and terms."""
+        [totals] = self._totals_of([(mention, terms, rows)])
         near = rows[self._topk(totals, k)]
-        scores = self._passes.scores_of(mention, near)
-        final = order(scores.total[0], near, self._tie_key)[:k]
-        units = {name: score[0, final] for name, score in scores.units.items()}
-        return _Best(near[final], scores.total[0, final], units, mode, scored)
+        found = self._passes.scores_of(mention, near)
+        scores, units = found.total[0], {name: score[0] for name, score in found.units.items()}
+        units |= terms.units(near)
+        terms.add_to(scores, near)
+        final = order(scores, near, self._tie_key)[:k]
+        return _Best(
+            near[final], scores[final], {n: score[final] for n, score in units.items()}, mode, scored
+        )
+
+    def _totals_of(self, mentions: Sequence[tuple[Prepared, MentionTerms, _Rows]]) -> list[Array]:
+        """Exact totals (n,) of some rows for each mention, terms included; EngineError if not finite."""
+        found = self._passes.totals_of([(one, rows) for one, _, rows in mentions])
+        for (_, terms, rows), totals in zip(mentions, found, strict=True):
+            terms.add_to(totals, rows)
+            check_finite(totals)
+        return found
+
+    @staticmethod
+    def _with_terms(scores: Array, terms: _Terms) -> Array:
+        """Add to the scores (B, N) of all rows, in place."""
+        for row, own in zip(scores, terms, strict=True):
+            own.add_to_all(row)
+        return scores
 
     def _topk(self, scores: Array, k: int) -> _Rows:
         """Positions of the k best of ``scores`` (N,), and of all that rounding could put among them."""
         margin = 0.0
         if self._passes.kernels.rounding and k < len(scores):
-            margin = 2 * self._passes.kernels.rounding * (1 + abs(kth_largest(scores, k)))
+            size = 1 + abs(kth_largest(scores, k)) + self._terms.largest
+            margin = 2 * self._passes.kernels.rounding * size
         return topk_with_ties(scores, k, margin)
 
 

@@ -1,6 +1,7 @@
 """Own records in JSON Lines and Parquet: the same records, the same errors, one at a time."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.records import PARQUET_BLOCK_ROWS, read_entities, read_mentions
 from mimic_engine.errors import DataError
+from mimic_engine.names.valid import name_fault
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 KINDS = ["jsonl", "parquet"]
@@ -39,8 +41,8 @@ def test_entities(tmp_path, kind):
     absolute.touch()
     rows = [
         {"id": "1", "name": "Ünï", "images": ["gone.png", "pictures/a.png", str(absolute)], "url": "ignored"},
-        {"id": "2", "name": "", "description": "text\n", "type": "place"},
-        {"id": "3", "name": "c", "images": []},
+        {"id": "2", "name": "b", "description": "text\n", "type": "place", "aliases": ["B.", "bé"]},
+        {"id": "3", "name": "c", "images": [], "aliases": [], "popularity": 12.5},
         {"id": "4", "name": "d", "images": None, "description": None, "type": None},
         {"id": "5", "name": "e", "images": [""]},
     ]
@@ -48,8 +50,8 @@ def test_entities(tmp_path, kind):
     entities = list(read_entities(write(tmp_path / f"kb.{kind}", rows), counts=counts))
     assert entities == [
         Entity("1", "Ünï", "", (tmp_path / "pictures" / "a.png", absolute)),
-        Entity("2", "", "text\n", (), "place"),
-        Entity("3", "c"),
+        Entity("2", "b", "text\n", (), "place", ("B.", "bé")),
+        Entity("3", "c", popularity=12.5),
         Entity("4", "d"),
         Entity("5", "e"),
     ]
@@ -246,10 +248,13 @@ def test_parquet_rows_are_numbered_across_blocks(tmp_path):
 texts = st.text(max_size=20)
 
 
+names = texts.filter(lambda text: name_fault(text, (), None) is None)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
-        st.fixed_dictionaries({"id": st.text(min_size=1, max_size=8), "name": texts, "description": texts}),
+        st.fixed_dictionaries({"id": st.text(min_size=1, max_size=8), "name": names, "description": texts}),
         max_size=5,
         unique_by=lambda row: row["id"],
     )
@@ -262,3 +267,39 @@ def test_any_text_comes_back(tmp_path_factory, own_kind, rows):
     assert [(e.id, e.name, e.description) for e in read_entities(file)] == [
         (row["id"], row["name"], row["description"]) for row in rows
     ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("name", "", "name: is empty"),
+        ("name", "a\x07", "name: holds the control character U+0007"),
+        ("aliases", ["a", " "], "aliases[1]: is empty"),
+        ("aliases", ["a"] * 1001, "aliases: at most 1,000, got 1,001"),
+        ("popularity", -1.0, "popularity: expected a number from 0 on, got -1.0"),
+    ],
+)
+def test_names_and_popularity_that_cannot_be_are_named(tmp_path, kind, field, value, fault):
+    good = {"id": "1", "name": "a", "aliases": ["x"], "popularity": 1.0}
+    file = write(tmp_path / f"kb.{kind}", [good, {**good, "id": "2", field: value}])
+    place = f"{file}:2" if kind == "jsonl" else f"{file}: row 2"
+    with pytest.raises(DataError, match=re.escape(f"{place}: {fault}")):
+        list(read_entities(file))
+
+
+def test_an_alias_or_popularity_of_another_type_is_named(tmp_path):
+    file = tmp_path / "kb.jsonl"
+    file.write_text('{"id": "1", "name": "a", "aliases": ["b", 3]}\n')
+    with pytest.raises(DataError, match=r"kb\.jsonl:1: Expected `str`, got `int` - at `\$\.aliases\[1\]`"):
+        list(read_entities(file))
+    file.write_text('\n{"id": "1", "name": "a", "popularity": "many"}\n')
+    with pytest.raises(DataError, match=r"kb\.jsonl:2: Expected .*float.* - at `\$\.popularity`"):
+        list(read_entities(file))
+
+
+def test_a_popularity_that_is_no_number_is_named_in_parquet(tmp_path):
+    pq.write_table(
+        pa.table({"id": ["1"], "name": ["a"], "popularity": [float("nan")]}), tmp_path / "kb.parquet"
+    )
+    with pytest.raises(DataError, match="row 1: popularity: expected a number from 0 on, got nan"):
+        list(read_entities(tmp_path / "kb.parquet"))

@@ -121,8 +121,8 @@ def test_ranks_need_few_scores_and_count_every_tie(pairs, monkeypatch, masked):
 
 
 def _counted(ranks, counts):
-    def counting(mentions, gold, allowed):
+    def counting(mentions, terms, gold, allowed):
         counts.append(len(gold))
-        return ranks(mentions, gold, allowed)
+        return ranks(mentions, terms, gold, allowed)
 
     return counting
