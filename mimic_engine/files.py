@@ -262,8 +262,12 @@ def read_object(path: Path, error: type[MimicError]) -> dict[str, Any]:
     return data
 
 
-def read_header(path: Path, *, format: str, version: int, error: type[MimicError]) -> dict[str, Any]:
+def read_header(
+    path: Path, *, format: str, version: int, error: type[MimicError], remedy: str = ""
+) -> dict[str, Any]:
     """Read a JSON object that says which format it has, in which version; both are taken off.
+
+    ``remedy`` says, in the error for another version, what is to be done about it.
 
     Raises
     ------
@@ -274,7 +278,8 @@ def read_header(path: Path, *, format: str, version: int, error: type[MimicError
     if (there := data.pop("format", None)) != format:
         raise error(f"{path}: format {there!r}, expected {format!r}")
     if (there := data.pop("version", None)) != version or type(there) is not int:
-        raise error(f"{path}: {format} version {there!r}; this program reads version {version}")
+        remedy = f"; {remedy}" if remedy else ""
+        raise error(f"{path}: {format} version {there!r}; this program reads version {version}{remedy}")
     return data
 
 

@@ -1,4 +1,4 @@
-"""Entity metadata on disk: a table of ids, names and texts, the lookup from id to row, kept images.
+"""Entity metadata on disk: a table of all that is known of them, the lookup from id to row, kept images.
 
 The table and the lookup are files of a segment, Arrow and safetensors; no folded
 array is in them. Of an image given as a path or URL the table keeps the text, of
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mimic_engine.errors import IndexFormatError
@@ -33,6 +34,8 @@ SCHEMA = pa.schema(
         pa.field("description", pa.string(), nullable=False),
         pa.field("type", pa.string(), nullable=False),
         pa.field("images", pa.list_(pa.string()), nullable=False),
+        pa.field("aliases", pa.list_(pa.string()), nullable=False),
+        pa.field("popularity", pa.float64()),  # null: unknown
     ]
 )
 _ROWS_A_BATCH = 1024  # fixed: the file's bytes do not depend on how the build was cut
@@ -47,13 +50,15 @@ class EntityTableWriter:
     def __init__(self, path: Path) -> None:
         self._sink = path.open("wb")
         self._writer = pa.ipc.new_file(self._sink, SCHEMA)
-        self._pending: list[tuple[str, str, str, str, list[str]]] = []
+        self._pending: list[tuple[str, str, str, str, list[str], tuple[str, ...], float | None]] = []
 
     def write(self, entities: Iterable[Entity]) -> None:
         """Append entities."""
         for entity in entities:
             images = [image_name(image) for image in entity.images]
-            self._pending.append((entity.id, entity.name, entity.description, entity.type, images))
+            texts = (entity.id, entity.name, entity.description, entity.type)
+            popularity = None if entity.popularity is None else float(entity.popularity)
+            self._pending.append((*texts, images, entity.aliases, popularity))
             if len(self._pending) == _ROWS_A_BATCH:
                 self._write_pending()
 
@@ -77,7 +82,7 @@ class EntityTableWriter:
 
 
 def read_entity_table(path: Path, *, verify: bool) -> pa.Table:
-    """Map ``entities.arrow``, nothing copied; with ``verify`` every offset and text is checked.
+    """Map ``entities.arrow``, nothing copied; with ``verify`` every offset and value is checked.
 
     Raises
     ------
@@ -89,9 +94,23 @@ def read_entity_table(path: Path, *, verify: bool) -> pa.Table:
         if table.schema != SCHEMA:
             raise ValueError(f"columns {table.schema.names}, expected {SCHEMA.names} and their types")
         table.validate(full=verify)
+        if verify:
+            _check_values(table)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise IndexFormatError(f"{path}: not a valid entity table: {error}") from error
     return table
+
+
+def _check_values(table: pa.Table) -> None:
+    """Raise ``ValueError`` where a value is missing that must be there, or a popularity is no popularity."""
+    for field in SCHEMA:
+        column = table.column(field.name)
+        values = column if not pa.types.is_list(field.type) else pc.list_flatten(column)
+        if not field.nullable and (column.null_count or values.null_count):
+            raise ValueError(f"column {field.name}: a value is null")
+    popularity = table.column("popularity").drop_null()
+    if not pc.all(pc.and_(pc.is_finite(popularity), pc.greater_equal(popularity, 0)), min_count=0).as_py():
+        raise ValueError("column popularity: a value is no number from 0 on")
 
 
 def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:

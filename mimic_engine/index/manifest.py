@@ -5,7 +5,9 @@
     INDEX/manifest.json                     what is described here
     INDEX/segments/00000/arrays.safetensors the folded arrays (``EntityArrays``)
     INDEX/segments/00000/ids.safetensors    hash of every id, sorted, and its row
-    INDEX/segments/00000/entities.arrow     id, name, description, type, images
+    INDEX/segments/00000/entities.arrow     id, name, description, type, images, aliases, popularity
+    INDEX/segments/00000/names.safetensors  normal forms of names and aliases, their words and trigrams
+                                            (``FormArrays``)
     INDEX/codes/00000/centroids.safetensors centroids of all entity token queries, for the coded mode
     INDEX/codes/00000/00000.safetensors     the centroid nearest to every token of segment 00000
     INDEX/deleted/00000002.safetensors      tombstones: rows that are dead since a change, by segment
@@ -38,6 +40,7 @@ from mimic_engine.files import (
     Text,
     decode,
     read_header,
+    read_object,
     sha256_of,
     write_atomic,
 )
@@ -45,13 +48,19 @@ from mimic_engine.index.schema import DType
 from mimic_engine.types import FoldConstants
 
 FORMAT = "mimic-index"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 SEGMENTS, CODES, DELETED = "segments", "codes", "deleted"
-ARRAYS, IDS, ENTITIES = "arrays.safetensors", "ids.safetensors", "entities.arrow"
-SEGMENT_FILES = (ARRAYS, IDS, ENTITIES)
+ARRAYS, IDS, ENTITIES, NAMES = (
+    "arrays.safetensors",
+    "ids.safetensors",
+    "entities.arrow",
+    "names.safetensors",
+)
+SEGMENT_FILES = (ARRAYS, IDS, ENTITIES, NAMES)
 CENTROIDS = "centroids.safetensors"
 MAX_CENTROIDS = 65_536  # a code is 16 bits wide at most
+_REBUILD = "rebuild the index: mimic-engine index build --model MODEL --kb FILE --out INDEX --overwrite"
 _UNITS = ("tglu", "vdlu", "concat", "cmfu")
 _SEGMENT_NAME = re.compile(r"[0-9]{5,9}")
 _TOMBSTONES_NAME = re.compile(r"[0-9]{8,18}\.safetensors")
@@ -230,8 +239,8 @@ def read_manifest(folder: Path) -> IndexManifest:
     Raises
     ------
     IndexFormatError
-        If the folder or the file is missing, not an index, of another version,
-        or changed since it was written.
+        If the folder or the file is missing, not an index, changed since it was
+        written, or of another version; then it names the command that builds it anew.
     """
     if not folder.is_dir():
         raise IndexFormatError(f"{folder}: no such index folder")
@@ -243,7 +252,7 @@ def read_manifest(folder: Path) -> IndexManifest:
 
 def read_manifest_file(path: Path) -> IndexManifest:
     """Read and check a manifest under any name; ``FileNotFoundError`` where there is none."""
-    content = read_header(path, format=FORMAT, version=VERSION, error=IndexFormatError)
+    content = read_header(path, format=FORMAT, version=VERSION, error=IndexFormatError, remedy=_REBUILD)
     claimed = content.pop("sha256", None)
     if claimed != _checksum({**content, "format": FORMAT, "version": VERSION}):
         raise IndexFormatError(f"{path}: damaged: the content does not have the sha256 it states")
@@ -251,12 +260,12 @@ def read_manifest_file(path: Path) -> IndexManifest:
 
 
 def is_index(folder: Path) -> bool:
-    """Whether the folder holds an index that this version can read (its arrays are not looked at)."""
+    """Whether the folder holds the whole manifest of an index, of any version; no other file is looked at."""
     try:
-        read_manifest(folder)
-    except IndexFormatError:
+        content = read_object(folder / MANIFEST, IndexFormatError)
+    except (FileNotFoundError, IndexFormatError):
         return False
-    return True
+    return content.get("format") == FORMAT and content.pop("sha256", None) == _checksum(content)
 
 
 def segment_name(number: int) -> str:

@@ -16,7 +16,7 @@ from mimic_engine.index.schema import DType, Trailing
 
 PROGRESS = "progress.json"
 _FORMAT = "mimic-index-build"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A segment under construction: its three files, flushed in order, and its token queries in 8 bits.
+"""A segment under construction: its files, flushed in order, and its token queries in 8 bits.
 
 An index of dtype int8 keeps the token queries, which are most of it, as whole
 multiples of a scale for each token; all other vectors are stored as they are.
@@ -16,10 +16,19 @@ from numpy.typing import NDArray
 
 from mimic_engine.errors import DataError
 from mimic_engine.files import fsync_path
-from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec
+from mimic_engine.index.arrays import ArrayFileWriter, ArraySpec, write_array_file
 from mimic_engine.index.entities import EntityTableWriter, hash_ids, write_lookup
-from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, SEGMENT_FILES, FileRecord, SegmentRecord
+from mimic_engine.index.manifest import (
+    ARRAYS,
+    ENTITIES,
+    IDS,
+    NAMES,
+    SEGMENT_FILES,
+    FileRecord,
+    SegmentRecord,
+)
 from mimic_engine.index.schema import QUERY, SCALE, Trailing, stored_dtype, stored_shapes
+from mimic_engine.names.forms import FormArrays
 from mimic_engine.types import Array, Entity, EntityArrays
 
 _LEVELS = 127  # of an 8-bit value, on either side of 0; -128 is not used
@@ -38,7 +47,8 @@ class SegmentWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._rows, self._dtype = folder, rows, dtype
         self._ids: list[NDArray[np.uint64]] = []
-        self._names_synced = False
+        self._names: list[tuple[str, ...]] = []  # name and aliases of every row
+        self._folders_synced = False
         self._arrays = ArrayFileWriter.reopen(folder / ARRAYS, self._specs(layout)) if done else None
         self._table = EntityTableWriter(folder / ENTITIES)
 
@@ -58,8 +68,9 @@ class SegmentWriter:
                 self._arrays.close()
 
     def add_entities(self, entities: Sequence[Entity]) -> None:
-        """Append metadata and ids."""
+        """Append metadata, ids and names."""
         self._table.write(entities)
+        self._names += [(e.name, *e.aliases) for e in entities]
         self._ids.append(hash_ids([e.id for e in entities]))
 
     def add_arrays(
@@ -89,8 +100,8 @@ class SegmentWriter:
         """Put the arrays written so far on the disk."""
         if self._arrays is not None:
             self._arrays.sync()
-        if not self._names_synced:
-            self._sync_names()
+        if not self._folders_synced:
+            self._sync_folders()
 
     def finish(self, name: str) -> SegmentRecord:
         """Complete and flush all files; returns the segment's record with checksums."""
@@ -98,15 +109,16 @@ class SegmentWriter:
             self._arrays.sync()
         self._table.finish()
         write_lookup(self._folder / IDS, np.concatenate(self._ids))
-        self._sync_names()
+        write_array_file(self._folder / NAMES, FormArrays.of(self._names).items())
+        self._sync_folders()
         paths = {file: self._folder / file for file in SEGMENT_FILES}
         files = {file: FileRecord.of(path) for file, path in paths.items()}
         return SegmentRecord(name, self._rows, files)
 
-    def _sync_names(self) -> None:
+    def _sync_folders(self) -> None:
         for folder in (self._folder, *self._folder.parents[:2]):  # the segment, all segments, the index
             fsync_path(folder)
-        self._names_synced = True
+        self._folders_synced = True
 
     def _create(self, layout: Trailing) -> ArrayFileWriter:
         return ArrayFileWriter.create(self._folder / ARRAYS, self._specs(layout))

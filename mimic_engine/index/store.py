@@ -19,11 +19,13 @@ from mimic_engine.errors import IndexFormatError, IndexMismatchError, InvalidInp
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.codes.read import open_codes
 from mimic_engine.index.entities import IdLookup, hash_ids, image_path, read_entity_table
-from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, SEGMENTS, IndexManifest, SegmentRecord
+from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, NAMES, SEGMENTS, IndexManifest, SegmentRecord
 from mimic_engine.index.schema import check_stored, trailing_shapes
 from mimic_engine.index.snapshots import list_snapshots, read_snapshot
 from mimic_engine.index.tombstones import Tombstones, read_tombstones
 from mimic_engine.index.verify import IndexReport, check_files
+from mimic_engine.names.forms import FormArrays
+from mimic_engine.names.lookup import NameLookup
 from mimic_engine.types import Entity, EntityArrays
 
 Rows = Sequence[int] | NDArray[np.int64]
@@ -37,6 +39,7 @@ class _Segment:
     arrays: EntityArrays
     lookup: IdLookup
     table: pa.Table
+    names: FormArrays
 
 
 class Index:
@@ -187,8 +190,10 @@ class Index:
     def entity(self, row: int) -> Entity:
         """Metadata of one row; ``images`` are texts (path, URL, or ``sha256:HEX`` of bytes)."""
         images = tuple(self._columns["images"][self._checked(row)].as_py())
+        aliases = tuple(self._columns["aliases"][row].as_py())
         id_, name, description, kind = (self._text(c, row) for c in ("id", "name", "description", "type"))
-        return Entity(id_, name, description, images, kind)
+        popularity = self._columns["popularity"][row].as_py()
+        return Entity(id_, name, description, images, kind, aliases, popularity)
 
     def image(self, row: int) -> Path | None:
         """File of the first image of one row; None where there is none, or it is not on this machine."""
@@ -206,6 +211,17 @@ class Index:
     def names(self, rows: Rows) -> list[str]:
         """Entity names of n rows."""
         return [self._text("name", int(row)) for row in rows]
+
+    @cached_property
+    def popularity(self) -> NDArray[np.float64]:
+        """Popularity (N,) of every row, from 0 on; NaN where it is not known."""
+        popularity: NDArray[np.float64] = self._columns["popularity"].to_numpy()
+        return popularity
+
+    @cached_property
+    def name_lookup(self) -> NameLookup:
+        """Lookup of living entities by the words and trigrams of their names and aliases."""
+        return NameLookup([s.names for s in self._segments], [s.rows for s in self.segments], self.alive)
 
     def verify(self) -> IndexReport:
         """Read every file again and compare size and sha256 with the manifest."""
@@ -279,7 +295,14 @@ def _open_segment(path: Path, record: SegmentRecord, manifest: IndexManifest, ve
     if table.num_rows != record.rows:
         raise IndexFormatError(f"{folder / ENTITIES}: {table.num_rows} rows, expected {record.rows}")
     lookup = IdLookup(folder / IDS, record.rows, verify=verify)
-    return _Segment(record, EntityArrays(**arrays), lookup, table)
+    return _Segment(record, EntityArrays(**arrays), lookup, table, _read_names(folder, record.rows, verify))
+
+
+def _read_names(folder: Path, rows: int, verify: bool) -> FormArrays:
+    try:
+        return FormArrays.read(read_array_file(folder / NAMES), rows, verify=verify)
+    except ValueError as error:
+        raise IndexFormatError(f"{folder / NAMES}: {error}") from error
 
 
 def _is_same(known: _Segment | None, record: SegmentRecord) -> bool:

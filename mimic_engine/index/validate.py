@@ -6,6 +6,7 @@ Memory: 16 bytes an entity (40 at the end, for a moment), for the search of dupl
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from mimic_engine.errors import DataError
 from mimic_engine.index.entities import image_name
+from mimic_engine.names.valid import name_fault
 from mimic_engine.types import Entity
 
 EntityStream = Callable[[], Iterable[Entity]]  # called once a pass; every pass gives the same entities
@@ -33,7 +35,8 @@ def validate_entities(entities: EntityStream, *, progress: bool) -> Fingerprint:
     Raises
     ------
     DataError
-        If there is no entity, an id is empty or occurs twice, or a field cannot be stored.
+        If there is no entity, an id is empty or occurs twice, a field cannot be stored, or a name,
+        an alias or a popularity is not what they may be (:mod:`mimic_engine.names.valid`).
     """
     fingerprint = Fingerprint()
     digests = bytearray()
@@ -72,20 +75,30 @@ class Fingerprint:
                 raise DataError(f"{self._where(entity)}: {field} is {type(value).__name__}, expected text")
         if not entity.id:
             raise DataError(f"knowledge base record {self.count}: id is empty")
+        if not isinstance(entity.aliases, list | tuple):
+            raise DataError(
+                f"{self._where(entity)}: aliases is {type(entity.aliases).__name__}, expected a tuple"
+            )
+        if fault := name_fault(entity.name, entity.aliases, entity.popularity):
+            raise DataError(f"{self._where(entity)}: {fault}")
         for image in entity.images:
             if not isinstance(image, bytes | str | Path):
                 raise DataError(
                     f"{self._where(entity)}: an image is {type(image).__name__}, expected bytes or path"
                 )
         texts += [image_name(image) for image in entity.images]
+        texts += entity.aliases
         try:
             encoded = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
             raise DataError(f"{self._where(entity)}: text is not valid Unicode: {error}") from error
-        self._digest.update(len(encoded).to_bytes(4, "little"))
+        for count in (len(entity.images), len(entity.aliases)):
+            self._digest.update(count.to_bytes(4, "little"))
         for data in encoded:
             self._digest.update(len(data).to_bytes(8, "little"))
             self._digest.update(data)
+        known = entity.popularity is not None
+        self._digest.update(struct.pack("<?d", known, entity.popularity or 0.0))
 
     def hexdigest(self) -> str:
         """Hash over everything added so far."""

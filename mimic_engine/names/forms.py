@@ -27,6 +27,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mimic_engine.names.text import EDGE, GRAM, code_points, normal_form, packed, word_hash, words
@@ -94,12 +96,14 @@ class FormArrays:
         Raises
         ------
         ValueError
-            If an array is missing or not known, has another dtype or shape, or points outside another.
+            If an array is missing or not known, has another dtype or shape; with ``verify`` also if an
+            entry points outside another array or stands out of order, or a form is no UTF-8.
         """
-        if found := {name: value.dtype for name, value in arrays.items()} != DTYPES or next(
-            (True for value in arrays.values() if value.ndim != 1), False
-        ):
-            raise ValueError(f"arrays of names: {found}")
+        if set(arrays) != set(DTYPES):
+            raise ValueError(f"arrays {sorted(arrays)}, expected {sorted(DTYPES)}")
+        for name, dtype in DTYPES.items():
+            if (value := arrays[name]).dtype != dtype or value.ndim != 1:
+                raise ValueError(f"array {name}: {value.dtype} {value.shape}, expected {dtype} of one axis")
         self = cls(**arrays)
         self._check_shapes()
         if verify:
@@ -129,9 +133,11 @@ class FormArrays:
             ends = getattr(self, offset)
             if ends[0] != 0 or ends[-1] != len(target):
                 raise ValueError(f"array {offset}: runs from {ends[0]} to {ends[-1]}, not 0 to {len(target)}")
+        if np.any(self.word_offset[1:] <= self.word_offset[:-1]):  # read whole, not entry by entry
+            raise ValueError("array word_offset: does not ascend, each once")
 
     def _check_entries(self, rows: int) -> None:
-        for name in ("text_offset", "word_offset", "posting_offset", "gram_offset", "form_row"):
+        for name in ("text_offset", "posting_offset", "gram_offset", "form_row"):
             values = getattr(self, name)
             if np.any(values[1:] < values[:-1]):
                 raise ValueError(f"array {name}: does not ascend")
@@ -139,8 +145,6 @@ class FormArrays:
             values = getattr(self, name)
             if np.any(values[1:] <= values[:-1]):
                 raise ValueError(f"array {name}: does not ascend, each once")
-        if np.any(self.word_offset[1:] == self.word_offset[:-1]):
-            raise ValueError("array word_offset: a form has no word")
         for name, limit in (
             ("form_row", rows),
             ("sorted_form", self.count),
@@ -151,6 +155,33 @@ class FormArrays:
             values = getattr(self, name)
             if len(values) and int(values.max()) >= limit:
                 raise ValueError(f"array {name}: {int(values.max())} is not under {limit}")
+        for name, offset in (("posting", self.posting_offset), ("gram_posting", self.gram_offset)):
+            if not _ascends_in_runs(getattr(self, name), offset):
+                raise ValueError(f"array {name}: does not ascend within an item's entries")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        """Raise ``ValueError`` unless every form is UTF-8, and ``sorted_form`` puts them in order."""
+        self.text.tobytes().decode("utf-8", "surrogatepass")
+        first = self.text[self.text_offset[:-1][self.text_offset[:-1] < self.text_offset[1:]]]
+        if np.any((first & 0xC0) == 0x80):
+            raise ValueError("array text_offset: a form begins within a character")
+        buffers = [None, pa.py_buffer(self.text_offset), pa.py_buffer(self.text)]
+        texts = pa.LargeBinaryArray.from_buffers(pa.large_binary(), self.count, buffers)
+        texts = texts.take(pa.array(self.sorted_form))
+        before, after = texts[:-1], texts[1:]
+        rising = self.sorted_form[:-1] < self.sorted_form[1:]
+        ordered = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), pa.array(rising)))
+        if not pc.all(ordered, min_count=0).as_py():
+            raise ValueError("array sorted_form: is not the order of the forms")
+
+
+def _ascends_in_runs(values: NDArray[np.uint32], offset: NDArray[np.uint64]) -> bool:
+    """Whether the entries of every item, from ``offset[i]`` to ``offset[i + 1]``, ascend, each once."""
+    rises = np.ones(len(values) + 1, np.bool_)
+    rises[1:-1] = values[1:] > values[:-1]
+    rises[offset.astype(np.int64)] = True
+    return bool(rises.all())
 
 
 def _texts(normals: Sequence[str]) -> dict[str, NDArray[Any]]:

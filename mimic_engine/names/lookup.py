@@ -127,7 +127,7 @@ class _Segment:
         counts: NDArray[np.int64] = np.diff(self.arrays.posting_offset.astype(np.int64)).astype(np.int64)
         if len(self._dead):
             at, _ = ranges(self.arrays.word_offset, self._dead)
-            counts -= np.bincount(self.arrays.form_word[at], minlength=len(counts))
+            np.subtract.at(counts, self.arrays.form_word[at], 1)
         return counts
 
     def features(self, query: NameQuery) -> NameFeatures:

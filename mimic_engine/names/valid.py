@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def name_fault(name: object, aliases: Sequence[object], popularity: object) -> s
         return None
     if isinstance(popularity, bool) or not isinstance(popularity, int | float):
         return f"popularity: expected a number from 0 on, got {type(popularity).__name__}"
-    if not (math.isfinite(popularity) and popularity >= 0):
+    if not 0 <= popularity <= sys.float_info.max:
         return f"popularity: expected a number from 0 on, got {popularity}"
     return None
 
@@ -37,6 +37,8 @@ def _text_fault(value: object) -> str | None:
         return f"expected text, got {type(value).__name__}"
     if len(value) > MAX_NAME_CHARS:
         return f"at most {MAX_NAME_CHARS:,} characters, got {len(value):,}"
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        return "is not valid Unicode: holds a surrogate"
     control = next((c for c in value if unicodedata.category(c) == "Cc"), None)
     if control is not None:
         return f"holds the control character U+{ord(control):04X}"

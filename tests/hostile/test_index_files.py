@@ -17,12 +17,12 @@ from mimic_engine.errors import IndexFormatError
 from mimic_engine.files import sha256_of
 from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.build import build_index
-from mimic_engine.index.manifest import VERSION, FileRecord, read_manifest, write_manifest
+from mimic_engine.index.manifest import SEGMENT_FILES, VERSION, FileRecord, read_manifest, write_manifest
 from mimic_engine.index.store import Index
 from mimic_engine.types import Entity, EntityArrays, FoldConstants
 
 SEGMENT = "segments/00000"
-FILES = [f"{SEGMENT}/{name}" for name in ("arrays.safetensors", "ids.safetensors", "entities.arrow")]
+FILES = [f"{SEGMENT}/{name}" for name in SEGMENT_FILES]
 
 
 class Fold:
@@ -40,7 +40,10 @@ class Fold:
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("index") / "kb"
-    entities = [Entity(f"Q{row}", f"name {row}", "text", (f"{row}.png",)) for row in range(37)]
+    entities = [
+        Entity(f"Q{row}", f"name {row}", "text", (f"{row}.png",), "", (f"alias {row % 7}",) * (row % 3), row)
+        for row in range(37)
+    ]
     build_index(Fold(), lambda: entities, out, segment_rows=20, progress=False)
     return out
 
@@ -122,7 +125,7 @@ def test_one_bit_flipped_in_the_manifest(index):
     assert caught > 200
 
 
-@pytest.mark.parametrize("name", ["arrays.safetensors", "ids.safetensors", "entities.arrow"])
+@pytest.mark.parametrize("name", SEGMENT_FILES)
 @pytest.mark.parametrize("verify", [True, False])
 def test_flipped_file_with_matching_checksum_never_crashes(index, name, verify):
     """The parsers alone: each flip is refused by ``IndexFormatError``, or harmless to the structure."""
@@ -219,7 +222,11 @@ def rewrite_manifest(index: Path, change: dict[str, Any]) -> None:
     ("change", "fault"),
     [
         ({"format": "other"}, "format 'other', expected 'mimic-index'"),
-        ({"version": 1}, f"version 1; this program reads version {VERSION}"),
+        (
+            {"version": 3},
+            f"mimic-index version 3; this program reads version {VERSION}; rebuild the index: "
+            "mimic-engine index build --model MODEL --kb FILE --out INDEX",
+        ),
         ({"count": -1}, "count -1"),
         ({"count": 36}, "not the sum"),
         ({"count": True}, "count True"),
@@ -293,7 +300,7 @@ def test_manifest_garbage(index, raw):
 
 
 def test_files_swapped_between_segments(index):
-    for name in ("arrays.safetensors", "ids.safetensors", "entities.arrow"):
+    for name in SEGMENT_FILES:
         first, second = index / "segments/00000" / name, index / "segments/00001" / name
         keep = first.read_bytes()
         first.write_bytes(second.read_bytes())

@@ -22,10 +22,12 @@ from mimic_engine.errors import (
     InvalidInputError,
     ModelError,
 )
-from mimic_engine.index import build
+from mimic_engine.index import build, manifest
 from mimic_engine.index.build import build_index
+from mimic_engine.index.manifest import read_manifest, write_manifest
 from mimic_engine.index.progress import PROGRESS
 from mimic_engine.index.store import Index
+from mimic_engine.index.validate import Fingerprint
 from mimic_engine.types import Entity, EntityArrays
 
 
@@ -82,7 +84,14 @@ class Recorder:
         ([Entity("a", "x"), Entity("", "y")], "record 2: id is empty"),
         ([Entity("a", "x"), Entity("b", None)], r"record 2 \(id 'b'\): name is NoneType"),
         ([Entity("a", "x", images=(None,))], "record 1.*image is NoneType"),
-        ([Entity("a", "\ud800")], "record 1.*not valid Unicode"),
+        ([Entity("a", "\ud800")], r"record 1 \(id 'a'\): name: is not valid Unicode"),
+        ([Entity("a", "x", "\ud800")], "record 1.*not valid Unicode"),
+        ([Entity("a", " ")], r"record 1 \(id 'a'\): name: is empty"),
+        ([Entity("a", "x", aliases="bc")], r"record 1 \(id 'a'\): aliases is str"),
+        ([Entity("a", "x", aliases=("b", 7))], r"record 1 \(id 'a'\): aliases\[1\]: expected text, got int"),
+        ([Entity("a", "x", aliases=("b\0",))], r"aliases\[0\]: holds the control character U\+0000"),
+        ([Entity("a", "x", aliases=("b",) * 1001)], "aliases: at most 1,000, got 1,001"),
+        ([Entity("a", "x", popularity=-1)], r"record 1 \(id 'a'\): popularity: .*, got -1"),
     ],
 )
 def test_bad_knowledge_base_is_refused_before_encoding(tiny, tmp_path, entities, message):
@@ -90,6 +99,27 @@ def test_bad_knowledge_base_is_refused_before_encoding(tiny, tmp_path, entities,
     with pytest.raises(DataError, match=message):
         build_index(tiny.HashFold(seen), lambda: entities, tmp_path / "kb", progress=False)
     assert not seen.batches and not list(tmp_path.iterdir())
+
+
+def test_names_and_popularity_are_part_of_the_fingerprint():
+    entities = [
+        Entity("a", "x"),
+        Entity("a", "x", popularity=0),
+        Entity("a", "x", popularity=1),
+        Entity("a", "x", aliases=("y",)),
+        Entity("a", "x", images=("y",)),
+        Entity("a", "x", images=("y",), aliases=("z",)),
+        Entity("a", "x", aliases=("y", "z")),
+        Entity("a", "x", images=("y", "z")),
+    ]
+    assert len({fingerprint(e) for e in entities}) == len(entities)
+    assert fingerprint(Entity("a", "x", popularity=3)) == fingerprint(Entity("a", "x", popularity=3.0))
+
+
+def fingerprint(entity):
+    taken = Fingerprint()
+    taken.add(entity)
+    return taken.hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +236,20 @@ def test_overwrite_never_leaves_the_name_empty(tiny, tmp_path):
         stop.set()
         watcher.join()
     assert not gaps
+
+
+def test_overwrite_takes_an_index_of_an_older_version(tiny, tmp_path, monkeypatch):
+    quiet(tiny, 3, tmp_path / "kb")
+    written = read_manifest(tmp_path / "kb")
+    monkeypatch.setattr(manifest, "VERSION", 3)
+    write_manifest(tmp_path / "kb", written)
+    monkeypatch.undo()
+    with pytest.raises(IndexFormatError, match=r"version 3; .* --overwrite"):
+        Index.open(tmp_path / "kb")
+    with pytest.raises(IndexFormatError, match="already exists"):
+        quiet(tiny, 4, tmp_path / "kb")
+    quiet(tiny, 4, tmp_path / "kb", overwrite=True)
+    assert len(Index.open(tmp_path / "kb")) == 4
 
 
 def test_overwrite_spares_a_folder_that_is_no_index(tiny, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from mimic_engine.index.segment import quantise_rows
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter
+from mimic_engine.names.valid import name_fault
 from mimic_engine.types import Entity
 
 
@@ -39,7 +41,7 @@ def as_stored(entity):
     images = tuple(
         "sha256:" + hashlib.sha256(i).hexdigest() if isinstance(i, bytes) else str(i) for i in entity.images
     )
-    return Entity(entity.id, entity.name, entity.description, images, entity.type)
+    return replace(entity, images=images)
 
 
 def as_stored_arrays(folded, dtype):
@@ -143,12 +145,25 @@ def test_colliding_id_hashes_are_told_apart(tiny, tmp_path, monkeypatch):
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+name = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=12).filter(
+    lambda t: name_fault(t, (), None) is None
+)
+popularity = st.none() | st.floats(0, allow_infinity=False)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.builds(Entity, text.filter(bool), text, text, st.lists(text, max_size=3).map(tuple), text),
+        st.builds(
+            Entity,
+            text.filter(bool),
+            name,
+            text,
+            st.lists(text, max_size=3).map(tuple),
+            text,
+            st.lists(name, max_size=3).map(tuple),
+            popularity,
+        ),
         min_size=1,
         max_size=12,
         unique_by=lambda e: e.id,
@@ -162,6 +177,12 @@ def test_any_text_survives(tiny, tmp_path, entities):
     index = Index.open(tmp_path / "kb")
     assert [index.entity(row) for row in range(len(index))] == entities
     assert index.rows([e.id for e in entities]).tolist() == list(range(len(entities)))
+    known = [math.nan if e.popularity is None else e.popularity for e in entities]
+    np.testing.assert_array_equal(index.popularity, known)
+    for row, entity in enumerate(entities):
+        for form in (entity.name, *entity.aliases):
+            features = index.name_lookup.features(form)
+            assert features.exact[features.rows.tolist().index(row)] == 1
 
 
 def test_model_mismatch_names_both_and_the_command(tiny, tmp_path):
@@ -174,9 +195,9 @@ def test_model_mismatch_names_both_and_the_command(tiny, tmp_path):
 def test_verify_report(tiny, tmp_path):
     index = built(tiny, tmp_path, 23, segment_rows=11)
     report = index.verify()
-    assert report.ok and len(report.files) == 9
+    assert report.ok and len(report.files) == 12
     assert all(f.bytes == (tmp_path / "kb" / f.name).stat().st_size for f in report.files)
-    damaged, gone, cut = (tmp_path / "kb" / report.files[i].name for i in (1, 3, 5))
+    damaged, gone, cut = (tmp_path / "kb" / report.files[i].name for i in (1, 4, 7))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x55")
     gone.unlink()
     cut.write_bytes(b"")

@@ -35,9 +35,19 @@ SHAPES = {
 
 
 def entity(row: int) -> Entity:
-    """Entity number ``row``: texts of varying length, no image or one as path or bytes."""
+    """Entity number ``row``: texts of varying length, no image or one as path or bytes, 0 to 3 aliases."""
     images = ((), (f"images/{row}.jpg",), (bytes([row % 256]) * 9, "second.png"))[row % 3]
-    return Entity(f"Q{row * 7}", f"name {row} é", "text " * (row % 5), images, "type" * (row % 2))
+    aliases = tuple(f"Alias {row % 6} of {n}" for n in range(row % 4))
+    popularity = (None, 0.0, row / 7)[row % 3]
+    return Entity(
+        f"Q{row * 7}",
+        f"name {row} é",
+        "text " * (row % 5),
+        images,
+        "type" * (row % 2),
+        aliases,
+        popularity,
+    )
 
 
 def knowledge_base(count: int) -> Callable[[], Iterator[Entity]]:

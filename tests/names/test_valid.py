@@ -28,6 +28,8 @@ def test_what_can_be_read_is_a_name(name):
         ("a", [], -0.5, "popularity: expected a number from 0 on, got -0.5"),
         ("a", [], math.nan, "popularity: expected a number from 0 on, got nan"),
         ("a", [], math.inf, "popularity: expected a number from 0 on, got inf"),
+        ("a", [], 10**400, f"popularity: expected a number from 0 on, got {10**400}"),
+        ("a\ud800", [], None, "name: is not valid Unicode: holds a surrogate"),
         ("a", [], True, "popularity: expected a number from 0 on, got bool"),
         ("a", [], "9", "popularity: expected a number from 0 on, got str"),
     ],
