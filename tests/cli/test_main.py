@@ -52,7 +52,7 @@ def test_build_info_and_verify(tiny_model, tiny_kb, tmp_path, capsys):
 
     assert main(["index", "verify", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and all(line.startswith("ok ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("ok ") for line in lines)
 
     assert main(["index", "build", *options]) == 2
     assert "already exists" in capsys.readouterr().err
