@@ -43,6 +43,19 @@ class _Segment:
     names: FormArrays
 
 
+@dataclass(frozen=True, slots=True)
+class NameCounts:
+    """Counts over the living entities of an index.
+
+    ``forms`` are the different normal forms of each entity's name and aliases, added up.
+    """
+
+    entities_with_aliases: int
+    aliases: int
+    forms: int
+    entities_with_popularity: int
+
+
 class Index:
     """One snapshot of an index folder; it never changes. Safe to share between threads.
 
@@ -223,6 +236,15 @@ class Index:
     def name_lookup(self) -> NameLookup:
         """Lookup of living entities by the words and trigrams of their names and aliases."""
         return NameLookup([s.names for s in self._segments], [s.rows for s in self.segments], self.alive)
+
+    def count_names(self) -> NameCounts:
+        """Count what is known of the living entities' names."""
+        aliases = pc.list_value_length(self._columns["aliases"]).to_numpy()  # (N,)
+        known = ~np.isnan(self.popularity)  # (N,)
+        if self.alive is not None:
+            aliases, known = aliases[self.alive], known[self.alive]
+        with_aliases = int(np.count_nonzero(aliases))
+        return NameCounts(with_aliases, int(aliases.sum()), self.name_lookup.forms, int(known.sum()))
 
     def find_names(self, text: str, limit: int) -> list[NameMatch]:
         """The living entities that are called like a text, at most ``limit``, each once.

@@ -49,6 +49,12 @@ def test_build_info_and_verify(tiny_model, tiny_kb, tmp_path, capsys):
     assert main(["index", "info", str(out)]) == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["count"], info["dtype"], info["extra"]) == (13, "float16", {"precision": "fp32"})
+    assert info["names"] == {
+        "entities_with_aliases": 0,
+        "aliases": 0,
+        "forms": 13,
+        "entities_with_popularity": 0,
+    }
 
     assert main(["index", "verify", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()

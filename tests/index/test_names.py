@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mimic_engine.errors import DataError, InvalidInputError
 from mimic_engine.index.build import build_index
 from mimic_engine.index.name_search import NameMatch, find_names
-from mimic_engine.index.store import Index
+from mimic_engine.index.store import Index, NameCounts
 from mimic_engine.index.writer import IndexWriter
 from mimic_engine.names.features import FEATURES
 from mimic_engine.names.forms import FormArrays
@@ -75,6 +75,25 @@ def test_compacted_names_are_those_of_a_fresh_build(tiny, tmp_path, built):
     same = "names.safetensors"
     (one,), (other,) = index.manifest.segments, Index.open(tmp_path / "fresh").manifest.segments
     assert one.files[same] == other.files[same]
+
+
+def test_names_of_living_entities_are_counted(built, tiny):
+    index = built(23)
+    everything = [tiny.entity(row) for row in range(23)]
+    assert index.count_names() == counts(everything)
+    index = delete(upsert(index, CALLED, tiny.HashFold()), ["Q7", "Q35", "gone"])
+    left = [e for e in everything if e.id not in ("Q7", "Q35")] + [e for e in CALLED if e.id != "gone"]
+    assert index.count_names() == counts(left) == compact(index).count_names()
+
+
+def counts(entities):
+    forms = sum(len({normal_form(n) for n in (e.name, *e.aliases)}) for e in entities)
+    return NameCounts(
+        sum(bool(e.aliases) for e in entities),
+        sum(len(e.aliases) for e in entities),
+        forms,
+        sum(e.popularity is not None for e in entities),
+    )
 
 
 def test_names_are_maps_of_the_file(built):
