@@ -188,9 +188,10 @@ def _index_build(args: argparse.Namespace) -> int:
 
 
 def _index_info(args: argparse.Namespace) -> int:
-    from mimic_engine.index.manifest import read_manifest
+    from mimic_engine.index.store import Index
 
-    _print_json(read_manifest(args.index).to_json(), indent=2)
+    index = Index.open(args.index, verify=False)
+    _print_json({**index.manifest.to_json(), "names": asdict(index.count_names())}, indent=2)
     return 0
 
 

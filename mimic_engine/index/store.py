@@ -20,6 +20,7 @@ from mimic_engine.index.arrays import read_array_file
 from mimic_engine.index.codes.read import open_codes
 from mimic_engine.index.entities import IdLookup, hash_ids, image_path, read_entity_table
 from mimic_engine.index.manifest import ARRAYS, ENTITIES, IDS, NAMES, SEGMENTS, IndexManifest, SegmentRecord
+from mimic_engine.index.name_search import NameMatch, find_names
 from mimic_engine.index.schema import check_stored, trailing_shapes
 from mimic_engine.index.snapshots import list_snapshots, read_snapshot
 from mimic_engine.index.tombstones import Tombstones, read_tombstones
@@ -40,6 +41,19 @@ class _Segment:
     lookup: IdLookup
     table: pa.Table
     names: FormArrays
+
+
+@dataclass(frozen=True, slots=True)
+class NameCounts:
+    """Counts over the living entities of an index.
+
+    ``forms`` are the different normal forms of each entity's name and aliases, added up.
+    """
+
+    entities_with_aliases: int
+    aliases: int
+    forms: int
+    entities_with_popularity: int
 
 
 class Index:
@@ -222,6 +236,29 @@ class Index:
     def name_lookup(self) -> NameLookup:
         """Lookup of living entities by the words and trigrams of their names and aliases."""
         return NameLookup([s.names for s in self._segments], [s.rows for s in self.segments], self.alive)
+
+    def count_names(self) -> NameCounts:
+        """Count what is known of the living entities' names."""
+        aliases = pc.list_value_length(self._columns["aliases"]).to_numpy()  # (N,)
+        known = ~np.isnan(self.popularity)  # (N,)
+        if self.alive is not None:
+            aliases, known = aliases[self.alive], known[self.alive]
+        with_aliases = int(np.count_nonzero(aliases))
+        return NameCounts(with_aliases, int(aliases.sum()), self.name_lookup.forms, int(known.sum()))
+
+    def find_names(self, text: str, limit: int) -> list[NameMatch]:
+        """The living entities that are called like a text, at most ``limit``, each once.
+
+        First those with a name or alias that begins with it, by the first such form, those called exactly so
+        before all others, then by popularity; then those whose names share words or trigrams with it, the
+        most alike first (:mod:`mimic_engine.index.name_search`).
+
+        Raises
+        ------
+        InvalidInputError
+            If ``limit`` is under 1, or the text has nothing to read.
+        """
+        return find_names(self.name_lookup, self.popularity, self.entity, text, limit)
 
     def verify(self) -> IndexReport:
         """Read every file again and compare size and sha256 with the manifest."""

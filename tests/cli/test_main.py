@@ -49,10 +49,16 @@ def test_build_info_and_verify(tiny_model, tiny_kb, tmp_path, capsys):
     assert main(["index", "info", str(out)]) == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["count"], info["dtype"], info["extra"]) == (13, "float16", {"precision": "fp32"})
+    assert info["names"] == {
+        "entities_with_aliases": 0,
+        "aliases": 0,
+        "forms": 13,
+        "entities_with_popularity": 0,
+    }
 
     assert main(["index", "verify", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and all(line.startswith("ok ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("ok ") for line in lines)
 
     assert main(["index", "build", *options]) == 2
     assert "already exists" in capsys.readouterr().err
