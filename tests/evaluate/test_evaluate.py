@@ -85,9 +85,10 @@ def test_metrics_are_those_of_the_matcher_and_the_file_says_how(
                 assert part == pytest.approx(ranking_metrics(ranks[chosen], 18).to_json())
             else:
                 assert part is None
-        parts = [part for part in result[split].pop("namesakes").values() if part is not None]
-        assert sum(part["mentions"] for part in parts) == len(ranks)
-        assert sum(part["mentions"] * part["mrr"] for part in parts) == pytest.approx((1 / ranks).sum())
+        for groups in ("namesakes", "names"):
+            parts = [part for part in result[split].pop(groups).values() if part is not None]
+            assert sum(part["mentions"] for part in parts) == len(ranks)
+            assert sum(part["mentions"] * part["mrr"] for part in parts) == pytest.approx((1 / ranks).sum())
         assert result[split] == pytest.approx(ranking_metrics(ranks, 18).to_json())
     assert "counted against the gold entity" in result["ties"]
     assert {"command", "commit", "machine", "versions", "model_hash"} <= set(result)
