@@ -92,6 +92,7 @@ def _serve(settings: Settings) -> int:
             placement=settings.placement,
             cache_bytes=settings.mention_cache_bytes,
             image_limits=ImageLimits(max_bytes=settings.max_image_bytes),
+            names=settings.names,
         )
         try:
             linker = choose_pipeline(linker, settings.chain)

@@ -43,6 +43,8 @@ class OptionFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ``return_parts``: the scores of the units in every candidate (default true: they cost nothing).
     ``explain``: the tokens that each candidate's description attended to, and each unit's share of the score.
     ``nil``: say whether the best score lies below the threshold: ``nil_threshold``, else the model's own.
+    ``names``: count what the mention shares with the names of entities, and how popular they are, where the
+    model weighs them (default true); false gives the model's score alone.
     """
 
     top_k: int | None = None
@@ -52,6 +54,7 @@ class OptionFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     explain: bool | None = None
     nil: bool | None = None
     nil_threshold: float | None = None
+    names: bool | None = None
 
     def lend(self, other: OptionFields) -> None:
         """Give another what it does not say itself."""
@@ -95,15 +98,17 @@ class ScoreBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     candidates: list[str]
     return_parts: bool | None = None
     explain: bool | None = None
+    names: bool | None = None
     timeout_ms: float | None = None
 
 
 class CandidateAnswer(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One entity with its total score, and what was asked for beyond."""
+    """One entity: its total score, its probability in a calibrated model, and what was asked for beyond."""
 
     id: str
     name: str
     score: float
+    probability: float | None = None
     units: Mapping[str, float] | None = None
     explanation: Explanation | None = None
 
@@ -112,6 +117,7 @@ class LinkAnswer(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Ranked entities of a mention, best first (of ``/v1/score``: in the order asked for).
 
     ``nil`` is true where the best score lies below ``nil_threshold``; both are there if nil was asked for.
+    ``nil_probability`` is that of none of the ranked entities, in a calibrated model.
     """
 
     candidates: list[CandidateAnswer]
@@ -119,6 +125,7 @@ class LinkAnswer(msgspec.Struct, omit_defaults=True, kw_only=True):
     has_image: bool
     mode: str
     entities_scored: int
+    nil_probability: float | None = None
     nil: bool | None = None
     nil_threshold: float | None = None
     tokens: Sequence[TokenSpan] | None = None

@@ -18,6 +18,7 @@ from mimic_engine.scan.cpu import CpuKernels
 from mimic_engine.scan.passes import CodeBook
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import Scan
+from mimic_engine.scan.terms import ScoreTerms
 from mimic_engine.scan.topk import TieKey
 from mimic_engine.types import (
     KERNELS,
@@ -60,6 +61,7 @@ def open_scan(
     *,
     tie_key: TieKey | None = None,
     codes: CodeBook | None = None,
+    terms: ScoreTerms | None = None,
 ) -> Ranker:
     """A scan of an index's entities.
 
@@ -71,6 +73,7 @@ def open_scan(
     options : what scores, and where.
     tie_key : entity ids of rows, to break ties; by row number if absent.
     codes : for the mode "coded".
+    terms : what a search with name scores adds.
 
     Raises
     ------
@@ -91,14 +94,14 @@ def open_scan(
             f"placement: {options.placement!r} is not one of {', '.join(PLACEMENTS)}", field="placement"
         )
     if choice == "cuda":
-        return _on_gpu(segments, constants, options.placement, tie_key, codes)
+        return _on_gpu(segments, constants, options.placement, tie_key, codes, terms)
     if choice == "auto" and options.gpu_encoders:
         try:
-            return _on_gpu(segments, constants, options.placement, tie_key, codes)
+            return _on_gpu(segments, constants, options.placement, tie_key, codes, terms)
         except (MissingDependencyError, EngineError) as error:
             logger.warning("the encoders run on a GPU and the scan does not: %s", error)
     kernels = open_kernels(choice, model, constants, verify=options.verify)
-    return Scan(segments, kernels, threads=options.threads, tie_key=tie_key, codes=codes)
+    return Scan(segments, kernels, threads=options.threads, tie_key=tie_key, codes=codes, terms=terms)
 
 
 def _on_gpu(
@@ -107,6 +110,7 @@ def _on_gpu(
     placement: PlacementChoice,
     tie_key: TieKey | None,
     codes: CodeBook | None,
+    terms: ScoreTerms | None,
 ) -> Ranker:
     for name in ("torch", "triton"):
         try:
@@ -116,7 +120,15 @@ def _on_gpu(
     from mimic_engine.gpu.scan import CudaScan
 
     try:
-        return CudaScan(segments, constants, device=DEVICE, tie_key=tie_key, codes=codes, placement=placement)
+        return CudaScan(
+            segments,
+            constants,
+            device=DEVICE,
+            tie_key=tie_key,
+            codes=codes,
+            placement=placement,
+            terms=terms,
+        )
     except MissingDependencyError as error:
         raise MissingDependencyError(f"scorer: 'cuda': {error}: {INSTALL}") from error
 

@@ -1,8 +1,7 @@
-"""Nil threshold of a model, below which its best candidate is not good enough: chosen, kept, read.
+"""Nil threshold of a model, below which its best candidate is not good enough: chosen on labelled mentions.
 
-A mention whose best score lies below the threshold is answered "nil", none of these. The threshold belongs to
-a model and to a kind of knowledge base: :func:`choose` takes it from labelled mentions, ``mimic-engine
-calibrate`` writes it as ``nil.json`` into the model's folder, and ``Linker.open`` reads it from there.
+A mention whose best total lies below the threshold is answered "nil", none of these. It is kept with the
+weights that the total counts (:mod:`mimic_engine.calibration.stored`).
 """
 
 from __future__ import annotations
@@ -10,17 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 
-from mimic_engine.errors import InvalidInputError, ModelError
-from mimic_engine.files import Natural, read_versioned, write_versioned
-
-FILE = "nil.json"
-FORMAT = "mimic-nil"
-VERSION = 1
+from mimic_engine.errors import InvalidInputError
+from mimic_engine.files import Natural
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +21,7 @@ class NilThreshold:
     """A threshold and what it was chosen from.
 
     ``precision`` is the share of right answers among the ``answered`` of ``mentions`` labelled mentions,
-    ``wanted_precision`` what was asked for, ``entities`` the size of the index at that time.
+    ``wanted_precision`` what was asked for.
     """
 
     threshold: float
@@ -36,36 +29,10 @@ class NilThreshold:
     precision: float
     mentions: Natural
     answered: Natural
-    model_hash: str
-    entities: Natural
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold {self.threshold} is not finite")
-
-    def write(self, model: Path) -> None:
-        """Store with the model, whole or not at all."""
-        write_versioned(model / FILE, self, format=FORMAT, version=VERSION)
-
-    @classmethod
-    def read(cls, model: Path, model_hash: str) -> Self | None:
-        """Read what was stored with the model; None where nothing was.
-
-        Raises
-        ------
-        ModelError
-            If the file is damaged, of another version, or belongs to another model.
-        """
-        path = model / FILE
-        try:
-            stored = read_versioned(path, cls, format=FORMAT, version=VERSION, error=ModelError)
-        except FileNotFoundError:
-            return None
-        except ModelError as error:
-            raise ModelError(f"{error}; run mimic-engine calibrate") from error
-        if stored.model_hash != model_hash:
-            raise ModelError(f"{path}: belongs to model {stored.model_hash}, not to {model_hash}")
-        return stored
 
 
 @dataclass(frozen=True, slots=True)

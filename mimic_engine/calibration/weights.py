@@ -31,6 +31,7 @@ from mimic_engine.names.features import FEATURES
 
 WEIGHTED = (*FEATURES, "prior")
 LEAST_MENTIONS = 20
+RANKED = 10  # candidates that a probability is shared among, at least; a request for fewer ranks as many
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # inverse regularisation, as scikit-learn's C
 _FOLDS = 5
 
@@ -60,6 +61,16 @@ class ScoreWeights:
     context: float = 0.0
     prior: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in WEIGHTED:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"weight {name}: {value} is not a finite number from 0 on")
+
+    def __bool__(self) -> bool:
+        """Whether anything weighs."""
+        return any(getattr(self, name) for name in WEIGHTED)
+
     @property
     def names(self) -> tuple[float, ...]:
         """Weights of the name features, in the order of ``FEATURES``."""
@@ -69,6 +80,13 @@ class ScoreWeights:
         """Total scores (n,) of a mention's candidates."""
         return ranked.score + ranked.features @ np.array([getattr(self, name) for name in WEIGHTED])
 
+    def best(self, ranked: RankedMention) -> tuple[Floats, int | None]:
+        """Totals of the ``RANKED`` best, descending, and the answer's place among them; None: it is not."""
+        totals = self.totals(ranked)
+        order = np.argsort(-totals, kind="stable")[:RANKED]
+        place = order.tolist().index(ranked.gold) if ranked.gold in order else None
+        return totals[order], place
+
 
 @dataclass(frozen=True, slots=True)
 class Probability:
@@ -76,6 +94,12 @@ class Probability:
 
     temperature: float
     nil_score: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.nil_score)):
+            raise ValueError(
+                f"temperature {self.temperature}, nil_score {self.nil_score}: not finite, or not > 0"
+            )
 
     def of(self, totals: Floats) -> tuple[Floats, float]:
         """Probabilities (n,) of the candidates with these totals (n,), and of none of them."""
@@ -121,7 +145,7 @@ def fit_weights(mentions: Sequence[RankedMention]) -> ScoreWeights:
 
 
 def fit_probability(mentions: Sequence[RankedMention], weights: ScoreWeights) -> Probability:
-    """Temperature and score of nil under which the answers are likeliest.
+    """Temperature and score of nil under which the answers are likeliest, among the ``RANKED`` best of each.
 
     Raises
     ------
@@ -133,17 +157,17 @@ def fit_probability(mentions: Sequence[RankedMention], weights: ScoreWeights) ->
     if not mentions:
         raise InvalidInputError("mentions: there is none to calibrate on", field="mentions")
     optimize = _library("scipy.optimize")
-    totals = [weights.totals(m) for m in mentions]
-    spread = max(1e-6, float(np.mean([np.std(t) for t in totals])))
-    lowest = float(np.mean([t.max() for t in totals])) - 3 * spread
+    served = [weights.best(m) for m in mentions]
+    spread = max(1e-6, float(np.mean([np.std(totals) for totals, _ in served])))
+    lowest = float(np.mean([totals[0] for totals, _ in served])) - 3 * spread
 
     def surprise(point: Floats) -> float:
         probability = Probability(math.exp(point[0]), point[1])
         total = 0.0
-        for one, total_scores in zip(mentions, totals, strict=True):
-            shares, nil = probability.of(total_scores)
-            total -= math.log(max(1e-300, nil if one.gold is None else shares[one.gold]))
-        return total / len(mentions)
+        for totals, gold in served:
+            shares, nil = probability.of(totals)
+            total -= math.log(max(1e-300, nil if gold is None else shares[gold]))
+        return total / len(served)
 
     found = optimize.minimize(surprise, np.array([math.log(spread), lowest]), method="Nelder-Mead")
     return Probability(float(math.exp(found.x[0])), float(found.x[1]))

@@ -1,4 +1,4 @@
-"""``mimic-engine calibrate``: a model's nil threshold, chosen on labelled mentions, kept with the model."""
+"""``mimic-engine calibrate``: what names weigh, and how sure an answer is, fitted to labelled mentions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from mimic_engine.calibration.nil import NilThreshold, choose
+from mimic_engine.calibration.fit import fit_calibration
+from mimic_engine.calibration.stored import Calibration
+from mimic_engine.calibration.weights import RankedMention
 from mimic_engine.data.records import NIL, read_mentions
 from mimic_engine.engine.linker import Linker
 from mimic_engine.errors import DataError
@@ -18,38 +20,36 @@ BATCH = 32
 T = TypeVar("T")
 
 
-def calibrate(linker: Linker, model: Path, mentions: Path, precision: float) -> NilThreshold:
-    """Link the labelled mentions, choose the threshold, write it into the model's folder.
+def calibrate(
+    linker: Linker, model: Path, mentions: Path, *, names: bool = True, precision: float | None = None
+) -> Calibration:
+    """Rank candidates of the labelled mentions, fit to them, and write what is found into the model's folder.
 
     Mentions answered ``nil``, or with an entity that the index lacks, teach when not to answer.
+
+    Parameters
+    ----------
+    linker : over the model and an index.
+    model : folder of the model.
+    mentions : records, in JSON Lines or Parquet.
+    names, precision : as of :func:`~mimic_engine.calibration.fit.fit_calibration`.
 
     Raises
     ------
     DataError
         If the file cannot be read, or a mention has no answer.
-    InvalidInputError
-        If no threshold reaches the precision.
+    InvalidInputError, MissingDependencyError
+        As :func:`~mimic_engine.calibration.fit.fit_calibration`.
     """
-    scores: list[float] = []
-    right: list[bool] = []
+    ranked: list[RankedMention] = []
     labelled = _with_answers(read_mentions(mentions), mentions)
     for batch in _batches(labelled, BATCH):
-        results = linker.link([one.mention for one in batch], 1)
-        for one, result in zip(batch, results, strict=True):
-            scores.append(result.candidates[0].score)
-            right.append(result.candidates[0].id == one.answer)
-    choice = choose(scores, right, precision)
-    chosen = NilThreshold(
-        threshold=choice.threshold,
-        wanted_precision=precision,
-        precision=choice.precision,
-        mentions=len(scores),
-        answered=choice.answered,
-        model_hash=linker.model_hash,
-        entities=len(linker.index),
-    )
-    chosen.write(model)
-    return chosen
+        rows = linker.index.find([one.answer for one in batch]).tolist()
+        gold = [None if row < 0 else row for row in rows]
+        ranked += linker.ranked_mentions([one.mention for one in batch], gold)
+    found = fit_calibration(ranked, linker.model_hash, len(linker.index), names=names, precision=precision)
+    found.write(model)
+    return found
 
 
 def _with_answers(mentions: Iterable[LabelledMention], path: Path) -> Iterator[LabelledMention]:

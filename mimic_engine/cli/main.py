@@ -34,7 +34,7 @@ from mimic_engine.cli.codes import (
 )
 from mimic_engine.cli.index import add_commands
 from mimic_engine.cli.nif import add_nif
-from mimic_engine.cli.options import add_backend, backend_options, open_model
+from mimic_engine.cli.options import add_backend, add_names, backend_options, open_model
 from mimic_engine.data.images import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.types import MODES, PLACEMENTS, SCORERS, LinkResult, Mention
@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
     nif = commands.add_parser("nif", help="link NIF documents, or read their mentions")
     add_nif(nif.add_subparsers(required=True, metavar="ACTION"))
-    _add_calibrate(commands.add_parser("calibrate", help="choose below which score a mention is nil"))
+    _add_calibrate(
+        commands.add_parser("calibrate", help="weigh names, and choose below which score a mention is nil")
+    )
     return parser
 
 
@@ -123,6 +125,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--rerank", type=int, metavar="R", help="entities that mode coded scores exactly")
     add("--scorer", choices=SCORERS, default="auto", help="what scores (%(default)s)")
     add("--placement", choices=PLACEMENTS, default="auto", help="of token queries on a GPU (%(default)s)")
+    add_names(parser)
     add_backend(parser)
     add("--types", help="comma-separated entity types to choose among")
     add("--explain", action="store_true", help="add what each unit gave, and the tokens attended to")
@@ -131,12 +134,17 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="exported model folder; the threshold is stored in it")
+    add("--model", type=Path, required=True, help="exported model folder; what is fitted is stored in it")
     add("--index", type=Path, required=True, help="index folder")
     add(
         "--mentions", type=Path, required=True, help=".jsonl or .parquet of mentions with answers, some 'nil'"
     )
-    add("--wanted-precision", type=float, required=True, help="share of right answers, above 0, at most 1")
+    add(
+        "--wanted-precision",
+        type=float,
+        help="share of right answers, above 0, at most 1, to choose a nil threshold for; else there is none",
+    )
+    add_names(parser)
     add_backend(parser)
     parser.set_defaults(run=_calibrate)
 
@@ -212,7 +220,12 @@ def _link(args: argparse.Namespace) -> int:
     if args.mention is not None and args.sentence is None:
         raise InvalidInputError("--sentence: missing; it is the text around the mention")
     linker = Linker.open(
-        args.model, args.index, scorer=args.scorer, placement=args.placement, **backend_options(args)
+        args.model,
+        args.index,
+        scorer=args.scorer,
+        placement=args.placement,
+        names=not args.no_names,
+        **backend_options(args),
     )
     candidates, types = (
         None if given is None else [part for part in given.split(",") if part]
@@ -237,7 +250,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     linker = Linker.open(args.model, args.index, **backend_options(args))
     try:
-        _print_json(asdict(calibrate(linker, args.model, args.mentions, args.wanted_precision)), indent=2)
+        found = calibrate(
+            linker, args.model, args.mentions, names=not args.no_names, precision=args.wanted_precision
+        )
+        _print_json(asdict(found), indent=2)
     finally:
         linker.close()
     return 0
@@ -256,7 +272,7 @@ def _mentions(args: argparse.Namespace, counts: ReadCounts) -> Iterator[Mention]
 def _as_json(mention: Mention, result: LinkResult) -> dict[str, Any]:
     fields = asdict(result)
     for optional in (fields, *fields["candidates"]):
-        for name in ("tokens", "explanation"):
+        for name in ("tokens", "explanation", "probability", "nil_probability"):
             if optional.get(name, ...) is None:
                 del optional[name]
     return {"mention": mention.mention, "sentence": mention.sentence, **fields}

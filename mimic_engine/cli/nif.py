@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimic_engine.cli.options import add_backend, backend_options
+from mimic_engine.cli.options import add_backend, add_names, backend_options
 from mimic_engine.errors import DataError, InvalidInputError
 from mimic_engine.nif.mentions import WIKIDATA
 from mimic_engine.nif.sentences import WORDS
@@ -50,6 +50,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--scorer", choices=SCORERS, default="auto", help="what scores (%(default)s)")
     add("--nil", action="store_true", help="answer NIL below the model's own threshold")
     add("--nil-threshold", type=float, help="answer NIL below this score instead")
+    add_names(parser)
     add_backend(parser)
     parser.set_defaults(run=_link)
 
@@ -65,7 +66,9 @@ def _link(args: argparse.Namespace) -> int:
     check_output(args.output)
     uris = EntityUris(args.prefix)
     documents = read_documents(args.input)
-    linker = Linker.open(args.model, args.index, scorer=args.scorer, **backend_options(args))
+    linker = Linker.open(
+        args.model, args.index, scorer=args.scorer, names=not args.no_names, **backend_options(args)
+    )
     try:
         answers = NifAnswers(uris, args.words, args.mode, _threshold(args, linker))
         linked = link_documents(linker, documents, answers)
@@ -119,11 +122,11 @@ def _counts(found: Iterable[NifMention], prefix: str) -> str:
 def _threshold(args: argparse.Namespace, linker: Linker) -> float | None:
     if args.nil_threshold is not None:
         return float(args.nil_threshold)
-    if args.nil and linker.nil_threshold is None:
+    if args.nil and linker.nil_threshold() is None:
         raise InvalidInputError(
             "--nil: this model has no threshold of its own (mimic-engine calibrate); give --nil-threshold"
         )
-    return linker.nil_threshold if args.nil else None
+    return linker.nil_threshold() if args.nil else None
 
 
 def _check(args: argparse.Namespace) -> None:

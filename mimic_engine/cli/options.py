@@ -33,6 +33,13 @@ def add_backend(parser: argparse.ArgumentParser, precision: str | None = "fp32")
     add("--threads", type=int, help="CPU cores to use; all by default")
 
 
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Add the option that leaves names out of the scores."""
+    parser.add_argument(
+        "--no-names", action="store_true", help="the model's score alone: neither names nor popularity count"
+    )
+
+
 def backend_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options as ``Linker.open`` and ``open_featurizer`` take them."""
     names = ("backend", "precision", "engines", "checkpoint", "device_layer", "threads")

@@ -77,6 +77,7 @@ class Options(TypedDict, total=False):
     explain: bool
     nil: bool
     nil_threshold: float
+    names: bool
 
 
 @dataclass(frozen=True, slots=True)

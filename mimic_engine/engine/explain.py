@@ -5,10 +5,11 @@ Works on the folded arrays of the few entities that were returned, with the read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mimic_engine.kernels.reference import column_mean_ref
+from mimic_engine.scan.terms import NAME, PRIOR
 from mimic_engine.types import (
     Array,
     Candidate,
@@ -21,7 +22,11 @@ from mimic_engine.types import (
 
 
 def explain_result(
-    result: LinkResult, tokens: Sequence[TokenSpan], mention: MentionArrays, entities: EntityArrays
+    result: LinkResult,
+    tokens: Sequence[TokenSpan],
+    mention: MentionArrays,
+    entities: EntityArrays,
+    matched: Sequence[str | None],
 ) -> LinkResult:
     """Give the result with its tokens and an :class:`Explanation` in each of its K candidates.
 
@@ -31,10 +36,11 @@ def explain_result(
     tokens : the T real tokens of its text, which stand before any padding.
     mention : its folded arrays, one row.
     entities : token queries of the candidates, float32, K rows in their order.
+    matched : the name of each that shares most with the mention.
     """
     attention = attention_of(mention, entities)  # (K, L)
     candidates = tuple(
-        _explain_one(candidate, len(tokens), None if attention is None else attention[k])
+        _explain_one(candidate, len(tokens), None if attention is None else attention[k], matched[k])
         for k, candidate in enumerate(result.candidates)
     )
     return replace(result, candidates=candidates, tokens=tuple(tokens))
@@ -50,11 +56,19 @@ def attention_of(mention: MentionArrays, entities: EntityArrays) -> Array | None
     return mean[0].astype("float32")  # (K, L)
 
 
-def _explain_one(candidate: Candidate, tokens: int, attention: Array | None) -> Candidate:
+def contributions(units: Mapping[str, float]) -> dict[str, float]:
+    """Shares of a total: the model's units count by their mean, names and prior as they are."""
+    model = sum(name not in (NAME, PRIOR) for name in units)
+    return {name: score if name in (NAME, PRIOR) else score / model for name, score in units.items()}
+
+
+def _explain_one(
+    candidate: Candidate, tokens: int, attention: Array | None, matched: str | None
+) -> Candidate:
     """Explain a candidate by its row (L,) of the attention."""
-    contributions = {name: score / len(candidate.units) for name, score in candidate.units.items()}
+    shares = contributions(candidate.units)
     if attention is None:
-        return replace(candidate, explanation=Explanation(contributions, None, None))
+        return replace(candidate, explanation=Explanation(shares, None, None, matched))
     shown = tuple(map(float, attention[:tokens]))
-    explanation = Explanation(contributions, shown, float(attention[tokens:].sum()))
+    explanation = Explanation(shares, shown, float(attention[tokens:].sum()), matched)
     return replace(candidate, explanation=explanation)

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import product
 from typing import Any, Self
 
-from mimic_engine.calibration.nil import NilThreshold
+from mimic_engine.calibration.stored import Calibration
 from mimic_engine.device_errors import device_faults
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention, blank_texts
 from mimic_engine.engine.linker import Linker, PreparedRequest
@@ -55,7 +55,7 @@ class GpuLinker(Linker):
     featurizer : without a cache, over a session on the GPU; linkers of one model share it.
     index : that is searched.
     scan : over the index, on the same GPU.
-    nil, verify : as of every linker.
+    calibration, names, verify : as of every linker.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class GpuLinker(Linker):
         featurizer: Featurizer,
         index: Index,
         scan: CudaScan,
-        nil: NilThreshold | None = None,
+        calibration: Calibration | None = None,
         *,
+        names: bool = True,
         verify: bool = True,
     ) -> None:
-        super().__init__(featurizer, index, scan, nil, verify=verify)
+        super().__init__(featurizer, index, scan, calibration, names=names, verify=verify)
         session = featurizer.session
         assert isinstance(session, DeviceSession)
         self._session, self._cuda_scan = session, scan
@@ -79,7 +80,7 @@ class GpuLinker(Linker):
         """A linker over the same parts, all on the GPU; it takes the other's place."""
         scan = linker._scan
         assert isinstance(scan, CudaScan)
-        return cls(linker.featurizer, linker.index, scan, linker.nil, verify=linker._verify)
+        return cls(linker.featurizer, linker.index, scan, linker.calibration, **linker._options())
 
     @property
     def pipeline(self) -> GpuPipeline:
@@ -186,7 +187,7 @@ class GpuLinker(Linker):
 
     def _over(self, index: Index, scan: Ranker) -> Self:
         assert isinstance(scan, CudaScan)  # over() keeps the kind
-        linker = type(self)(self.featurizer, index, scan, self.nil, verify=self._verify)
+        linker = type(self)(self.featurizer, index, scan, self.calibration, **self._options())
         linker._stream = self._stream  # with the memory that its graphs share
         linker.warmed = self.warmed
         return linker

@@ -1,10 +1,12 @@
 """The engine: mentions in, ranked entities out. Read this first.
 
     preprocess -> encode -> fold -> scan -> re-score the winners -> top-k
+       names -> name scores -----^
 
 :class:`Linker` puts the parts together and knows nothing of HTTP. The parts:
 :mod:`mimic_engine.encoding` (graphs and preprocessing), :mod:`mimic_engine.index`
-(folded entities on disk), :mod:`mimic_engine.scan` (the scan).
+(folded entities on disk), :mod:`mimic_engine.names` (what a mention shares with
+entities' names), :mod:`mimic_engine.scan` (the scan).
 """
 
 from __future__ import annotations
@@ -22,17 +24,22 @@ from numpy.typing import NDArray
 
 from mimic_engine.backends.encoders import GPU_BACKENDS, open_featurizer
 from mimic_engine.backends.scan import ScanOptions, open_scan
-from mimic_engine.calibration.nil import NilThreshold
+from mimic_engine.calibration.candidates import ranked_mentions
 from mimic_engine.calibration.recall import promised
+from mimic_engine.calibration.stored import Calibration
+from mimic_engine.calibration.weights import RANKED, Probability, RankedMention, ScoreWeights
 from mimic_engine.encoding.cache import CachingFeaturizer, EncodingCache
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention
 from mimic_engine.engine.explain import explain_result
 from mimic_engine.engine.warmup import WarmUp, first_and_steady
+from mimic_engine.engine.weighed_names import WeighedNames, score_terms
 from mimic_engine.errors import InvalidInputError, UnknownEntityError
 from mimic_engine.images import ImageLimits
 from mimic_engine.index.store import Index
+from mimic_engine.names.prior import prior_of
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
+from mimic_engine.scan.terms import NameScores
 from mimic_engine.types import (
     DEFAULT_OPTIONS,
     Candidate,
@@ -40,12 +47,14 @@ from mimic_engine.types import (
     LinkOptions,
     LinkResult,
     Mention,
+    MentionArrays,
     Mode,
     PlacementChoice,
     ScorerChoice,
 )
 
 KEPT_MASKS = 16  # of types that were asked for together
+NO_NAMES = NameScores(np.empty(0, np.int64), np.empty(0, np.float32))  # of a mention that no name is like
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +65,7 @@ class Search:
     Attributes
     ----------
     mode, rerank : as of :meth:`mimic_engine.scan.scan.Scan.search`.
+    names : whether names and prior count.
     among : identity of the candidates; None for all entities.
     count : candidates.
     rows : their rows, where ids were given.
@@ -64,6 +74,7 @@ class Search:
 
     mode: Mode
     rerank: int
+    names: bool
     among: Hashable
     count: int = field(compare=False)
     rows: NDArray[np.int64] | None = field(compare=False)
@@ -72,11 +83,17 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """One mention ready for the device, with options that its linker has checked."""
+    """One mention ready for the device, with options that its linker has checked.
+
+    ``names`` are its name scores, None where names do not count; ``explained`` is the mention itself, where
+    its answer is to be explained.
+    """
 
     mention: PreparedMention
     options: LinkOptions
     search: Search
+    names: NameScores | None = None
+    explained: Mention | None = None
 
 
 class Linker:
@@ -98,13 +115,15 @@ class Linker:
         featurizer: Featurizer,
         index: Index,
         scan: Ranker,
-        nil: NilThreshold | None = None,
+        calibration: Calibration | None = None,
         *,
+        names: bool = True,
         verify: bool = True,
     ) -> None:
         self.featurizer = featurizer
         self.index = index
-        self.nil = nil
+        self.calibration = Calibration(featurizer.model_hash) if calibration is None else calibration
+        self._weights = self.calibration.weights if names else ScoreWeights()
         self._scan = scan
         self._verify = verify
         promise = promised(index.manifest)
@@ -129,6 +148,7 @@ class Linker:
         checkpoint: str | Path | None = None,
         device_layer: DeviceLayer = "auto",
         cache_bytes: int = 0,
+        names: bool = True,
     ) -> Self:
         """Open an exported model and an index built with it.
 
@@ -151,6 +171,7 @@ class Linker:
         device_layer : what encoders on a GPU have memory from: "pycuda", "cuda-core", or "auto", PyCUDA
             where it is installed.
         cache_bytes : memory for mentions and images that come again; 0 remembers none.
+        names : count names and prior as the model was calibrated; else the model's score alone.
 
         Raises
         ------
@@ -179,12 +200,19 @@ class Linker:
             cache_bytes=cache_bytes,
         )
         opened.check_model(featurizer.model_hash)
-        nil = NilThreshold.read(Path(model), featurizer.model_hash)
+        calibration = Calibration.read(Path(model), featurizer.model_hash)
+        weights = calibration.weights if names else ScoreWeights()
         options = ScanOptions(scorer, threads, placement, featurizer.backend in GPU_BACKENDS, verify)
         scan = open_scan(
-            opened.segments, featurizer.constants, model, options, tie_key=opened.ids, codes=opened.codes
+            opened.segments,
+            featurizer.constants,
+            model,
+            options,
+            tie_key=opened.ids,
+            codes=opened.codes,
+            terms=score_terms(weights, opened.popularity, opened.alive),
         )
-        return cls(featurizer, opened, scan, nil, verify=verify)
+        return cls(featurizer, opened, scan, calibration, names=names, verify=verify)
 
     def reopened(self) -> Self:
         """A linker over the newest state of the same index folder, or itself if that has not changed.
@@ -200,18 +228,35 @@ class Linker:
         if newest.manifest == self.index.manifest:
             return self
         newest.check_model(self.model_hash)
-        return self._over(newest, self._scan.over(newest.segments, newest.ids, newest.codes))
+        terms = score_terms(self._weights, newest.popularity, newest.alive)
+        return self._over(newest, self._scan.over(newest.segments, newest.ids, newest.codes, terms))
 
     def _over(self, index: Index, scan: Ranker) -> Self:
         """The same over another state of the index."""
-        linker = type(self)(self.featurizer, index, scan, self.nil, verify=self._verify)
+        linker = type(self)(self.featurizer, index, scan, self.calibration, **self._options())
         linker.warmed = self.warmed
         return linker
 
+    def _options(self) -> dict[str, bool]:
+        """Options that a linker over other parts has too."""
+        return {"names": self._weights == self.calibration.weights, "verify": self._verify}
+
     @property
-    def nil_threshold(self) -> float | None:
-        """Score below which a mention's best candidate is no answer; None where it was not calibrated."""
-        return None if self.nil is None else self.nil.threshold
+    def counts_names(self) -> bool:
+        """Whether names and prior count, unless a mention's options say otherwise."""
+        return bool(self._weights)
+
+    def nil_threshold(self, names: bool = True) -> float | None:
+        """Total below which a mention's best candidate is no answer; None where none was calibrated.
+
+        ``names`` says whether they count, where the linker counts them: a threshold is for one of the two.
+        """
+        nil = self.calibration.nil
+        return nil.threshold if nil is not None and self._is_calibrated(names and self.counts_names) else None
+
+    def _is_calibrated(self, names: bool) -> bool:
+        """Whether totals with, or without, names are what was calibrated."""
+        return names == bool(self.calibration.weights)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -233,6 +278,7 @@ class Linker:
         mode: Mode = "certified",
         rerank: int | None = None,
         explain: bool = False,
+        names: bool = True,
     ) -> list[LinkResult]:
         """Rank entities for each mention.
 
@@ -246,7 +292,9 @@ class Linker:
             needs an index with codes and gives what the index's calibration says.
         rerank : entities that mode "coded" scores exactly; by default 128, or what the index's
             calibration asks for if that is more.
-        explain : say for every candidate which tokens TGLU attended to, and what each unit gave.
+        explain : say for every candidate which tokens TGLU attended to, what each unit gave, and which
+            of its names matched.
+        names : count names and prior, where the model weighs them; else the model's score alone.
 
         Raises
         ------
@@ -259,7 +307,7 @@ class Linker:
         if not mentions:
             return []
         among, kinds = (None if given is None else tuple(given) for given in (candidates, types))
-        options = LinkOptions(top_k, among, kinds, mode, rerank, explain)
+        options = LinkOptions(top_k, among, kinds, mode, rerank, explain, names)
         search = self._resolve(options)
         if top_k > search.count:
             raise _outside(top_k, search.count)
@@ -286,18 +334,18 @@ class Linker:
             own = arrays if len(groups) == 1 else arrays.take(members)
             top = self._scan.search(
                 own,
-                max(requests[b].options.top_k for b in members),
+                max(self._ranked(requests[b]) for b in members),
                 mode=search.mode,
                 rows=search.rows,
                 allowed=search.allowed,
                 rerank=search.rerank,
+                names=[requests[b].names or NO_NAMES for b in members] if search.names else None,
             )
             for i, b in enumerate(members):
                 result = self._result(requests[b], top, i)
                 if requests[b].options.explain:
-                    entities = self._scan.token_queries(top.rows[i, : len(result.candidates)])
-                    spans = requests[b].mention.spans or ()
-                    result = explain_result(result, spans, own.block(i, i + 1), entities)
+                    rows = top.rows[i, : len(result.candidates)]
+                    result = self._explained(requests[b], result, rows, own.block(i, i + 1))
                 results[b] = result
         return [results[b] for b in range(len(requests))]
 
@@ -315,9 +363,29 @@ class Linker:
         """The memory of mentions and images that were encoded before, if there is one."""
         return self.featurizer.cache if isinstance(self.featurizer, CachingFeaturizer) else None
 
-    def ranks(self, mentions: Sequence[Mention], gold: NDArray[np.int64]) -> NDArray[np.int64]:
+    def ranks(
+        self, mentions: Sequence[Mention], gold: NDArray[np.int64], *, names: bool = True
+    ) -> NDArray[np.int64]:
         """1-based rank of index row ``gold[b]`` for each mention, ties counted against it; (B,)."""
-        return self._scan.ranks(self.featurizer.mentions(mentions), gold, allowed=self.index.alive)
+        arrays = self.featurizer.mentions(mentions)
+        scores = [self._names.scores(m) for m in mentions] if names and self.counts_names else None
+        return self._scan.ranks(arrays, gold, allowed=self.index.alive, names=scores)
+
+    def ranked_mentions(self, mentions: Sequence[Mention], gold: Sequence[int | None]) -> list[RankedMention]:
+        """The candidates of B mentions with the numbers that a calibration weighs.
+
+        ``gold`` are index rows, None where no entity is right. Errors as of :meth:`link`.
+        """
+        index = self.index
+        return ranked_mentions(
+            self._scan,
+            index.name_lookup,
+            prior_of(index.popularity, index.alive),
+            mentions,
+            self.featurizer.mentions(mentions),
+            gold,
+            allowed=index.alive,
+        )
 
     def warm_up(self) -> None:
         """Run everything in every shape that a request can have, so that the first costs what the next does.
@@ -357,6 +425,7 @@ class Linker:
 
     def info(self) -> dict[str, Any]:
         """Description of what is loaded, for people and for ``/v1/info``; JSON types only."""
+        nil = self.calibration.nil
         return {
             "model_hash": self.model_hash,
             "units": list(self.featurizer.constants.units),
@@ -370,7 +439,8 @@ class Linker:
             "scorer": self._scan.scorer_name,
             "threads": self._scan.threads,
             "warm_up": None if self.warmed is None else self.warmed.to_json(),
-            "nil_threshold": None if self.nil is None else asdict(self.nil),
+            "names": {"counted": self.counts_names, "weights": asdict(self._weights)},
+            "nil_threshold": None if nil is None or self.nil_threshold() is None else asdict(nil),
         }
 
     def close(self) -> None:
@@ -393,14 +463,14 @@ class Linker:
 
     def _among(self, options: LinkOptions, rerank: int) -> Search:
         """Candidates given by id are few and all scored; those of a type may be most of the index."""
-        mode, alive = options.mode, self.index.alive
+        mode, alive, names = options.mode, self.index.alive, options.names and self.counts_names
         if options.candidates is not None:
             rows = self._select(options.candidates, options.types)
-            return Search(mode, rerank, rows.tobytes(), len(rows), rows, alive)
+            return Search(mode, rerank, names, rows.tobytes(), len(rows), rows, alive)
         if options.types is not None:
             allowed, count = self._of_types(options.types)
-            return Search(mode, rerank, options.types, count, None, allowed)
-        return Search(mode, rerank, None, len(self.index), None, alive)
+            return Search(mode, rerank, names, options.types, count, None, allowed)
+        return Search(mode, rerank, names, None, len(self.index), None, alive)
 
     def _select(self, ids: Sequence[str] | None, types: Sequence[str] | None) -> NDArray[np.int64]:
         try:
@@ -419,15 +489,40 @@ class Linker:
         return allowed, len(rows)
 
     def _prepare(self, mention: Mention, options: LinkOptions, search: Search) -> PreparedRequest:
-        return PreparedRequest(self.featurizer.prepare(mention, spans=options.explain), options, search)
+        return PreparedRequest(
+            self.featurizer.prepare(mention, spans=options.explain),
+            options,
+            search,
+            self._names.scores(mention) if search.names else None,
+            mention if options.explain else None,
+        )
+
+    @property
+    def _names(self) -> WeighedNames:
+        return WeighedNames(self.index.name_lookup, self._weights)
+
+    def _ranked(self, request: PreparedRequest) -> int:
+        """Entities to rank for a request: what it asks for, or more for a probability to be shared among."""
+        if self._probability(request) is None:
+            return request.options.top_k
+        return min(request.search.count, max(request.options.top_k, RANKED))
+
+    def _probability(self, request: PreparedRequest) -> Probability | None:
+        return self.calibration.probability if self._is_calibrated(request.search.names) else None
 
     def _result(self, request: PreparedRequest, top: TopK, b: int) -> LinkResult:
         """Result of a request that is row ``b`` of a search."""
         rows = top.rows[b, : request.options.top_k]
         units = [{name: float(s[b, i]) for name, s in top.units.items()} for i in range(len(rows))]
         ids, names = self.index.ids(rows), self.index.names(rows)
+        shares: Sequence[float | None] = [None] * len(rows)
+        nil = None
+        if (probability := self._probability(request)) is not None:
+            found, nil = probability.of(top.scores[b, : self._ranked(request)].astype(np.float64))
+            shares = found.tolist()
         candidates = tuple(
-            Candidate(ids[i], names[i], float(top.scores[b, i]), units[i]) for i in range(len(rows))
+            Candidate(ids[i], names[i], float(top.scores[b, i]), units[i], probability=shares[i])
+            for i in range(len(rows))
         )
         return LinkResult(
             candidates,
@@ -435,7 +530,19 @@ class Linker:
             request.mention.has_image,
             top.modes[b],
             int(top.scored[b]),
+            nil_probability=nil,
         )
+
+    def _explained(
+        self, request: PreparedRequest, result: LinkResult, rows: NDArray[np.int64], own: MentionArrays
+    ) -> LinkResult:
+        """A result with its explanations; ``rows`` are its candidates', ``own`` is its mention, folded."""
+        matched: list[str | None] = [None] * len(rows)
+        if request.search.names and request.explained is not None:
+            entities = [self.index.entity(row) for row in rows.tolist()]
+            matched = [self._names.matched(request.explained, (e.name, *e.aliases)) for e in entities]
+        queries = self._scan.token_queries(rows)
+        return explain_result(result, request.mention.spans or (), own, queries, matched)
 
 
 def _outside(top_k: int, count: int) -> InvalidInputError:

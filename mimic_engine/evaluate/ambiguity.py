@@ -1,4 +1,5 @@
-"""Ambiguity of surface forms: how many entities bear the name that a mention uses, whatever its sentence.
+"""Ambiguity of surface forms: how many entities bear the name that a mention uses, whatever its sentence;
+and whether the answer is among those that bear it.
 
 Words are compared without case and accents; an entity bears a name if its own holds every word of it.
 """
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mimic_engine.names.lookup import NameLookup
 
 # Group -> fewest and most entities that bear the mention's name.
 GROUPS: Mapping[str, tuple[int, int | None]] = {
@@ -52,6 +55,30 @@ def in_group(counts: NDArray[np.int64], group: str) -> NDArray[np.bool_]:
     """Which of M ``counts`` belong to a group of :data:`GROUPS`, (M,) bool."""
     fewest, most = GROUPS[group]
     return (counts >= fewest) & (counts <= (np.inf if most is None else most))
+
+
+BY_NAME = ("equal", "alike", "unknown")
+
+
+def known_names(
+    lookup: NameLookup, surfaces: Sequence[str], gold: NDArray[np.int64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Mentions by whether their answer is known by that name, (M,) bool for each of :data:`BY_NAME`.
+
+    "equal": the surface is a name or alias of the answer, by normal forms; "alike": one of them shares words
+    or most letters with it; "unknown": none does.
+
+    Parameters
+    ----------
+    lookup : names of the entities.
+    surfaces : M surface forms.
+    gold : (M,) rows of their answers.
+    """
+    pairs = zip(surfaces, gold, strict=True)
+    features = np.stack([lookup.features(surface).at(row[None])[0] for surface, row in pairs])  # (M, 4)
+    equal: NDArray[np.bool_] = features[:, 0] > 0
+    some: NDArray[np.bool_] = np.any(features > 0, axis=1)
+    return {"equal": equal, "alike": some & ~equal, "unknown": ~some}
 
 
 def _words(name: str) -> set[str]:

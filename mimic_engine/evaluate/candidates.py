@@ -18,7 +18,8 @@ from mimic_engine.data.with_candidates import MentionWithCandidates
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.metrics import HITS, Metrics, ranking_metrics
 from mimic_engine.scan.scan import Scan
-from mimic_engine.types import MentionArrays
+from mimic_engine.scan.terms import NameScores
+from mimic_engine.types import Mention, MentionArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,16 @@ class CandidateSetRanks:
     ----------
     scan : over the folded entities.
     rows_of : gives the rows (n,) of entity ids.
+    names : gives the name scores of a mention; None: the model's score alone.
     """
 
-    def __init__(self, scan: Scan, rows_of: Callable[[Sequence[str]], NDArray[np.int64]]) -> None:
-        self._scan, self._rows_of = scan, rows_of
+    def __init__(
+        self,
+        scan: Scan,
+        rows_of: Callable[[Sequence[str]], NDArray[np.int64]],
+        names: Callable[[Mention], NameScores] | None = None,
+    ) -> None:
+        self._scan, self._rows_of, self._names = scan, rows_of, names
         self._ranks: list[int] = []
         self._mentions = self._candidates = self._most = 0
 
@@ -71,7 +78,8 @@ class CandidateSetRanks:
             if one.labelled.answer in one.candidates:
                 rows = self._rows_of(one.candidates)
                 gold = int(rows[one.candidates.index(one.labelled.answer)])
-                self._ranks.append(rank_among(self._scan, arrays.take([b]), rows, gold))
+                names = None if self._names is None else self._names(one.labelled.mention)
+                self._ranks.append(rank_among(self._scan, arrays.take([b]), rows, gold, names))
 
     def result(self) -> CandidateSetEvaluation:
         """Metrics of the mentions added.
@@ -88,8 +96,10 @@ class CandidateSetRanks:
         return CandidateSetEvaluation(self._mentions, self._candidates, answerable)
 
 
-def rank_among(scan: Scan, mention: MentionArrays, rows: NDArray[np.int64], gold: int) -> int:
+def rank_among(
+    scan: Scan, mention: MentionArrays, rows: NDArray[np.int64], gold: int, names: NameScores | None = None
+) -> int:
     """1-based rank of row ``gold`` among ``rows`` (n,), which hold it; ties count against it."""
-    ranked = scan.search(mention, len(rows), rows=rows)
+    ranked = scan.search(mention, len(rows), rows=rows, names=None if names is None else [names])
     own = ranked.scores[0, ranked.rows[0] == gold][0]
     return int(np.count_nonzero(ranked.scores[0] >= own))

@@ -2,7 +2,8 @@
 
 Every mention is ranked among all entities by the exact scan, or among candidates that
 a file gives it (:mod:`mimic_engine.evaluate.candidates`); a tie counts against the gold
-entity. The encoders of an exported model run on ONNX Runtime, those of a training
+entity. Where the model was calibrated to weigh names, it is evaluated with and without
+them. The encoders of an exported model run on ONNX Runtime, those of a training
 checkpoint on PyTorch; entities come from an index or are folded in memory. Mentions go
 through in batches, so memory does not grow with their number.
 """
@@ -24,20 +25,25 @@ from tqdm import tqdm
 
 from mimic_engine.backends.encoders import open_featurizer
 from mimic_engine.backends.scan import open_kernels
+from mimic_engine.calibration.stored import Calibration
 from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import Dataset, open_dataset
 from mimic_engine.data.with_candidates import CandidateCounts, MentionWithCandidates, read_with_candidates
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention
 from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
 from mimic_engine.encoding.manifest import CPU_PRECISIONS
+from mimic_engine.engine.weighed_names import WeighedNames, score_terms
 from mimic_engine.errors import DataError, InvalidInputError, MimicError, ModelError
-from mimic_engine.evaluate.ambiguity import GROUPS, SurfaceAmbiguity, in_group
+from mimic_engine.evaluate.ambiguity import GROUPS, SurfaceAmbiguity, in_group, known_names
 from mimic_engine.evaluate.candidates import CandidateSetRanks
 from mimic_engine.index.store import Index
 from mimic_engine.metrics import Metrics, ranking_metrics
+from mimic_engine.names.forms import FormArrays
+from mimic_engine.names.lookup import NameLookup
 from mimic_engine.provenance import header, write_result
 from mimic_engine.scan.base import ScanKernels
 from mimic_engine.scan.scan import Scan
+from mimic_engine.scan.terms import NameScores
 from mimic_engine.types import Entity, EntityArrays, LabelledMention, MentionArrays
 
 SPLITS = ("train", "dev", "test")
@@ -53,7 +59,13 @@ class Ranker(Protocol):
         """Entities N."""
         ...
 
-    def ranks(self, mentions: MentionArrays, gold: NDArray[np.int64]) -> NDArray[np.int64]:
+    def ranks(
+        self,
+        mentions: MentionArrays,
+        gold: NDArray[np.int64],
+        *,
+        names: Sequence[NameScores] | None = None,
+    ) -> NDArray[np.int64]:
         """1-based rank (B,) of entity row ``gold[b]`` for each mention."""
         ...
 
@@ -68,8 +80,25 @@ class _Alive:
     def __len__(self) -> int:
         return int(np.count_nonzero(self.alive))
 
-    def ranks(self, mentions: MentionArrays, gold: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.scan.ranks(mentions, gold, allowed=self.alive)
+    def ranks(
+        self,
+        mentions: MentionArrays,
+        gold: NDArray[np.int64],
+        *,
+        names: Sequence[NameScores] | None = None,
+    ) -> NDArray[np.int64]:
+        return self.scan.ranks(mentions, gold, allowed=self.alive, names=names)
+
+
+@dataclass(frozen=True, slots=True)
+class _KnowledgeBase:
+    """Entities to rank: folded arrays, which live (None: all), their rows by id, names, popularity (N,)."""
+
+    segments: Sequence[EntityArrays]
+    alive: NDArray[np.bool_] | None
+    rows_of: RowsOf
+    lookup: NameLookup
+    popularity: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +109,7 @@ class Evaluation:
     with_image: Metrics | None
     without_image: Metrics | None
     by_ambiguity: Mapping[str, Metrics | None]  # by how many entities bear the mention's name
+    by_name: Mapping[str, Metrics | None]  # by whether the answer bears it, see BY_NAME
 
     def to_json(self) -> dict[str, Any]:
         """The metrics of all mentions, with ``with_image``, ``without_image``, ``namesakes`` beside them."""
@@ -88,6 +118,7 @@ class Evaluation:
             self.all.to_json()
             | {name: m and m.to_json() for name, m in parts.items()}
             | {"namesakes": {group: m and m.to_json() for group, m in self.by_ambiguity.items()}}
+            | {"names": {group: m and m.to_json() for group, m in self.by_name.items()}}
         )
 
 
@@ -97,12 +128,15 @@ def evaluate(
     mentions: Sequence[LabelledMention],
     gold: NDArray[np.int64],
     ambiguity: SurfaceAmbiguity,
+    names: WeighedNames,
     broken: BrokenImages,
     *,
     batch_size: int = 64,
     progress: bool = True,
-) -> Evaluation:
+) -> tuple[Evaluation, Evaluation | None]:
     """Rank the gold entity of each mention among all entities of a scan.
+
+    Gives the evaluation as the model answers, and where it weighs names another by its own score alone.
 
     Parameters
     ----------
@@ -111,6 +145,7 @@ def evaluate(
     mentions : M labelled mentions, at least one.
     gold : (M,) int64, entity row of each answer.
     ambiguity : of surface forms in the knowledge base.
+    names : of the entities, with what they weigh.
     broken : policy for mention images that cannot be decoded; lists them.
     batch_size : mentions that are encoded and ranked at a time.
     progress : show a progress bar.
@@ -122,22 +157,37 @@ def evaluate(
     InvalidInputError
         If there are no mentions.
     """
-    ranks, images = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
+    ranks, alone, images = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
     with tqdm(total=len(mentions), desc="mentions", unit="mention", disable=not progress) as bar:
         for start in range(0, len(mentions), batch_size):
             stop = min(start + batch_size, len(mentions))
             prepared = [prepare_labelled(featurizer, m, broken) for m in mentions[start:stop]]
-            ranks.append(scan.ranks(featurizer.fold_prepared(prepared), gold[start:stop]))
+            arrays = featurizer.fold_prepared(prepared)
+            alone.append(scan.ranks(arrays, gold[start:stop]))
+            if names.weights:
+                scores = [names.scores(m.mention) for m in mentions[start:stop]]
+                ranks.append(scan.ranks(arrays, gold[start:stop], names=scores))
             images.append(np.array([p.pixels is not None for p in prepared]))
             bar.update(stop - start)
-    rank, has_image = np.concatenate(ranks), np.concatenate(images)
-    bearers = ambiguity.counts([m.mention.mention for m in mentions])
+    has_image = np.concatenate(images)
+    surfaces = [m.mention.mention for m in mentions]
+    bearers = ambiguity.counts(surfaces)
+    known = known_names(names.lookup, surfaces, gold)
 
-    def part(chosen: NDArray[np.bool_]) -> Metrics | None:
-        return ranking_metrics(rank[chosen], len(scan)) if chosen.any() else None
+    def evaluation(rank: NDArray[np.int64]) -> Evaluation:
+        def part(chosen: NDArray[np.bool_]) -> Metrics | None:
+            return ranking_metrics(rank[chosen], len(scan)) if chosen.any() else None
 
-    by_ambiguity = {group: part(in_group(bearers, group)) for group in GROUPS}
-    return Evaluation(ranking_metrics(rank, len(scan)), part(has_image), part(~has_image), by_ambiguity)
+        return Evaluation(
+            ranking_metrics(rank, len(scan)),
+            part(has_image),
+            part(~has_image),
+            {group: part(in_group(bearers, group)) for group in GROUPS},
+            {group: part(chosen) for group, chosen in known.items()},
+        )
+
+    of_model = evaluation(np.concatenate(alone))
+    return (evaluation(np.concatenate(ranks)), of_model) if names.weights else (of_model, None)
 
 
 def fold_in_memory(
@@ -174,22 +224,29 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     candidate_sets = _candidate_sets(args, dataset, counts)
     broken = BrokenImages(args.broken_images)
     featurizer, kernels, notes = _open_model(args)
-    segments, alive, rows_of = _entities(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
+    known = _entities(args, dataset, KnowledgeBaseFeaturizer(featurizer, broken))
+    weights = Calibration.read(args.model, featurizer.model_hash).weights
+    terms = score_terms(weights, known.popularity, known.alive)
     # PyTorch spreads each block over its own threads; the other scorers take one core a block.
-    scan = Scan(segments, kernels, threads=1 if kernels.name == "torch" else args.threads)
-    ranker = scan if alive is None else _Alive(scan, alive)
+    scan = Scan(known.segments, kernels, threads=1 if kernels.name == "torch" else args.threads, terms=terms)
+    ranker = scan if known.alive is None else _Alive(scan, known.alive)
+    names = WeighedNames(known.lookup, weights)
     ambiguity = SurfaceAmbiguity([entity.name for entity in dataset.entities])
     result = {"model_hash": featurizer.model_hash, "ties": TIES, "scorer": kernels.name} | notes
+    result["weights"] = asdict(weights)
     try:
         for split, mentions in dataset.splits.items():
             chosen = mentions[: args.limit or None]
             if not chosen:
                 raise DataError(f"{args.data}: no mentions in split {split!r}")
             options = {"batch_size": args.batch_size, "progress": not args.quiet}
-            gold = rows_of([m.answer for m in chosen])
-            result[split] = evaluate(featurizer, ranker, chosen, gold, ambiguity, broken, **options).to_json()
+            gold = known.rows_of([m.answer for m in chosen])
+            found, alone = evaluate(featurizer, ranker, chosen, gold, ambiguity, names, broken, **options)
+            result[split] = found.to_json()
+            if alone is not None:
+                result[split]["without_names"] = alone.to_json()
         if args.candidates is not None:
-            ranks = CandidateSetRanks(scan, rows_of)
+            ranks = CandidateSetRanks(scan, known.rows_of, names.scores if weights else None)
             result["candidates"] = _among_candidates(args, featurizer, ranks, candidate_sets, broken)
     finally:
         scan.close()
@@ -274,15 +331,24 @@ def _open_model(args: argparse.Namespace) -> tuple[Featurizer, ScanKernels, dict
 
 def _entities(
     args: argparse.Namespace, dataset: Dataset, featurizer: KnowledgeBaseFeaturizer
-) -> tuple[Sequence[EntityArrays], NDArray[np.bool_] | None, RowsOf]:
-    """Folded entities, which of them are alive (None for all), and what gives the rows of ids among them."""
+) -> _KnowledgeBase:
+    """The entities of an index, or those of the data set folded in memory."""
     if args.index is None:
-        row = {entity.id: i for i, entity in enumerate(dataset.entities)}
-        folded = fold_in_memory(featurizer, dataset.entities, progress=not args.quiet)
-        return folded, None, lambda ids: np.array([row[i] for i in ids], np.int64)
+        entities = dataset.entities
+        row = {entity.id: i for i, entity in enumerate(entities)}
+        folded = fold_in_memory(featurizer, entities, progress=not args.quiet)
+        forms = FormArrays.of((entity.name, *entity.aliases) for entity in entities)
+        unknown = float("nan")
+        return _KnowledgeBase(
+            folded,
+            None,
+            lambda ids: np.array([row[i] for i in ids], np.int64),
+            NameLookup([forms], [len(entities)]),
+            np.array([unknown if e.popularity is None else e.popularity for e in entities]),
+        )
     index = Index.open(args.index)
     index.check_model(featurizer.model_hash)
-    return index.segments, index.alive, index.rows
+    return _KnowledgeBase(index.segments, index.alive, index.rows, index.name_lookup, index.popularity)
 
 
 def _parser() -> argparse.ArgumentParser:

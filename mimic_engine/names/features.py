@@ -50,6 +50,16 @@ class NameFeatures:
             total += np.float32(weight) * getattr(self, name)
         return total
 
+    def at(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (n, 4) of any rows, in the order of ``FEATURES``; 0 where a row shares nothing."""
+        out = np.zeros((len(rows), len(FEATURES)), np.float32)
+        if len(self.rows):
+            position = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+            found = np.flatnonzero(self.rows[position] == rows)
+            for i, name in enumerate(FEATURES):
+                out[found, i] = getattr(self, name)[position[found]]
+        return out
+
     @classmethod
     def none(cls) -> NameFeatures:
         """Of no entity."""
@@ -75,6 +85,23 @@ def name_features(
         found = _of_one_form(mention, around, form, idf)
         best = [max(a, b) for a, b in zip(best, found, strict=True)]
     return best[0], best[1], best[2], best[3]
+
+
+def best_form(
+    surface: str, text: str, forms: Sequence[str], idf: Callable[[str], float], weights: Sequence[float]
+) -> str | None:
+    """Of an entity's name and aliases the one whose features weigh most; None where none shares anything.
+
+    ``weights`` are those of ``FEATURES``; of equal forms the first.
+    """
+    mention, around = normal_form(surface), frozenset(normal_form(text).split())
+    best, most = None, 0.0
+    for form in forms:
+        found = _of_one_form(mention, around, normal_form(form), idf)
+        weight = sum(w * x for w, x in zip(weights, found, strict=True))
+        if weight > most:
+            best, most = form, weight
+    return best
 
 
 def _of_one_form(

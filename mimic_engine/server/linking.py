@@ -88,6 +88,7 @@ def link_answer(asked: LinkRequest, result: LinkResult) -> LinkAnswer:
                 id=c.id,
                 name=c.name,
                 score=c.score,
+                probability=c.probability,
                 units=c.units if asked.return_parts else None,
                 explanation=c.explanation,
             )
@@ -97,6 +98,7 @@ def link_answer(asked: LinkRequest, result: LinkResult) -> LinkAnswer:
         has_image=result.has_image,
         mode=result.mode,
         entities_scored=result.entities_scored,
+        nil_probability=result.nil_probability,
         tokens=result.tokens,
     )
     if asked.nil_threshold is not None:

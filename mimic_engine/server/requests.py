@@ -65,7 +65,7 @@ def link_request(body: MentionBody, settings: Settings, linker: Linker) -> LinkR
     """
     threshold = None
     if body.nil is not None or body.nil_threshold is not None:
-        threshold = _nil_threshold(body, linker.nil_threshold)
+        threshold = _nil_threshold(body, linker)
     mention = _mention(body, settings)
     ids = types = None
     if body.filter is not None:
@@ -79,7 +79,14 @@ def link_request(body: MentionBody, settings: Settings, linker: Linker) -> LinkR
             f"{len(linker.index)} entities in the index), got {top_k}",
             field="top_k",
         )
-    options = LinkOptions(top_k, ids, types, body.mode or DEFAULT_OPTIONS.mode, explain=bool(body.explain))
+    options = LinkOptions(
+        top_k,
+        ids,
+        types,
+        body.mode or DEFAULT_OPTIONS.mode,
+        explain=bool(body.explain),
+        names=body.names is not False,
+    )
     parts = body.return_parts is not False
     return LinkRequest(mention, options, body.image_url, return_parts=parts, nil_threshold=threshold)
 
@@ -88,7 +95,8 @@ def score_request(body: ScoreBody, settings: Settings) -> LinkRequest:
     """Hold a mention whose candidates are all to be scored against the limits; errors as of others."""
     mention = _mention(body, settings)
     ids = _names("candidates", body.candidates, settings)
-    options = LinkOptions(len(body.candidates), ids, explain=bool(body.explain))
+    names = body.names is not False
+    options = LinkOptions(len(body.candidates), ids, explain=bool(body.explain), names=names)
     parts = body.return_parts is not False
     return LinkRequest(mention, options, body.image_url, "candidates", return_parts=parts)
 
@@ -130,19 +138,26 @@ def _names(field: str, names: Sequence[str] | None, settings: Settings) -> tuple
     return tuple(names)
 
 
-def _nil_threshold(body: MentionBody, own: float | None) -> float | None:
+def _nil_threshold(body: MentionBody, linker: Linker) -> float | None:
     """Threshold of the nil verdict, the caller's or the model's own; None where none is asked for."""
     given = body.nil_threshold
     if given is not None and not math.isfinite(given):
         raise InvalidInputError(f"nil_threshold: must be finite, got {given}", field="nil_threshold")
     if body.nil is False:
         return None
-    if given is None and own is None:
+    if given is not None:
+        return given
+    own = linker.nil_threshold(body.names is not False)
+    if own is None:
+        alone = (
+            " for scores without names" if body.names is False and linker.nil_threshold() is not None else ""
+        )
         raise InvalidInputError(
-            "nil: this model has no threshold of its own (mimic-engine calibrate); give nil_threshold",
+            f"nil: this model has no threshold of its own{alone} (mimic-engine calibrate); "
+            "give nil_threshold",
             field="nil",
         )
-    return own if given is None else given
+    return own
 
 
 def timeout_s(asked_ms: float | None, settings: Settings) -> float:

@@ -106,6 +106,10 @@ class Settings(BaseSettings):
         description="Whether requests stay on the GPU from tokens to results, two batches at a time; "
         "auto: where encoders and scan run there and MENTION_CACHE_BYTES is 0",
     )
+    names: bool = Field(
+        default=True,
+        description="Count names and popularity of entities as the model was calibrated for; else not at all",
+    )
     threads: int | None = Field(default=None, ge=1, description="Cores for encoders and scan; all by default")
     prepare_threads: int = Field(
         default=2, ge=1, le=256, description="Threads that decode images and tokenise"

@@ -38,7 +38,9 @@ def test_weights_are_found_again():
 
 
 def test_no_weight_is_below_zero():
-    found = fit_weights(made_up(1500, ScoreWeights(exact=4.0, chars=-5.0)))
+    chars_against = np.array([1, 1, -1, 1, 1])
+    made = made_up(1500, ScoreWeights(exact=4.0, chars=5.0))
+    found = fit_weights([RankedMention(m.score, m.features * chars_against, m.gold) for m in made])
     assert min(*found.names, found.prior) == 0.0
     assert found.exact > 2
 

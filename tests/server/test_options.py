@@ -63,7 +63,7 @@ def test_nil_by_a_given_threshold(link):
 
 
 def test_nil_by_the_models_own_threshold(link, linker):
-    linker.nil_threshold = 2.0
+    linker.threshold = 2.0
     body = link(nil=True)
     assert (body["nil"], body["nil_threshold"]) == (True, 2.0)
     assert link(nil=True, nil_threshold=-1)["nil"] is False

@@ -72,7 +72,8 @@ class WordLinker:
 
     model_hash = "words-1"
 
-    nil_threshold = cache = None
+    threshold = cache = None
+    counts_names = False
     modes = ("exact", "certified")
 
     def __init__(self, entities=ENTITIES, device_s=0.0):
@@ -86,6 +87,9 @@ class WordLinker:
         self.fail_device = self.fail_prepare = self.fail_warm_up = self.fail_recovery = None
         self.recovered = 0
         self.batches, self.device_threads = [], set()
+
+    def nil_threshold(self, names=True):
+        return self.threshold
 
     def reopened(self):
         if self.stored[0] is self.index.entities:

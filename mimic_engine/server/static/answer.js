@@ -2,8 +2,9 @@
 
 const UNITS = {
   tglu: ["Text", "unit-text"], vdlu: ["Vision", "unit-vision"], concat: ["Vision", "unit-vision"],
-  cmfu: ["Cross-modal", "unit-cross"],
+  cmfu: ["Cross-modal", "unit-cross"], name: ["Name", "unit-name"], prior: ["Popularity", "unit-prior"],
 };
+const TERMS = ["name", "prior"]; // added to the mean of the units
 const PARTS = {
   prepare: "preparing", queue: "waiting", device: "linking", service: "the rest of the service", way: "on the way",
 };
@@ -49,7 +50,13 @@ export function show(result, body, timing, entities) {
 
 const unitName = (unit) => UNITS[unit]?.[0] ?? unit;
 const unitClass = (unit) => UNITS[unit]?.[1] ?? "";
-const shares = (candidate) => Object.entries(candidate.units).map(([unit, s], _, all) => [unit, s / all.length]);
+const isTerm = ([unit]) => TERMS.includes(unit);
+
+function shares(candidate) {
+  const all = Object.entries(candidate.units);
+  const units = all.filter((each) => !isTerm(each)).length;
+  return all.map(([unit, s]) => [unit, isTerm([unit]) ? s : s / units]);
+}
 
 function scaleOf(candidates) {
   const sum = (each, sign) => shares(each).reduce((total, [, s]) => total + Math.max(0, sign * s), 0);
@@ -79,7 +86,7 @@ function row(candidate, open, scale, { result, body, entities }) {
   const face = h("span", { class: "face", "aria-hidden": "true" }, candidate.name.slice(0, 1));
   const more = h("div", { class: "more", hidden: !open }, ...numbers(candidate), ...reading(candidate, result, body));
   const name = h("button", { type: "button", class: "name", "aria-expanded": String(open) }, candidate.name);
-  const score = h("span", { class: "score", title: "Total score: the mean of the units" }, candidate.score.toFixed(2));
+  const score = h("span", { class: "score", title: `Total score: ${composed(Object.entries(candidate.units))}` }, candidate.score.toFixed(2));
   const item = h("li", { class: open ? "entity open" : "entity" }, face, name, score, about, bar(candidate, scale), more);
   item.dataset.id = candidate.id;
   name.addEventListener("click", () => {
@@ -104,8 +111,25 @@ function numbers(candidate) {
   const units = Object.entries(candidate.units);
   const each = ([unit, score]) =>
     h("div", { class: unitClass(unit) }, h("dt", {}, unitName(unit)), h("dd", {}, score.toFixed(2)));
-  const mean = units.length > 1 ? h("p", { class: "units mean" }, "The score is their mean.") : null;
-  return [h("dl", { class: "units" }, ...units.map(each)), mean];
+  const mean = units.length > 1 ? h("p", { class: "units mean" }, `The score is ${composed(units)}.`) : null;
+  const lines = [h("dl", { class: "units" }, ...units.map(each)), mean];
+  const { probability, explanation } = candidate;
+  const matched = explanation?.matched_name;
+  const facts = [
+    probability === undefined ? "" : `It is the answer with a probability of ${percent(probability)}.`,
+    matched ? `The name that matched: “${matched}”.` : "",
+  ].filter(Boolean);
+  return facts.length ? [...lines, h("p", { class: "hint" }, facts.join(" "))] : lines;
+}
+
+const percent = (share) => `${share > 0.995 && share < 1 ? "over 99" : Math.round(100 * share)} %`;
+
+// How a score comes from what is listed.
+function composed(units) {
+  const terms = units.filter(isTerm).map(([unit]) => unitName(unit).toLowerCase());
+  if (!terms.length) return "their mean";
+  const mean = units.length - terms.length > 1 ? "the mean of the others" : "the other";
+  return `${mean} plus ${terms.join(" and ")}`;
 }
 
 // The words of the text that the unit for text attended to, the more the darker.

@@ -87,6 +87,7 @@ async function link() {
   try {
     if (info) body.top_k = Math.min(SHOWN, info.entities, info.limits.max_top_k);
     if (offers.explain) body.explain = true;
+    if (!$("names-field").hidden && !$("names").checked) body.names = false;
     askForNil(body);
     if (picture) body.image = await base64(picture);
     const began = performance.now();
@@ -111,7 +112,7 @@ function askForNil(body) {
   const given = $("threshold").value.trim().replace(",", ".");
   if (!offers.nil_threshold) return;
   if (given) body.nil_threshold = Number(given);
-  else if (info?.linker.nil_threshold) body.nil = true; // by the model's own threshold
+  else if (info?.linker.nil_threshold && body.names !== false) body.nil = true; // by the model's own threshold
 }
 
 function soon(waitMs = SETTLE_MS) {
@@ -342,6 +343,7 @@ function readOffers(schema) {
   const edit = "put" in changes && "delete" in changes && info.changes !== false; // false: nobody has the admin key
   offers = { explain: "explain" in asked, nil_threshold: "nil_threshold" in asked, edit };
   $("threshold-field").hidden = !offers.nil_threshold;
+  $("names-field").hidden = !info.linker.names?.counted;
   const own = info.linker.nil_threshold?.threshold;
   if (own !== undefined) $("threshold").placeholder = `${own.toFixed(2)}, the model’s own`;
   $("add").hidden = !offers.edit;
@@ -355,7 +357,7 @@ function listen() {
   });
   document.addEventListener("selectionchange", takeSelection);
   $("mention").addEventListener("input", findMention);
-  $("threshold").addEventListener("change", () => soon(0));
+  for (const id of ["threshold", "names"]) $(id).addEventListener("change", () => soon(0));
   $("file").addEventListener("change", (event) => takePicture([...event.target.files]));
   $("clear").addEventListener("click", () => { forgetExample(); setPicture(null); $("file").focus(); soon(0); });
   document.addEventListener("paste", (event) => {
