@@ -141,22 +141,31 @@ class EntityBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Body of ``PUT /v1/entities/{id}``: the whole entity.
 
     ``images`` are base64 of JPEG, PNG or WebP files; the model uses the first, or more if it was made so.
+    ``aliases`` are other names; ``popularity`` is how often the entity is meant at all, a number from 0 on,
+    null where that is not known.
     """
 
     name: str
     description: str = ""
     type: str = ""
     images: list[bytes] = []
+    aliases: list[str] = []
+    popularity: float | None = None
 
 
 class EntityAnswer(msgspec.Struct):
-    """Answer of ``GET /v1/entities/{id}``; the images themselves stay where they are."""
+    """Answer of ``GET /v1/entities/{id}``; the images themselves stay where they are.
+
+    ``popularity`` is null where it is not known.
+    """
 
     id: str
     name: str
     description: str
     type: str
     image_count: int
+    aliases: Sequence[str]
+    popularity: float | None
 
 
 class ExampleBody(msgspec.Struct):

@@ -182,7 +182,8 @@ def entity_call(entity_id: str) -> Call[EntityAnswer]:
 def put_call(entity: Entity) -> Call[ReloadAnswer]:
     """Ask to add or replace an entity."""
     images = [_image(image) for image in entity.images]
-    body = {"name": entity.name, "description": entity.description, "type": entity.type, "images": images}
+    texts = {"name": entity.name, "description": entity.description, "type": entity.type}
+    body = {**texts, "images": images, "aliases": entity.aliases, "popularity": entity.popularity}
     return Call("PUT", _entity_path(entity.id), _reader(ReloadAnswer), _json(body))
 
 

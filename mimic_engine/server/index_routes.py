@@ -29,7 +29,15 @@ class IndexRoutes:
         except UnknownEntityError as error:
             return json_response(describe(error)[1], 404)
         return json_response(
-            EntityAnswer(entity.id, entity.name, entity.description, entity.type, len(entity.images))
+            EntityAnswer(
+                entity.id,
+                entity.name,
+                entity.description,
+                entity.type,
+                len(entity.images),
+                entity.aliases,
+                entity.popularity,
+            )
         )
 
     async def put_entity(self, request: Request) -> Response:

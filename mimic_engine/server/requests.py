@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from mimic_engine import wire
 from mimic_engine.errors import ImageError, InvalidInputError, TooLargeError
+from mimic_engine.names.valid import name_fault
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import DEFAULT_OPTIONS, Entity, LinkOptions, Mention
 from mimic_engine.wire import EntityBody, LinkBody, MentionBody, ScoreBody
@@ -179,9 +180,10 @@ def put_request(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
     if len(entity_id) > MAX_ID_CHARS or not entity_id.isprintable():  # the path has one at least
         message = f"id: must be 1 to {MAX_ID_CHARS} printable characters, got {len(entity_id)}"
         raise InvalidInputError(message, field="id")
-    if not body.name.strip():
-        raise InvalidInputError("name: must not be empty", field="name")
-    for field, text in (("name", body.name), ("description", body.description), ("type", body.type)):
+    if fault := name_fault(body.name, body.aliases, body.popularity):
+        raise InvalidInputError(fault, field=fault.partition(":")[0])
+    texts = [("name", body.name), ("description", body.description), ("type", body.type)]
+    for field, text in (*texts, *((f"aliases[{i}]", alias) for i, alias in enumerate(body.aliases))):
         if len(text) > settings.max_text_chars:
             raise _too_long(field, text, settings)
     if len(body.images) > MAX_IMAGES:
@@ -189,7 +191,15 @@ def put_request(entity_id: str, body: EntityBody, settings: Settings) -> Entity:
         raise InvalidInputError(message, field="images")
     for image in body.images:
         check_image(image, settings)
-    return Entity(entity_id, body.name, body.description, tuple(body.images), body.type)
+    return Entity(
+        entity_id,
+        body.name,
+        body.description,
+        tuple(body.images),
+        body.type,
+        tuple(body.aliases),
+        body.popularity,
+    )
 
 
 # -- bodies -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_an_upserted_entity_is_linked_and_a_deleted_one_is_not(
 ):
     kb = write_kb(
         tmp_path / "kb.jsonl",
-        {"id": "new", "name": "a b", "images": [str(tiny_picture)]},
+        {"id": "new", "name": "a b", "images": [str(tiny_picture)], "aliases": ["b a"], "popularity": 2},
         {"id": "E03", "name": "c d", "images": ["nowhere.png"]},
     )
     assert main(["index", "upsert", str(index), "--model", str(tiny_model), "--kb", str(kb)]) == 0
@@ -36,6 +36,13 @@ def test_an_upserted_entity_is_linked_and_a_deleted_one_is_not(
         f"{index}: snapshot 2: 1 added, 1 replaced, 1 with a picture, "
         "1 pictures named but not there, 0 broken; 14 entities\n"
     )
+    assert main(["index", "info", str(index)]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == {
+        "entities_with_aliases": 1,
+        "aliases": 1,
+        "forms": 15,
+        "entities_with_popularity": 1,
+    }
     assert main(["index", "delete", str(index), "E01", "E02"]) == 0
     assert capsys.readouterr().err == f"{index}: snapshot 3: 2 deleted; 12 entities\n"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.records import PARQUET_BLOCK_ROWS, read_entities, read_mentions
+from mimic_engine.data.source import entity_stream
 from mimic_engine.errors import DataError
 from mimic_engine.names.valid import name_fault
 from mimic_engine.types import Entity, LabelledMention, Mention
@@ -285,6 +286,36 @@ def test_names_and_popularity_that_cannot_be_are_named(tmp_path, kind, field, va
     place = f"{file}:2" if kind == "jsonl" else f"{file}: row 2"
     with pytest.raises(DataError, match=re.escape(f"{place}: {fault}")):
         list(read_entities(file))
+
+
+@pytest.mark.parametrize("number", [pa.int64(), pa.uint8(), pa.float32(), pa.float64()], ids=str)
+@pytest.mark.parametrize("texts", [pa.list_(pa.string()), pa.large_list(pa.large_string())], ids=str)
+def test_parquet_columns_of_any_width(tmp_path, number, texts):
+    columns = {
+        "id": ["1", "2", "3"],
+        "name": ["a", "b", "c"],
+        "aliases": pa.array([["x", "y"], None, []], texts),
+        "popularity": pa.array([7, None, 0], number),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "kb.parquet")
+    found = [(e.aliases, e.popularity) for e in entity_stream(tmp_path / "kb.parquet")()]
+    assert found == [(("x", "y"), 7.0), ((), None), ((), 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("name", "a\0", "name: holds the control character"),
+        ("aliases", ["b"] * 100_000, "aliases: at most 1,000, got 100,000"),
+        ("popularity", 10**400, "Number out of range"),
+    ],
+)
+def test_what_json_can_say_and_a_name_cannot_be(tmp_path, field, value, fault):
+    record = {"id": "2", "name": "a", field: value}
+    lines = [json.dumps({"id": "1", "name": "a"}), json.dumps(record)]
+    (tmp_path / "kb.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"kb\.jsonl:2: .*{fault}"):
+        list(read_entities(tmp_path / "kb.jsonl"))
 
 
 def test_an_alias_or_popularity_of_another_type_is_named(tmp_path):

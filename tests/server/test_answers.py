@@ -83,7 +83,11 @@ def test_entities_by_id_even_with_slashes(client, error_of):
         "description": "country east of Israel",
         "type": "country",
         "image_count": 2,
+        "aliases": ["Urdunn", "HKJ"],
+        "popularity": 7.5,
     }
+    unknown = client.get("/v1/entities/Q312").json()
+    assert (unknown["aliases"], unknown["popularity"]) == ([], None)
     assert client.get("/v1/entities/a%2Fb%20c").json()["name"] == "Jordan River"
     for bad in ("Q1", "..%2F..%2Fetc%2Fpasswd", "%00", "Q810%20"):
         assert (

@@ -120,9 +120,11 @@ def test_an_entity_is_linked_as_soon_as_it_is_put_and_no_more_when_it_is_deleted
     question = {"mention": "j j", "sentence": "i i i", "top_k": 13}
     image = base64.b64encode(tiny_picture.read_bytes()).decode()
     body = {"name": "j j", "description": "i i i", "type": "letters", "images": [image]}
-    put = client.put("/v1/entities/N1", json=body)
+    put = client.put("/v1/entities/N1", json={**body, "aliases": ["jay jay"], "popularity": 0})
     assert put.json() == {"reloaded": True, "entities": 14}
-    assert client.get("/v1/entities/N1").json()["type"] == "letters"
+    stored = client.get("/v1/entities/N1").json()
+    assert (stored["type"], stored["aliases"], stored["popularity"]) == ("letters", ["jay jay"], 0)
+    assert [m.id for m in Index.open(folder).find_names("jay", 3)] == ["N1"]
     scored = client.post(
         "/v1/score", json={"mention": "j j", "sentence": "i i i", "candidates": ["N1", "E01"]}
     )

@@ -97,7 +97,14 @@ def test_an_entity_is_added_replaced_and_deleted(call, png):
     assert call("upsert", Entity("Q 9/x", "Zanzibar", "", (png,), "text")).entities == 5
     assert ids(call("link", mention, top_k=1)) == ["Q 9/x"]
     assert (call("entity", "Q 9/x").image_count, call("entity", "Q 9/x").type) == (1, "text")
+    named = Entity("Q 9/x", "Zanzibar", aliases=("Unguja", "Sansibar"), popularity=3)
+    assert call("upsert", named).entities == 5
+    assert (call("entity", "Q 9/x").aliases, call("entity", "Q 9/x").popularity) == (
+        ["Unguja", "Sansibar"],
+        3,
+    )
     assert call("upsert", Entity("Q 9/x", "nothing of the kind")).entities == 5
+    assert (call("entity", "Q 9/x").aliases, call("entity", "Q 9/x").popularity) == ([], None)
     assert ids(call("link", mention, top_k=1)) != ["Q 9/x"]
     assert call("delete", "Q 9/x").entities == 4
     for name in ("delete", "entity"):

@@ -20,7 +20,7 @@ from mimic_engine.index.entities import image_path
 from mimic_engine.types import Candidate, Entity, Explanation, LinkResult, TokenSpan
 
 ENTITIES = (
-    Entity("Q810", "Jordan", "country east of Israel", (b"flag", b"map"), "country"),
+    Entity("Q810", "Jordan", "country east of Israel", (b"flag", b"map"), "country", ("Urdunn", "HKJ"), 7.5),
     Entity("Q41421", "Michael Jordan", "American basketball player", (), "person"),
     Entity("a/b c", "Jordan River", "river in the east", (), "river"),
     Entity("Q312", "Apple", "American company"),

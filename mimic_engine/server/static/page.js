@@ -315,6 +315,8 @@ async function save() {
 
 async function entityBody() {
   const body = Object.fromEntries(["name", "type", "description"].map((name) => [name, $(`entity-${name}`).value.trim()]));
+  const { aliases = [], popularity = null } = edited.entity ?? {}; // what is saved replaces these too
+  Object.assign(body, { aliases, popularity });
   const image = $("entity-picture").files[0] ?? (await presentPicture());
   return image ? { ...body, images: [await base64(image)] } : body;
 }
