@@ -1,6 +1,4 @@
-r"""Lookups of names: the index's own forms beside SQLite's FTS5, tantivy and scipy.sparse.
-
-    python -m benchmarks.names.lookup --forms 10000 1000000 --out benchmarks/results/names.json
+"""Lookups of names: the index's own forms beside SQLite's FTS5, tantivy and scipy.sparse.
 
 Every machinery holds the same names and answers the same surfaces (as they are, last words, misspelt). Ours
 gives four exact features of every entity that shares something; of the others what is timed is the least
@@ -11,9 +9,7 @@ Times are of one thread; ``bytes`` is what lies on the disk, or in memory where 
 
 from __future__ import annotations
 
-import argparse
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +24,6 @@ from mimic_engine.names.features import LEAST_CHARS, name_features
 from mimic_engine.names.forms import FormArrays
 from mimic_engine.names.lookup import NameLookup
 from mimic_engine.names.text import grams, normal_form, words
-from mimic_engine.provenance import write_result
 
 SEGMENT_ROWS = 65_536  # of an index, by default
 SURFACES = 300
@@ -233,24 +228,3 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise MissingDependencyError(f"this benchmark needs {name.partition('.')[0]}: {error}") from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.names.lookup", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--forms", type=int, nargs="+", default=[10_000, 1_000_000], help="numbers of forms")
-    parser.add_argument("--machinery", nargs="+", choices=MACHINERY, default=list(MACHINERY))
-    parser.add_argument("--out", type=Path, required=True, help="result file")
-    args = parser.parse_args(argv)
-    rows = []
-    for row in measure(args.forms, args.machinery):
-        print(row, file=sys.stderr, flush=True)
-        rows.append(row)
-    write_result(args.out, {"expected": EXPECTED, "lookup": rows})
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
