@@ -5,7 +5,8 @@ Two passes over the entities: the first checks and counts them
 ``OUT.partial``. Then the codes of the coded mode are written, and what the caller
 measures on the finished index is put into its manifest. A build that was killed
 goes on where it was when the same call is made again. Memory does not grow with
-the number of entities, but for the ids' hashes in the first pass.
+the number of entities, but for the ids' hashes in the first pass; the names of one
+segment are in memory at its end.
 """
 
 from __future__ import annotations

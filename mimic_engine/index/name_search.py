@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import InvalidInputError
-from mimic_engine.names.features import name_features
+from mimic_engine.names.features import FEATURES, best_form
 from mimic_engine.names.lookup import NameLookup
 from mimic_engine.names.text import normal_form
 from mimic_engine.types import Entity
+
+_WEIGHTS = tuple(float(name in ("words", "chars")) for name in FEATURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,10 @@ def find_names(
     if not normal_form(text):
         raise InvalidInputError("text: is empty", field="text")
     begin = _beginning(lookup, popularity, text, limit)
-    found = [_match(entity(row), partial(_is_form, form)) for row, form in begin.items()]
+    found = [_of_form(entity(row), form) for row, form in begin.items()]
     if len(found) < limit:
         like = [row for row in _alike(lookup, popularity, text) if row not in begin]
-        found += [_match(entity(row), partial(_shared, lookup, text)) for row in like[: limit - len(found)]]
+        found += [_of_text(entity(row), text, lookup) for row in like[: limit - len(found)]]
     return found
 
 
@@ -91,21 +92,19 @@ def _rank(popularity: float) -> tuple[bool, float]:
 def _alike(lookup: NameLookup, popularity: NDArray[np.float64], text: str) -> list[int]:
     """Rows that share something with the text, the most alike first."""
     shared = lookup.features(text)
-    alike = shared.words + shared.chars  # (n,)
+    alike = shared.weighted(_WEIGHTS)  # (n,)
     known = np.nan_to_num(popularity[shared.rows], nan=-1.0)  # (n,)
     order = np.lexsort((shared.rows, -known, -alike))
     return [int(row) for row in shared.rows[order]]
 
 
-def _is_form(form: str, name: str) -> bool:
-    return normal_form(name) == form
+def _of_form(entity: Entity, form: str) -> NameMatch:
+    """The entity, by the first of its names that has this normal form."""
+    names = (entity.name, *entity.aliases)
+    return NameMatch(entity.id, entity.name, next((n for n in names if normal_form(n) == form), entity.name))
 
 
-def _shared(lookup: NameLookup, text: str, name: str) -> float:
-    _, words, chars, _ = name_features(text, "", [name], lookup.idf)
-    return words + chars
-
-
-def _match(entity: Entity, fits: Callable[[str], float]) -> NameMatch:
-    """The entity, by the first of its names that fits best."""
-    return NameMatch(entity.id, entity.name, max((entity.name, *entity.aliases), key=fits))
+def _of_text(entity: Entity, text: str, lookup: NameLookup) -> NameMatch:
+    """The entity, by the first of its names that is most like the text."""
+    names = (entity.name, *entity.aliases)
+    return NameMatch(entity.id, entity.name, best_form(text, "", names, lookup.idf, _WEIGHTS) or entity.name)

@@ -16,6 +16,7 @@ from mimic_engine.errors import IndexFormatError
 from mimic_engine.files import sha256_of
 from mimic_engine.index.arrays import read_array_file, write_array_file
 from mimic_engine.index.build import build_index
+from mimic_engine.index.snapshots import list_snapshots
 from mimic_engine.index.store import Index
 from mimic_engine.index.verify import verify_index
 from mimic_engine.index.writer import IndexWriter
@@ -242,6 +243,16 @@ def test_an_old_manifest_that_is_garbage_hides_nothing_newer(index, raw):
     with IndexWriter(Index.open(index)) as writer:
         writer.delete(["Q0"])
         assert len(writer.index) == 6
+
+
+def test_an_old_manifest_of_another_version_is_refused_with_what_to_do(index):
+    data = json.loads((index / ARCHIVED).read_text()) | {"version": 3}
+    (index / ARCHIVED).write_text(json.dumps(data))
+    said = refused(index, ARCHIVED, generation=1)
+    assert "version 3; this program reads version 4; rebuild the index: mimic-engine index build" in said
+    with pytest.raises(IndexFormatError, match="version 3"):
+        list_snapshots(index)
+    assert len(Index.open(index)) == 7
 
 
 def test_old_manifests_are_not_taken_for_others(index):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mimic_engine.errors import IndexFormatError
@@ -148,6 +149,31 @@ def test_flipped_file_with_matching_checksum_never_crashes(index, name, verify):
             assert len(opened) == 37 and opened.segments[0].rows == 20
         data[at] ^= bit
     assert refusals
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "fault"),
+    [
+        ("popularity", pa.array([-1.0] * 20), "popularity: a value is no number from 0 on"),
+        ("popularity", pa.array([0.0] * 19 + [float("nan")]), "popularity: a value is no number"),
+        ("popularity", pa.array([None] * 19 + [float("inf")]), "popularity: a value is no number"),
+        ("popularity", pa.array([1] * 20), "columns"),
+        ("aliases", pa.array([[None]] * 20, pa.list_(pa.string())), "column aliases: a value is null"),
+        ("images", pa.array([["a", None]] * 20, pa.list_(pa.string())), "column images: a value is null"),
+        ("aliases", pa.array([None] * 20, pa.list_(pa.string())), "column aliases: a value is null"),
+        ("name", pa.array([None] * 20, pa.string()), "column name: a value is null"),
+        ("aliases", pa.array(["x"] * 20), "columns"),
+    ],
+)
+def test_values_of_the_entity_table(index, column, value, fault):
+    path = index / SEGMENT / "entities.arrow"
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    columns = {n: value if n == column else table.column(n) for n in table.schema.names}
+    fields = [pa.field(f.name, value.type if f.name == column else f.type, f.nullable) for f in table.schema]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema(fields)) as writer:
+        writer.write_table(pa.table(columns, schema=pa.schema(fields)))
+    record_again(index, path.name)
+    assert fault in refused(index, path.name)
 
 
 def header(entries: Any, data_bytes: int) -> bytes:

@@ -170,6 +170,9 @@ def test_a_picture_is_kept_where_it_can_be_read_back_and_asked_for_where_not(edi
     editable.at("save").click()
     editable.wait(lambda: closed(editable))
     assert images("Q810") == (red,)
+    index = editable.service.linker.index
+    kept = index.entity(index.rows(["Q810"])[0])
+    assert (kept.aliases, kept.popularity) == (("Urdunn", "HKJ"), 7.5)
 
 
 def test_a_change_that_is_refused_is_told_in_the_dialog_and_nothing_is_lost(editable):
