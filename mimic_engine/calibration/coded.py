@@ -31,7 +31,7 @@ _MENTIONS_AT_ONCE = 32
 _SCORES_AT_ONCE = 1 << 25  # (B, N) estimates: 128 MiB
 
 
-class Calibration:
+class CodedCalibration:
     """The coded mode of an index beside the exact one.
 
     Parameters

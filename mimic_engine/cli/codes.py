@@ -11,7 +11,7 @@ from mimic_engine.cli.options import add_backend, open_model
 from mimic_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from mimic_engine.calibration.coded import Calibration
+    from mimic_engine.calibration.coded import CodedCalibration
     from mimic_engine.calibration.storage import StorageCalibration
     from mimic_engine.encoding.featurizer import Featurizer
     from mimic_engine.index.codes.write import Measure
@@ -55,14 +55,14 @@ def add_agreement(parser: argparse.ArgumentParser) -> None:
     add_mentions(parser)
 
 
-def calibration(args: argparse.Namespace, featurizer: Featurizer, *, progress: bool) -> Calibration:
+def calibration(args: argparse.Namespace, featurizer: Featurizer, *, progress: bool) -> CodedCalibration:
     """The measurement that ``--mentions`` describes, with the model of the other options."""
-    from mimic_engine.calibration.coded import ENTITIES, Calibration
+    from mimic_engine.calibration.coded import ENTITIES, CodedCalibration
     from mimic_engine.data.records import read_mentions
 
     mentions = None if args.mentions is None else [m.mention for m in read_mentions(args.mentions)]
     source = ENTITIES if args.mentions is None else args.mentions.name
-    return Calibration(
+    return CodedCalibration(
         featurizer, args.model, mentions, source=source, threads=args.threads, progress=progress
     )
 

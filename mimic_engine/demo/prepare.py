@@ -101,7 +101,7 @@ def _export(out: Path, weights: Path, files: DemoFiles) -> None:
 
 def _index(paths: DemoPaths, progress: bool) -> None:
     from mimic_engine.backends.encoders import open_featurizer
-    from mimic_engine.calibration.coded import Calibration
+    from mimic_engine.calibration.coded import CodedCalibration
     from mimic_engine.data.images import BrokenImages
     from mimic_engine.data.source import entity_stream
     from mimic_engine.encoding.knowledge_base import KnowledgeBaseFeaturizer
@@ -114,7 +114,7 @@ def _index(paths: DemoPaths, progress: bool) -> None:
         paths.index,
         progress=progress,
         centroids=CENTROIDS,
-        measure=Calibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
+        measure=CodedCalibration(featurizer, paths.model, limit=CALIBRATION_MENTIONS),
     )
 
 

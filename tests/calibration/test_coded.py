@@ -1,4 +1,4 @@
-"""Calibration: the places it finds are those of brute force, on a real (tiny) model and index."""
+"""CodedCalibration: the places it finds are those of brute force, on a real (tiny) model and index."""
 
 import shutil
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from mimic_engine import Linker, Mention
 from mimic_engine.backends.encoders import open_featurizer
 from mimic_engine.backends.scan import open_kernels
-from mimic_engine.calibration.coded import Calibration, entity_mentions
+from mimic_engine.calibration.coded import CodedCalibration, entity_mentions
 from mimic_engine.calibration.recall import CODED, promised
 from mimic_engine.errors import ImageError, IndexMismatchError, InvalidInputError
 from mimic_engine.index.codes.write import recode_index
@@ -35,7 +35,7 @@ def coded_index(tiny_index, tmp_path):
 
 
 def calibration(featurizer, model, mentions=MENTIONS, **options):
-    return Calibration(featurizer, model, mentions, threads=1, **options)
+    return CodedCalibration(featurizer, model, mentions, threads=1, **options)
 
 
 def places_by_hand(featurizer, model, index, mentions, k):
