@@ -69,7 +69,7 @@ function bar(candidate, scale) {
   const words = shares(candidate).map(([unit, s]) => `${unitName(unit)} ${s.toFixed(1)}`).join(", ");
   const element = h("div", { class: "bar", role: "img", "aria-label": `Shares of the score: ${words}` });
   let [left, right] = [scale.zero, scale.zero];
-  for (const [unit, share] of shares(candidate)) {
+  for (const [unit, share] of shares(candidate).filter(([, share]) => share !== 0)) {
     const width = Math.abs(share) * scale.unit;
     const part = h("i", { class: unitClass(unit) });
     part.style.left = `${100 * (share < 0 ? left - width : right)}%`;
@@ -116,13 +116,13 @@ function numbers(candidate) {
   const { probability, explanation } = candidate;
   const matched = explanation?.matched_name;
   const facts = [
-    probability === undefined ? "" : `It is the answer with a probability of ${percent(probability)}.`,
-    matched ? `The name that matched: “${matched}”.` : "",
+    probability === undefined ? "" : `Probability: ${percent(probability)}.`,
+    matched ? `Name that matched: “${matched}”.` : "",
   ].filter(Boolean);
   return facts.length ? [...lines, h("p", { class: "hint" }, facts.join(" "))] : lines;
 }
 
-const percent = (share) => `${share > 0.995 && share < 1 ? "over 99" : Math.round(100 * share)} %`;
+const percent = (share) => `${share > 0.99 ? "over 99" : share < 0.01 ? "under 1" : Math.round(100 * share)}\u00a0%`;
 
 // How a score comes from what is listed.
 function composed(units) {

@@ -6,6 +6,9 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from mimic_engine import Linker
+from mimic_engine.calibration.stored import Calibration
+from mimic_engine.calibration.weights import Probability, ScoreWeights
+from mimic_engine.index.store import Index
 from mimic_engine.server.app import create_app
 from mimic_engine.server.settings import Settings
 from mimic_engine.types import Mention
@@ -60,6 +63,44 @@ def test_none_of_these_is_said_below_the_threshold(tiny_page):
     tiny_page.at("threshold").clear()
     tiny_page.at("threshold").send_keys(Keys.ENTER)
     tiny_page.wait(lambda: not tiny_page.shown("nil"))
+
+
+@pytest.fixture
+def named_page(open_page, tiny_model, tiny_index, tmp_path):
+    """The page of a real linker that counts names, with one example."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in tiny_model.iterdir():
+        (folder / path.name).symlink_to(path)
+    model_hash = Index.open(tiny_index).manifest.model_hash
+    weights = ScoreWeights(exact=9.0, words=7.0)
+    Calibration(model_hash, weights, Probability(3.0, -5.0)).write(folder)
+    linker = Linker.open(folder, tiny_index, threads=1)
+    with open_page(create_app(linker, Settings(), examples=[Mention("g g", "c d g g b.")])) as page:
+        page.wait(page.names)
+        yield page
+    linker.close()
+
+
+def test_names_are_in_the_bar_and_can_be_left_out(named_page):
+    bar = named_page.all("#ranking .bar")[0].get_attribute("aria-label")
+    assert ", Name " in bar
+    first = named_page.all("#ranking .entity")[0].text
+    assert "The score is the mean of the others plus name." in first
+    assert "Probability: " in first
+    assert "Name that matched: “g g”" in first
+    named_page.at("names").click()
+    named_page.wait(
+        lambda: (
+            named_page.names()
+            and ", Name " not in named_page.all("#ranking .bar")[0].get_attribute("aria-label")
+        )
+    )
+    assert "The score is their mean." in named_page.all("#ranking .entity")[0].text
+
+
+def test_a_model_that_weighs_no_names_offers_none(tiny_page):
+    assert not tiny_page.shown("names-field")
 
 
 def test_nothing_is_offered_that_the_service_has_not(serve_page):
