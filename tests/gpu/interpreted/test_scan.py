@@ -172,6 +172,23 @@ def test_terms_go_with_the_entities_and_come_back_with_the_index(make_folded):
     same(other.search(folded.mentions, 3, names=called), theirs.search(folded.mentions, 3, names=called))
 
 
+@pytest.mark.parametrize(("terms", "added"), [(terms_of(40), [1, 2]), (ScoreTerms(), [None, None])])
+def test_the_warm_up_adds_terms_where_they_weigh(make_folded, monkeypatch, terms, added):
+    monkeypatch.setattr(gpu_scan, "WARM_MENTIONS", (1, 2))
+    monkeypatch.setattr(gpu_scan, "WARM_TOP_K", (1,))
+    folded, seen = make_folded(1, 40), []
+    ours, _ = both(folded, (40,), terms=terms)
+    search = ours.search
+
+    def spy(mentions, k, **options):
+        seen.append(None if options["names"] is None else len(options["names"]))
+        return search(mentions, k, **options)
+
+    monkeypatch.setattr(ours, "search", spy)
+    assert ours.warm_up(folded.mentions, None) == len(seen) == 2 * (len(ours.modes) + 1)
+    assert seen == [count for count in added for _ in range(len(ours.modes) + 1)]
+
+
 def test_names_of_other_mentions_are_refused(make_folded):
     folded = make_folded(2, 40)
     ours, _ = both(folded, (40,))
