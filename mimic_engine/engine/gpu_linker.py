@@ -3,7 +3,9 @@
 What the pipeline has no bucket for goes the way of every linker, on the same
 stream: candidates given by id or type, explanations, another ``rerank`` or one
 that the device has no room for, more results than
-:data:`~mimic_engine.gpu.request.TOP_K_BUCKETS` knows.
+:data:`~mimic_engine.gpu.request.TOP_K_BUCKETS` knows, the model's score alone where
+names are weighed, a mention whose name is like more than
+:data:`~mimic_engine.gpu.request.MAX_NAMES` entities'.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from typing import Any, Self
 from mimic_engine.calibration.stored import Calibration
 from mimic_engine.device_errors import device_faults
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention, blank_texts
-from mimic_engine.engine.linker import Linker, PreparedRequest
+from mimic_engine.engine.linker import NO_NAMES, Linker, PreparedRequest
 from mimic_engine.engine.warmup import WarmUp, first_and_steady
 from mimic_engine.gpu.pipeline import GpuPipeline, InFlightBatch, overlapped
-from mimic_engine.gpu.request import RequestPlan
+from mimic_engine.gpu.request import MAX_NAMES, RequestPlan
 from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.gpu.session import DeviceSession
 from mimic_engine.gpu.stream import TorchDevice
@@ -40,7 +42,7 @@ Finish = Callable[[], list[LinkResult]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Mentions that travel together: their numbers in the batch, the results asked for, and the mode."""
+    """Mentions that travel together: their numbers in the batch, the entities to rank, and the mode."""
 
     members: tuple[int, ...]
     k: int
@@ -98,7 +100,14 @@ class GpuLinker(Linker):
 
     def _plan(self) -> RequestPlan:
         missing, allowed = self.featurizer.missing, self.index.alive
-        return RequestPlan(self._session.graphs, missing, self._cuda_scan, allowed, self._rerank)
+        return RequestPlan(
+            self._session.graphs,
+            missing,
+            self._cuda_scan,
+            allowed,
+            self._rerank,
+            names=self.counts_names,
+        )
 
     def link_prepared(self, requests: Sequence[PreparedRequest]) -> list[LinkResult]:
         """Encode and rank B prepared requests, as every linker does."""
@@ -110,19 +119,18 @@ class GpuLinker(Linker):
         At most :data:`~mimic_engine.gpu.pipeline.SLOTS` batches may be under way. A batch
         that takes more than one bucket is answered before this returns.
         """
-        prepared = [request.mention for request in requests]
-        groups, others = self._groups([request.options for request in requests])
+        groups, others = self._groups(requests)
         if len(groups) == 1 and not others:
-            batch = self._start(prepared, groups[0])
+            batch = self._start(requests, groups[0])
             return lambda: self._results(requests, groups[0], self._finish(batch))
         results: dict[int, LinkResult] = {}
         if others:
             with self._stream.current():
                 found = super().link_prepared([requests[b] for b in others])
             results.update(zip(others, found, strict=True))
-        for group, top in zip(groups, self._run(prepared, groups), strict=True):
+        for group, top in zip(groups, self._run(requests, groups), strict=True):
             results.update(zip(group.members, self._results(requests, group, top), strict=True))
-        return lambda: [results[b] for b in range(len(prepared))]
+        return lambda: [results[b] for b in range(len(requests))]
 
     def warm_up(self) -> None:
         """Run what other linkers run, then every bucket in every mode until it is captured.
@@ -194,13 +202,13 @@ class GpuLinker(Linker):
 
     # -- which way each mention goes -------------------------------------------------------------------
 
-    def _groups(self, options: Sequence[LinkOptions]) -> tuple[list[_Group], list[int]]:
+    def _groups(self, requests: Sequence[PreparedRequest]) -> tuple[list[_Group], list[int]]:
         """Mentions by the bucket they take, and those that take none."""
         by_mode: dict[Mode, list[int]] = {}
         others = []
-        for b, option in enumerate(options):
-            if self._fits(option):
-                by_mode.setdefault(option.mode, []).append(b)
+        for b, request in enumerate(requests):
+            if self._fits(request):
+                by_mode.setdefault(request.options.mode, []).append(b)
             else:
                 others.append(b)
         most = self.pipeline.plan.rows[-1]
@@ -208,31 +216,35 @@ class GpuLinker(Linker):
         for mode, members in by_mode.items():
             for start in range(0, len(members), most):
                 own = tuple(members[start : start + most])
-                groups.append(_Group(own, max(options[b].top_k for b in own), mode))
+                groups.append(_Group(own, max(self._ranked(requests[b]) for b in own), mode))
         return groups, others
 
-    def _fits(self, option: LinkOptions) -> bool:
-        plan = self.pipeline.plan
+    def _fits(self, request: PreparedRequest) -> bool:
+        plan, option = self.pipeline.plan, request.options
         plain = option.candidates is None and option.types is None and not option.explain
         return (
             plain
             and option.rerank in (None, self._rerank)
             and option.mode in plan.modes
-            and 1 <= option.top_k <= plan.top_ks[-1]
+            and 1 <= self._ranked(request) <= plan.top_ks[-1]
+            and request.search.names == plan.names
+            and (request.names is None or len(request.names.rows) <= MAX_NAMES)
         )
 
     # -- one group -------------------------------------------------------------------------------------
 
-    def _run(self, prepared: Sequence[PreparedMention], groups: Sequence[_Group]) -> list[TopK]:
+    def _run(self, requests: Sequence[PreparedRequest], groups: Sequence[_Group]) -> list[TopK]:
         """Several groups, as many at a time as there are slots."""
         if not groups:
             return []
-        start = partial(self._start, prepared)
+        start = partial(self._start, requests)
         return list(overlapped(groups, start, self._finish, max(1, self.pipeline.free)))
 
-    def _start(self, prepared: Sequence[PreparedMention], group: _Group) -> InFlightBatch:
+    def _start(self, requests: Sequence[PreparedRequest], group: _Group) -> InFlightBatch:
+        own = [requests[b] for b in group.members]
+        names = [request.names or NO_NAMES for request in own] if self.counts_names else None
         with device_faults("GPU pipeline"):
-            return self.pipeline.start([prepared[b] for b in group.members], group.k, group.mode)
+            return self.pipeline.start([request.mention for request in own], group.k, group.mode, names)
 
     def _finish(self, batch: InFlightBatch) -> TopK:
         with device_faults("GPU pipeline"):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mimic_engine.errors import EngineError
 from mimic_engine.gpu.index import QUERY, Chunk, DeviceIndex
+from mimic_engine.gpu.terms import DeviceTerms
 from mimic_engine.kernels.coded_tglu import coded_table, coded_tglu, table_shape
 from mimic_engine.kernels.cone_bound import Cones, cone_axes, cone_bound
 from mimic_engine.kernels.gated_units import GlobalMentions, gated_units, global_entities, pack_globals
@@ -32,13 +33,14 @@ LEAST_SURVIVORS = 1024
 
 @dataclass(frozen=True, slots=True)
 class DeviceMentions:
-    """B mentions as the kernels read them."""
+    """B mentions as the kernels read them, and what is added to their scores: None for nothing."""
 
     batch: int
     text: TextMentions | None  # None where TGLU is off
     globals: GlobalMentions
     cones: Cones | None = None
     table: Tensor | None = None  # (B, C, pitch)
+    terms: DeviceTerms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class DevicePasses:
     constants : of the model.
     batch : mentions of a pass at most.
     chunk_rows : entities scored at a time: bounds the (B, rows) float32 scores.
-    rounding : two computations of one total differ by at most this times 1 + |total|.
+    rounding : two computations of one total differ by at most this times 1 + |total|, terms apart.
     """
 
     def __init__(
@@ -119,7 +121,12 @@ class DevicePasses:
     # -- mentions --------------------------------------------------------------------------------------
 
     def mentions(
-        self, mentions: MentionArrays | Mapping[str, Tensor], *, cones: bool, centroids: Tensor | None
+        self,
+        mentions: MentionArrays | Mapping[str, Tensor],
+        *,
+        cones: bool,
+        centroids: Tensor | None,
+        terms: DeviceTerms | None = None,
     ) -> DeviceMentions:
         """Copy B mentions to the device, if they are not there, and prepare what the passes need of them."""
         if isinstance(mentions, MentionArrays):
@@ -134,7 +141,7 @@ class DevicePasses:
                 arrays.get("tglu_key_mask"),
                 torch.float16 if stored == torch.int8 else stored,
             )
-        packed = DeviceMentions(batch, text, pack_globals(arrays, self._stored))
+        packed = DeviceMentions(batch, text, pack_globals(arrays, self._stored), terms=terms)
         if text is None:
             return packed
         made, table = None, None
@@ -144,7 +151,7 @@ class DevicePasses:
         if centroids is not None:
             table = self._new(table_shape(text, len(centroids)), torch.float16)
             coded_table(text, centroids, table)
-        return DeviceMentions(batch, text, packed.globals, made, table)
+        return DeviceMentions(batch, text, packed.globals, made, table, terms)
 
     # -- one number a pair -----------------------------------------------------------------------------
 
@@ -158,7 +165,7 @@ class DevicePasses:
                 scale=arrays.get("tglu_query_scale"), weight=arrays.get("tglu_token_weight"), base=out,
                 eps=self._eps, factor=self._factor,
             )  # fmt: skip
-        return out
+        return _with_terms(out, mentions, chunk)
 
     def bounds(self, mentions: DeviceMentions, chunk: Chunk) -> Tensor:
         """Upper bounds of the totals of a chunk, (B, n), in the workspace."""
@@ -168,7 +175,7 @@ class DevicePasses:
                 mentions.cones, chunk.arrays["tglu_cls"], chunk.arrays["tglu_bias"], out,
                 base=out, factor=self._factor,
             )  # fmt: skip
-        return out
+        return _with_terms(out, mentions, chunk)
 
     def estimates(self, mentions: DeviceMentions, chunk: Chunk) -> Tensor:
         """The totals of a chunk as the codes give them, (B, n), in the workspace."""
@@ -180,14 +187,16 @@ class DevicePasses:
                 chunk.arrays["tglu_bias"], out, weight=chunk.weight, base=out, eps=self._eps,
                 factor=self._factor,
             )  # fmt: skip
-        return out
+        return _with_terms(out, mentions, chunk)
 
     def listed(self, mentions: DeviceMentions, rows: Tensor, counts: Tensor, out: Tensor) -> None:
-        """Exact totals of the listed rows (B, n) of each mention; beyond the counts nothing is written."""
+        """Exact totals of the listed rows (B, n) of each mention; beyond the counts they mean nothing."""
         arrays = self.index.arrays
         gated_units(mentions.globals, global_entities(arrays), self.constants, out, rows=rows, counts=counts)
         if mentions.text is not None:
             self._listed_attention(mentions.text, rows, counts, out, base=out, factor=self._factor)
+        if mentions.terms is not None:
+            mentions.terms.add_to_listed(out, rows)
 
     def units(self, mentions: DeviceMentions, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """g2g, vision and CMFU (3, B, n), and g2l (B, n), of the listed rows; zero where nothing counts."""
@@ -235,6 +244,9 @@ class DevicePasses:
         bound reaches the exact score in ``rank`` of all chunks so far.
         """
         batch = mentions.batch
+        rounding = self.rounding  # of a score alone: |score| is at most |total| + the largest of the terms
+        if mentions.terms is not None:
+            rounding *= 1 + mentions.terms.largest
         best = self._no_keys(batch, k)
         scored, overflow = self._full(batch, 0), self._full(batch, 0)
         first = self._no_keys(batch, max(FIRST, k))
@@ -247,7 +259,7 @@ class DevicePasses:
             scored += counts
             more = self._new((batch, self._room_for_survivors), torch.int32)
             survivors(
-                bounds, best, rank, first, more, counts, offset=chunk.start, rounding=self.rounding,
+                bounds, best, rank, first, more, counts, offset=chunk.start, rounding=rounding,
                 allowed=_part(allowed, chunk),
             )  # fmt: skip
             overflow += (counts - more.shape[1]).clamp_(min=0)
@@ -335,6 +347,13 @@ class DevicePasses:
                 f"device memory: no room for {size / 2**20:.0f} MiB of workspace {shape}; "
                 "fewer chunk_rows or a smaller batch need less"
             ) from error
+
+
+def _with_terms(scores: Tensor, mentions: DeviceMentions, chunk: Chunk) -> Tensor:
+    """Add the mentions' terms to the scores (B, n) of a chunk, in place."""
+    if mentions.terms is not None:
+        mentions.terms.add_to_block(scores, chunk.start)
+    return scores
 
 
 def _part(allowed: Tensor | None, chunk: Chunk) -> Tensor | None:

@@ -27,6 +27,7 @@ from mimic_engine.gpu.layout import Bytes, Placed
 from mimic_engine.gpu.request import Bucket, Layouts, RequestPlan, Stage
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.scan.scan import TopK
+from mimic_engine.scan.terms import NameScores
 from mimic_engine.types import MentionArrays, Mode
 
 SLOTS = 2
@@ -137,6 +138,7 @@ class InFlightBatch:
     bucket: Bucket
     mentions: int
     k: int
+    names: Sequence[NameScores] | None
     slot: _Slot
     done: Any
 
@@ -171,11 +173,21 @@ class GpuPipeline:
         """The buckets that there were batches for."""
         return self._captured
 
-    def start(self, mentions: Sequence[PreparedMention], k: int, mode: Mode) -> InFlightBatch:
+    def start(
+        self,
+        mentions: Sequence[PreparedMention],
+        k: int,
+        mode: Mode,
+        names: Sequence[NameScores] | None = None,
+    ) -> InFlightBatch:
         """Queue B mentions, the k best for each, and return while the device works.
+
+        ``names`` are their name scores, where the plan counts names.
 
         Raises
         ------
+        InvalidInputError
+            If there are names and the plan counts none, or the other way.
         EngineError
             If both slots are taken: finish a batch first.
         """
@@ -184,11 +196,11 @@ class GpuPipeline:
             raise EngineError(f"GPU pipeline: all {SLOTS} slots hold a batch; finish one first")
         bucket = self.plan.bucket(mentions, k, mode)
         layouts = self._checked(bucket)
-        self.plan.fill(layouts.inputs.views(slot.inputs), mentions)
+        self.plan.fill(layouts.inputs.views(slot.inputs), mentions, names)
         slot.taken = True
         try:
             done = self._queue(bucket, layouts, slot)
-            return InFlightBatch(self, bucket, len(mentions), k, slot, done)
+            return InFlightBatch(self, bucket, len(mentions), k, names, slot, done)
         except BaseException:
             self._abandon(slot)
             raise
@@ -205,7 +217,8 @@ class GpuPipeline:
                 return self.folded(batch).take(list(members))
 
             with self.device.current():  # a mention that fell short is searched again where the batch was
-                return self.plan.answer(results, batch.mentions, batch.k, batch.bucket.mode, take)
+                mode = batch.bucket.mode
+                return self.plan.answer(results, batch.mentions, batch.k, mode, take, batch.names)
         finally:
             batch.slot.taken = False
 

@@ -6,6 +6,9 @@ features of the missing image, which were computed once. A text encoder of free
 length runs at the bucket's length; its states are padded with zeros to the
 model's.
 
+Name scores of a mention, where the linker weighs names, are two arrays of the
+inputs, padded to :data:`MAX_NAMES`; the prior lies on the device.
+
 A search is all launches, in every mode: the chunks of an index are known
 beforehand, and a certified search counts the survivors that had no room instead
 of asking the host what to do. What is left to the host is the order of a short
@@ -44,16 +47,23 @@ from mimic_engine.encoding.graph_names import (
     TOKENS,
 )
 from mimic_engine.encoding.manifest import Shape
+from mimic_engine.errors import InvalidInputError
 from mimic_engine.gpu.layout import Layout, Placed, Spec
 from mimic_engine.gpu.passes import ShortList
 from mimic_engine.gpu.scan import SPARE, CudaScan, Mask, list_length
 from mimic_engine.gpu.session import Launch, lengths
+from mimic_engine.gpu.terms import DeviceTerms, write_names
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.scan.scan import TopK
+from mimic_engine.scan.terms import NameScores
 from mimic_engine.types import ImageFeatures, MentionArrays, Mode
 
 # A pipeline is captured for one k. Requests get the first of these that is no less, and the rest is cut off.
 TOP_K_BUCKETS = (10, *(2**n - SPARE for n in range(5, 11)))
+# Name scores of a mention that the inputs have room for. Room is uploaded whether it is used or not: 8 KiB a
+# mention, little beside its image, and room for all but names that most of a large index shares a word with.
+MAX_NAMES = 1024
+NAME_ROWS, NAME_SCORES = "name_rows", "name_scores"
 
 HostArrays = Mapping[str, NDArray[Any]]
 
@@ -123,6 +133,7 @@ class RequestPlan:
     rerank : estimates that mode "coded" scores exactly.
     rows : numbers of mentions that there are buckets for.
     top_ks : numbers of results that there are buckets for.
+    names : whether name scores and the prior count: for every mention of the plan, or for none.
     """
 
     def __init__(
@@ -135,8 +146,9 @@ class RequestPlan:
         *,
         rows: Sequence[int] = ROWS,
         top_ks: Sequence[int] = TOP_K_BUCKETS,
+        names: bool = False,
     ) -> None:
-        self.graphs, self.scan, self.allowed = graphs, scan, allowed
+        self.graphs, self.scan, self.allowed, self.names = graphs, scan, allowed, names
         self.passes = scan.passes  # of the index as it lies on the device now
         self.rows, self.top_ks = tuple(rows), tuple(top_ks)
         self._rerank = rerank
@@ -174,6 +186,9 @@ class RequestPlan:
         inputs["image_of"] = ((rows,), np.int64)  # number of a row's image, -1 without one
         pixels = self.graphs[IMAGE_ENCODER].inputs[PIXELS]
         inputs[PIXELS] = (_sized(pixels, bucket.images, tokens), np.float32)
+        if self.names:
+            inputs[NAME_ROWS] = ((rows, MAX_NAMES), np.int32)
+            inputs[NAME_SCORES] = ((rows, MAX_NAMES), np.float32)
         work: dict[str, Spec] = {}
         for kind, encoder, count in (("text", TEXT_ENCODER, rows), ("image", IMAGE_ENCODER, bucket.images)):
             for name, shape in self.graphs[encoder].outputs.items():
@@ -187,8 +202,27 @@ class RequestPlan:
         results = _result_arrays(rows, self._room(bucket))
         return Layouts(Layout(inputs), Layout(work), Layout(folded), Layout(results))
 
-    def fill(self, host: HostArrays, mentions: Sequence[PreparedMention]) -> None:
-        """Write B mentions to the inputs of their bucket; rows and images beyond them repeat the last."""
+    def fill(
+        self,
+        host: HostArrays,
+        mentions: Sequence[PreparedMention],
+        names: Sequence[NameScores] | None = None,
+    ) -> None:
+        """Write B mentions to the inputs of their bucket; rows and images beyond them repeat the last.
+
+        ``names`` are their name scores, :data:`MAX_NAMES` at most each, or None where the plan counts none.
+
+        Raises
+        ------
+        InvalidInputError
+            If the plan counts names and there are none, or the other way, or a mention has too many.
+        """
+        if self.names != (names is not None):
+            raise InvalidInputError(
+                f"names: the plan counts {'them' if self.names else 'none'}", field="names"
+            )
+        if names is not None and max(len(name.rows) for name in names) > MAX_NAMES:
+            raise InvalidInputError(f"names: a batch has room for {MAX_NAMES} a mention", field="names")
         rows, tokens = host[IDS].shape
         source = [min(row, len(mentions) - 1) for row in range(rows)]
         for name in TEXT_INPUTS:
@@ -199,6 +233,8 @@ class RequestPlan:
         pixels = [m.pixels for m in mentions if m.pixels is not None]
         for row in range(len(host[PIXELS])):
             host[PIXELS][row] = pixels[min(row, len(pixels) - 1)]
+        if names is not None:
+            write_names([names[b] for b in source], host[NAME_ROWS], host[NAME_SCORES])
 
     def stages(self, bucket: Bucket, arrays: Mapping[str, Placed]) -> list[Stage]:
         """Encoders, assembly, fold, search, over the bucket's arrays of all four kinds."""
@@ -216,7 +252,10 @@ class RequestPlan:
         """The last stage: from folded mentions to results."""
         tensors = _tensors(arrays)
         mentions = {n.removeprefix(MENTION): tensors[n] for n in self.graphs[MENTION_FOLD].outputs}
-        launch = _Search(self.scan, bucket, mentions, tensors, self._mask, self._candidates, self._rerank)
+        terms = self.scan.terms_of(tensors[NAME_ROWS], tensors[NAME_SCORES]) if self.names else None
+        launch = _Search(
+            self.scan, bucket, mentions, terms, tensors, self._mask, self._candidates, self._rerank
+        )
         return Stage("search", launch, self.scan.capturable(bucket.mode))
 
     def answer(
@@ -226,10 +265,14 @@ class RequestPlan:
         k: int,
         mode: Mode,
         take: Callable[[Sequence[int]], MentionArrays],
+        names: Sequence[NameScores] | None = None,
     ) -> TopK:
-        """The k best of B mentions, from the results of their bucket; ``take`` folds some of them."""
+        """The k best of B mentions, from the results of their bucket.
+
+        ``take`` folds some of them, ``names`` are as in :meth:`fill`.
+        """
         shortlist = ShortList.of(results, mentions)
-        return self.scan.settle(shortlist, k, mode, take, allowed=self.allowed)
+        return self.scan.settle(shortlist, k, mode, take, allowed=self.allowed, names=names)
 
     def _graph(self, name: str, arrays: Mapping[str, Placed]) -> Stage:
         graph = self.graphs[name]
@@ -276,18 +319,20 @@ class _Search:
         scan: CudaScan,
         bucket: Bucket,
         mentions: Mapping[str, Tensor],
+        terms: DeviceTerms | None,
         results: Mapping[str, Tensor],
         allowed: Tensor | None,
         candidates: int,
         rerank: int | None,
     ) -> None:
         self._scan, self._bucket, self._mentions, self._results = scan, bucket, mentions, results
+        self._terms = terms
         self._allowed, self._candidates, self._rerank = allowed, candidates, rerank
         self._kept: tuple[Tensor, ...] = ()
 
     def __call__(self) -> None:
         scan, k, mode = self._scan, self._bucket.k, self._bucket.mode
-        prepared = scan.prepare(self._mentions, mode)
+        prepared = scan.prepare(self._mentions, mode, self._terms)
         shortlist = scan.launch(prepared, k, mode, self._allowed, self._candidates, self._rerank)
         parts, g2l = scan.passes.units(prepared, shortlist.rows, shortlist.counts)
         given = {

@@ -5,7 +5,9 @@ memory in :mod:`mimic_engine.gpu.index`, launches in
 :mod:`mimic_engine.gpu.passes`. Here: which passes answer a search, the one
 fetch at its end, and the index taken up anew after a fault. What the device
 finds is a short list; its order, the ties and the units' scores come from one
-more exact pass over that list, so that all modes give the same numbers.
+more exact pass over that list, so that all modes give the same numbers. Name
+scores and the prior are added on the device (:mod:`mimic_engine.gpu.terms`) and,
+to what is fetched, on the host.
 
 A search whose list would be longer than the kernels keep, and a certified one for
 which too many entities survive their bounds, is answered by scoring all of them,
@@ -25,9 +27,11 @@ from mimic_engine.device_errors import device_faults
 from mimic_engine.errors import DeviceError, InvalidInputError, MissingDependencyError
 from mimic_engine.gpu.index import DeviceIndex, Placement
 from mimic_engine.gpu.passes import DeviceMentions, DevicePasses, DeviceShortList, ShortList
+from mimic_engine.gpu.terms import DeviceTerms
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.scan.passes import MENTIONS_PER_PASS, CodeBook, Segments
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
+from mimic_engine.scan.terms import MentionTerms, NameScores, ScoreTerms
 from mimic_engine.scan.topk import TieKey, check_finite, order, pessimistic_ranks, topk_with_ties
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode
 
@@ -40,6 +44,8 @@ _ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-4, torch.int8: 2e-4, torch.b
 
 Mask = NDArray[np.bool_]
 _Rows = NDArray[np.int64]
+_Terms = Sequence[MentionTerms]
+_NO_NAMES = NameScores(np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 class CudaScan:
@@ -57,6 +63,7 @@ class CudaScan:
     codes : for the mode "coded".
     placement : "device", "host" (token queries in pinned host memory), or "auto".
     chunk_rows : entities scored at a time: bounds the (B, rows) float32 scores on the device.
+    terms : what a search with name scores adds.
 
     Raises
     ------
@@ -78,6 +85,7 @@ class CudaScan:
         codes: CodeBook | None = None,
         placement: Placement = "auto",
         chunk_rows: int = CHUNK_ROWS,
+        terms: ScoreTerms | None = None,
     ) -> None:
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
@@ -86,7 +94,10 @@ class CudaScan:
         self._segments = Segments(segments)
         self._constants, self._tie_key, self._codes = constants, tie_key, codes
         self._placement, self._chunk_rows = placement, chunk_rows
+        self._terms = terms or ScoreTerms()
+        self._largest = self._terms.largest
         self._passes: DevicePasses | None = None
+        self._prior: torch.Tensor | None = None  # (N,)
         self._open()
         self.scorer_name = f"triton {torch.cuda.get_device_name(self.device)}" if on_gpu else "triton"
 
@@ -115,7 +126,11 @@ class CudaScan:
         return self._segments.token_queries(rows)
 
     def over(
-        self, segments: Sequence[EntityArrays], tie_key: TieKey | None, codes: CodeBook | None = None
+        self,
+        segments: Sequence[EntityArrays],
+        tie_key: TieKey | None,
+        codes: CodeBook | None = None,
+        terms: ScoreTerms | None = None,
     ) -> CudaScan:
         """A scan of other entities; both lie on the device until the old one goes."""
         return CudaScan(
@@ -126,27 +141,29 @@ class CudaScan:
             codes=codes,
             placement=self._placement,
             chunk_rows=self._chunk_rows,
+            terms=terms,
         )
 
     def warm_up(self, mention: MentionArrays, allowed: Mask | None) -> int:
         """Search with every number of mentions and length of list, in every mode; the number of searches.
 
-        ``mention`` is one, and copied.
+        ``mention`` is one, and copied. Where terms weigh anything they are added: the rest is the same.
         """
         most = len(self) if allowed is None else int(np.count_nonzero(allowed))
         top_ks = sorted({min(k, most) for k in WARM_TOP_K})
         few = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
         for count in WARM_MENTIONS:
             mentions = mention.take([0] * count)
+            names = [_NO_NAMES] * count if self._largest else None
             for k in top_ks:
                 for mode in self.modes:
-                    self.search(mentions, k, mode=mode, allowed=allowed)
-            self.search(mentions, 1, rows=few[:1])
+                    self.search(mentions, k, mode=mode, allowed=allowed, names=names)
+            self.search(mentions, 1, rows=few[:1], names=names)
         return len(WARM_MENTIONS) * (len(top_ks) * len(self.modes) + 1)
 
     def rebuild(self) -> None:
         """Free the index on the device and copy it there anew; errors as of opening."""
-        self._passes = None
+        self._passes = self._prior = None
         gc.collect()  # tensors go with the objects, before the new ones ask for their memory
         if torch.cuda.is_available():
             with device_faults("scan"):
@@ -172,11 +189,14 @@ class CudaScan:
             if codes is not None:
                 centroids = np.array(codes.centroids, np.float32)
                 self._centroids = torch.from_numpy(centroids).to(self.device)
+            self._prior = None
+            if self._terms.prior is not None:
+                self._prior = torch.from_numpy(np.array(self._terms.prior, np.float32)).to(self.device)
 
     # -- one number a pair -----------------------------------------------------------------------------
 
     def totals(self, mentions: MentionArrays) -> Array:
-        """Exact total scores of B mentions against all N entities, (B, N); EngineError if not finite."""
+        """Exact scores (B, N) of B mentions without terms; EngineError if one is not finite."""
         out = np.empty((mentions.rows, len(self)), np.float32)  # (B, N)
         passes, start = self.passes, 0
         for part in _batches(mentions):
@@ -189,23 +209,36 @@ class CudaScan:
         return out
 
     def ranks(
-        self, mentions: MentionArrays, gold: _Rows, *, allowed: Mask | None = None
+        self,
+        mentions: MentionArrays,
+        gold: _Rows,
+        *,
+        allowed: Mask | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> NDArray[np.int64]:
         """1-based rank of row ``gold[b]`` for each mention; ties count against it. (B,).
 
+        ``allowed`` and ``names`` as in :meth:`search`; the gold rows must be allowed.
+
         Raises
         ------
+        InvalidInputError
+            If the names are of another number of mentions.
         DeviceError
             If the device fails.
         """
+        terms = self._terms.of(names, mentions.rows)
         parts, start = [np.empty(0, np.int64)], 0
         with device_faults("scan"):
             for part in _batches(mentions):
+                stop = start + part.rows
                 totals = self.totals(part)
+                for row, own in zip(totals, terms[start:stop], strict=True):
+                    own.add_to_all(row)
                 if allowed is not None:
                     totals[:, ~allowed] = -np.inf
-                parts.append(pessimistic_ranks(totals, gold[start : start + part.rows]))
-                start += part.rows
+                parts.append(pessimistic_ranks(totals, gold[start:stop]))
+                start = stop
         return np.concatenate(parts)
 
     # -- the k best ------------------------------------------------------------------------------------
@@ -219,6 +252,7 @@ class CudaScan:
         rows: _Rows | None = None,
         allowed: Mask | None = None,
         rerank: int | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> TopK:
         """The k best entities of each mention; parameters and errors as in ``Scan.search``.
 
@@ -237,14 +271,17 @@ class CudaScan:
             raise InvalidInputError(
                 f"top_k: {k} is not between 1 and the {candidates} candidates", field="top_k"
             )
+        terms = self._terms.of(names, mentions.rows)
         with device_faults("scan"):
             if list_length(k, mode if rows is None else "exact", rerank) > MAX_K:
                 one = (mentions.block(b, b + 1) for b in range(mentions.rows))
-                return _joined([self._by_all_totals(mention, k, rows, allowed) for mention in one])
-            parts = [
-                self._search_part(part, k, mode, rows, allowed, candidates, rerank)
-                for part in _batches(mentions)
-            ]
+                return _joined(
+                    [self._by_all_totals(m, own, k, rows, allowed) for m, own in zip(one, terms, strict=True)]
+                )
+            parts, start = [], 0
+            for part in _batches(mentions):
+                own, start = terms[start : start + part.rows], start + part.rows
+                parts.append(self._search_part(part, own, k, mode, rows, allowed, candidates, rerank))
             return _joined(parts)
 
     def launch(
@@ -268,15 +305,36 @@ class CudaScan:
         """Whether a CUDA graph can hold a search; not where chunks are copied on a stream of their own."""
         return mode != "exact" or self.index.placement == "device"
 
-    def prepare(self, mentions: MentionArrays | Mapping[str, torch.Tensor], mode: Mode) -> DeviceMentions:
-        """Mentions (on the host, or folded arrays on the device by name) with what ``mode`` needs of them."""
+    def prepare(
+        self,
+        mentions: MentionArrays | Mapping[str, torch.Tensor],
+        mode: Mode,
+        terms: DeviceTerms | None = None,
+    ) -> DeviceMentions:
+        """Mentions (on the host, or folded arrays on the device by name) with what ``mode`` needs of them.
+
+        ``terms`` are added to their scores; None: the model's score alone.
+        """
         return self.passes.mentions(
-            mentions, cones=mode == "certified", centroids=self._centroids if mode == "coded" else None
+            mentions,
+            cones=mode == "certified",
+            centroids=self._centroids if mode == "coded" else None,
+            terms=terms,
         )
+
+    def terms_of(self, rows: torch.Tensor, scores: torch.Tensor) -> DeviceTerms:
+        """Name scores on the device, as :class:`DeviceTerms` has them, with the entities' prior."""
+        return DeviceTerms(rows, scores, self._prior, self._largest)
+
+    def _on_device(self, terms: _Terms) -> DeviceTerms | None:
+        """The terms of B mentions on the device; None where they have none."""
+        names = [own.names for own in terms if own.names is not None]
+        return DeviceTerms.of(names, self._prior, self._largest, self.device) if names else None
 
     def _search_part(
         self,
         mentions: MentionArrays,
+        terms: _Terms,
         k: int,
         mode: Mode,
         rows: _Rows | None,
@@ -284,7 +342,7 @@ class CudaScan:
         candidates: int,
         rerank: int | None,
     ) -> TopK:
-        prepared = self.prepare(mentions, mode if rows is None else "exact")
+        prepared = self.prepare(mentions, mode if rows is None else "exact", self._on_device(terms))
         if rows is not None:
             listed = torch.from_numpy(rows.astype(np.int32)).to(self.device)
             on_device = self.passes.among(prepared, listed, check_k(k + SPARE))
@@ -292,7 +350,7 @@ class CudaScan:
             on_device = self.launch(prepared, k, mode, self.mask(allowed), candidates, rerank)
         answered: Mode = mode if rows is None else "exact"
         shortlist = self._fetch(prepared, on_device)
-        return self.settle(shortlist, k, answered, mentions.take, rows=rows, allowed=allowed)
+        return self._settled(shortlist, terms, k, answered, mentions.take, rows, allowed)
 
     def _fetch(self, prepared: DeviceMentions, on_device: DeviceShortList) -> ShortList:
         """Bring a short list to the host: the one wait of a search."""
@@ -308,8 +366,8 @@ class CudaScan:
         mode: Mode,
         take: Callable[[Sequence[int]], MentionArrays],
         *,
-        rows: _Rows | None = None,
         allowed: Mask | None = None,
+        names: Sequence[NameScores] | None = None,
     ) -> TopK:
         """The answers of a search: a short list in its final order, and another search where it fell short.
 
@@ -319,27 +377,45 @@ class CudaScan:
         k : entities to answer with.
         mode : that was searched in.
         take : gives the folded arrays of some of the B mentions, for those to be scored densely.
-        rows, allowed : as in :meth:`search`.
+        allowed, names : as in :meth:`search`.
 
         Raises
         ------
+        InvalidInputError
+            If the names are of another number of mentions.
         EngineError
             If a score is not finite.
         """
+        terms = self._terms.of(names, len(shortlist.rows))
+        return self._settled(shortlist, terms, k, mode, take, None, allowed)
+
+    def _settled(
+        self,
+        shortlist: ShortList,
+        terms: _Terms,
+        k: int,
+        mode: Mode,
+        take: Callable[[Sequence[int]], MentionArrays],
+        rows: _Rows | None,
+        allowed: Mask | None,
+    ) -> TopK:
         candidates = len(self) if rows is None and allowed is None else _count(rows, allowed)
-        result, overflowed, cut = self._ranked(shortlist, k, mode)
+        result, overflowed, cut = self._ranked(shortlist, terms, k, mode)
         if overflowed:
-            dense = self._search_part(take(overflowed), k, "exact", None, allowed, candidates, None)
+            own = [terms[b] for b in overflowed]
+            dense = self._search_part(take(overflowed), own, k, "exact", None, allowed, candidates, None)
             result = _replaced(result, overflowed, dense)
         for b in cut:
-            result = _replaced(result, [b], self._by_all_totals(take([b]), k, rows, allowed))
+            found = self._by_all_totals(take([b]), terms[b], k, rows, allowed)
+            result = _replaced(result, [b], found)
         return result
 
-    def _ranked(self, shortlist: ShortList, k: int, mode: Mode) -> tuple[TopK, list[int], list[int]]:
+    def _ranked(
+        self, shortlist: ShortList, terms: _Terms, k: int, mode: Mode
+    ) -> tuple[TopK, list[int], list[int]]:
         """The answers; the mentions with too many survivors, and those with too many ties for the list."""
         rows = shortlist.rows.astype(np.int64)  # (B, K)
-        units = self._units(shortlist.parts, shortlist.g2l)  # (B, K) each
-        totals = _mean(units)  # (B, K)
+        units, totals = self._scores(shortlist.parts, shortlist.g2l, rows, terms)  # (B, K) each
         chosen, overflowed, cut = [], [], []
         for b in range(len(rows)):
             live = int(shortlist.counts[b])
@@ -349,7 +425,7 @@ class CudaScan:
             chosen.append(np.resize(final, k))
             if shortlist.overflow[b]:
                 overflowed.append(b)
-            elif live < k or self._cut_short(totals[b, final[-1]], shortlist.first[b], live, mode):
+            elif live < k or self._cut_short(totals[b, final[-1]], shortlist.first[b], live, mode, terms[b]):
                 cut.append(b)
         pick = np.stack(chosen)  # (B, k)
         result = TopK(
@@ -361,45 +437,55 @@ class CudaScan:
         )
         return result, overflowed, cut
 
-    def _cut_short(self, kth: float, first: Array, live: int, mode: Mode) -> bool:
+    def _cut_short(self, kth: float, first: Array, live: int, mode: Mode, terms: MentionTerms) -> bool:
         """Whether rounding or a tie could put an entity outside the list among the k best."""
         if mode == "coded" or live < len(first):
             return False
-        margin = 2 * self.passes.rounding * (1 + abs(kth))
-        return bool(first[live - 1] >= kth - margin)
+        return bool(first[live - 1] >= kth - self._margin(abs(kth), terms))
 
     def _by_all_totals(
-        self, mention: MentionArrays, k: int, rows: _Rows | None, allowed: Mask | None
+        self, mention: MentionArrays, terms: MentionTerms, k: int, rows: _Rows | None, allowed: Mask | None
     ) -> TopK:
         """One mention's answer from all its totals, on the host: as many ties as there may be."""
         totals = self.totals(mention)[0]  # (N,)
+        terms.add_to_all(totals)
         if allowed is not None:
             totals[~allowed] = -np.inf
         considered = totals if rows is None else totals[rows]
-        near = topk_with_ties(considered, k, self._margin(considered))
-        near = near[np.isfinite(considered[near])]
-        scored = int(np.isfinite(considered).sum())
-        return self._rank(mention, near if rows is None else rows[near], k, scored)
+        finite = np.isfinite(considered)
+        near = topk_with_ties(considered, k, self._margin(np.abs(considered[finite]).max(), terms))
+        near = near[finite[near]]
+        return self._rank(mention, terms, near if rows is None else rows[near], k, int(finite.sum()))
 
-    def _margin(self, totals: Array) -> float:
-        return float(2 * self.passes.rounding * (1 + np.abs(totals[np.isfinite(totals)]).max()))
+    def _margin(self, size: float, terms: MentionTerms) -> float:
+        """Twice what two computations of a total of this size may differ by: the model's may be larger."""
+        largest = 0.0 if terms.names is None else self._largest
+        return float(2 * self.passes.rounding * (1 + size + largest))
 
-    def _rank(self, mention: MentionArrays, rows: _Rows, k: int, scored: int) -> TopK:
+    def _rank(self, mention: MentionArrays, terms: MentionTerms, rows: _Rows, k: int, scored: int) -> TopK:
         """The k best of a few rows of one mention."""
         prepared = self.prepare(mention, "exact")
         listed = torch.from_numpy(rows.astype(np.int32)[None]).to(self.device)
         counts = torch.tensor([len(rows)], dtype=torch.int32, device=self.device)
         parts, g2l = self.passes.units(prepared, listed, counts)
-        units = self._units(parts.cpu().numpy(), g2l.cpu().numpy())
-        totals = _mean(units)  # (1, n)
+        units, totals = self._scores(parts.cpu().numpy(), g2l.cpu().numpy(), rows[None], [terms])  # (1, n)
         final = order(totals[0], rows, self._tie_key)[:k]
         picked = {name: score[:, final] for name, score in units.items()}
         return TopK(rows[None, final], totals[:, final], picked, ("exact",), np.array([scored]))
 
-    def _units(self, parts: Array, g2l: Array) -> dict[str, Array]:
-        """Unit scores by name from g2g, vision, CMFU (3, B, K) and g2l (B, K)."""
+    def _scores(self, parts: Array, g2l: Array, rows: _Rows, terms: _Terms) -> tuple[dict[str, Array], Array]:
+        """Unit scores and terms by name, and totals, (B, K) each, of the rows (B, K).
+
+        ``parts`` are g2g, vision, CMFU (3, B, K), ``g2l`` is (B, K).
+        """
         own = {"tglu": (parts[0] + g2l) / 2, "vdlu": parts[1], "concat": parts[1], "cmfu": parts[2]}
-        return {name: own[name] for name in self._constants.units}
+        units = {name: own[name] for name in self._constants.units}
+        totals = _mean(units)
+        each = [mention.units(row) for mention, row in zip(terms, rows, strict=True)]
+        added = {name: np.stack([one[name] for one in each]) for name in each[0]}
+        for term in added.values():
+            totals += term
+        return units | added, totals
 
     def mask(self, allowed: Mask | None) -> torch.Tensor | None:
         """A mask (N,) on the device, as :meth:`launch` takes it."""

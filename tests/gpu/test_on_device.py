@@ -119,18 +119,27 @@ def on_torch(checkpoint, device):
 
 
 def test_a_linker_answers_as_every_linker(tiny_model, tiny_index, tiny_checkpoint, tiny_picture, device):
+    from mimic_engine.calibration.stored import Calibration
+    from mimic_engine.calibration.weights import ScoreWeights
     from mimic_engine.engine.gpu_linker import GpuLinker
     from mimic_engine.engine.linker import Linker
     from mimic_engine.gpu.scan import CudaScan
     from mimic_engine.index.store import Index
     from mimic_engine.model.checkpoint import load_checkpoint
+    from mimic_engine.scan.terms import ScoreTerms
     from mimic_engine.types import Mention
     from tests.gpu.bound import featurizer
 
     index, encoders = Index.open(tiny_index), featurizer(on_torch(load_checkpoint(tiny_checkpoint), device))
-    scan = CudaScan(index.segments, encoders.constants, tie_key=index.ids)
-    ours = GpuLinker(encoders, index, scan)
-    reference = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
+    weights = ScoreWeights(exact=4.0, words=2.0, chars=1.0, context=0.5, prior=0.5)
+    terms = ScoreTerms(np.linspace(-1, 1, len(index), dtype=np.float32), sum(weights.names))
+    scan = CudaScan(index.segments, encoders.constants, tie_key=index.ids, terms=terms)
+    calibration = Calibration(encoders.model_hash, weights)
+    ours = GpuLinker(encoders, index, scan, calibration)
+    opened = Linker.open(tiny_model, tiny_index, threads=1, backend="onnx", scorer="onnx")
+    theirs = opened._scan.over(index.segments, index.ids, terms=terms)
+    reference = Linker(opened.featurizer, index, theirs, calibration)
+    opened.close()
     ours.warm_up()
     assert ours.info()["chain"]["launched"] == []  # every bucket is a graph
     mentions = [Mention("a b", "c a b d", tiny_picture), Mention("c", "c d e"), Mention("j", "i j")]

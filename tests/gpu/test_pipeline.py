@@ -31,7 +31,7 @@ class Doubling:
     def bucket(self, x, k, mode):
         return Rows(len(x))
 
-    def fill(self, host, x):
+    def fill(self, host, x, names):
         if "fill" in self.broken:
             raise KeyError("pixels")
         host["x"][...] = x
@@ -57,7 +57,7 @@ class Doubling:
 
         return [Stage("fold", fold), Stage("search", search)]
 
-    def answer(self, results, mentions, k, mode, take):
+    def answer(self, results, mentions, k, mode, take, names):
         assert self.device.inside, "more is searched on another stream"
         if "answer" in self.broken:
             raise KeyError("rows")

@@ -14,16 +14,19 @@ if importlib.util.find_spec("triton") is None:
 
 from benchmarks.gpu.torch_graphs import torch_graphs
 from mimic_engine.encoding.onnx import OnnxSession
+from mimic_engine.errors import InvalidInputError
 from mimic_engine.gpu.pipeline import GpuPipeline
-from mimic_engine.gpu.request import TOP_K_BUCKETS, Bucket, RequestPlan, Stage
+from mimic_engine.gpu.request import MAX_NAMES, TOP_K_BUCKETS, Bucket, RequestPlan, Stage
 from mimic_engine.gpu.scan import SPARE, list_length
 from mimic_engine.gpu.stream import TorchDevice
+from mimic_engine.gpu.terms import NO_ROW
 from mimic_engine.kernels.stream_topk import MAX_K
 from mimic_engine.model.checkpoint import load_checkpoint
 from mimic_engine.types import Mention
 from tests.gpu.bound import bound_session, featurizer
 from tests.gpu.fakes import FakeDevice, PromptDevice
 from tests.gpu.test_tensorrt import engine_session
+from tests.gpu.test_terms import names_of
 
 CPU = torch.device("cpu")
 SCAN = SimpleNamespace(
@@ -50,7 +53,7 @@ class Sums(RequestPlan):
 
         return Stage("search", launch)
 
-    def answer(self, results, mentions, k, mode, take):
+    def answer(self, results, mentions, k, mode, take, names):
         return results["g2l"][:mentions, 0].copy()
 
 
@@ -169,9 +172,35 @@ class OnFake(TorchDevice):
         self.fake.queued.extend(graph)
 
 
-def test_largest_holds_every_bucket(tiny_model):
+def test_name_scores_lie_in_the_inputs_where_they_count(tiny_model, tiny_picture):
     session = bound_session(tiny_model)
-    plan = Sums(session.graphs, featurizer(session).missing)
+    reference = featurizer(session)
+    prepared = [reference.prepare(m) for m in mentions(tiny_picture, "ttt")]
+    plans = [Sums(session.graphs, reference.missing, names=names) for names in (False, True)]
+    layouts = [plan.layouts(plan.bucket(prepared, 1, "exact")).inputs for plan in plans]
+    without, host = (layout.views(np.full(layout.size_bytes, 0xAB, np.uint8)) for layout in layouts)
+    assert host.keys() - without.keys() == {"name_rows", "name_scores"}
+    names = names_of(2, 0, MAX_NAMES, entities=5000)
+    plans[1].fill(host, prepared, names)
+    assert host["name_rows"].shape == (len(host["input_ids"]), MAX_NAMES)
+    for b in range(3):
+        count = len(names[b].rows)
+        np.testing.assert_array_equal(host["name_rows"][b, :count], names[b].rows)
+        np.testing.assert_array_equal(host["name_scores"][b, :count], names[b].scores)
+        assert (host["name_rows"][b, count:] == NO_ROW).all() and not host["name_scores"][b, count:].any()
+    np.testing.assert_array_equal(host["name_rows"][3:], host["name_rows"][[2] * len(host["name_rows"][3:])])
+    with pytest.raises(InvalidInputError, match="names: the plan counts them"):
+        plans[1].fill(host, prepared)
+    with pytest.raises(InvalidInputError, match="names: the plan counts none"):
+        plans[0].fill(without, prepared, names)
+    with pytest.raises(InvalidInputError, match="names: a batch has room for 1024"):
+        plans[1].fill(host, prepared, names_of(1, 1, MAX_NAMES + 1, entities=5000))
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_largest_holds_every_bucket(tiny_model, names):
+    session = bound_session(tiny_model)
+    plan = Sums(session.graphs, featurizer(session).missing, names=names)
     most = plan.layouts(plan.largest)
     for rows in plan.rows:
         for images in (0, *(p for p in plan.rows if p <= rows)):

@@ -27,9 +27,11 @@ def world():
 def scan(world):
     from benchmarks.gpu.data import cluster, fold_entities
     from mimic_engine.gpu.scan import CudaScan
+    from mimic_engine.scan.terms import ScoreTerms
 
     entities = fold_entities(world, ROWS, "float16")
-    return CudaScan((entities,), world.constants, codes=cluster(world, entities, 256))
+    terms = ScoreTerms(np.linspace(-1, 1, ROWS, dtype=np.float32), 3.0)
+    return CudaScan((entities,), world.constants, codes=cluster(world, entities, 256), terms=terms)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def mentions(world):
 def test_nothing_is_compiled_after_the_warm_up(scan, mentions):
     from triton import knobs
 
-    compiled = []
+    from tests.gpu.test_terms import names_of
+
+    compiled, names = [], names_of(*range(0, 640, 10), entities=ROWS)
     scan.warm_up(mentions.take([0]), None)
     hook, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, lambda **k: compiled.append(k["repr"])
     try:
@@ -50,10 +54,25 @@ def test_nothing_is_compiled_after_the_warm_up(scan, mentions):
             for k in (1, 5, 10, 24, 37, 50, 100):
                 for mode in scan.modes:
                     scan.search(mentions.take(list(range(count))), k, mode=mode)
+                    scan.search(mentions.take(list(range(count))), k, mode=mode, names=names[:count])
                     scan.search(mentions.take(list(range(count))), k, mode=mode, allowed=np.ones(ROWS, bool))
     finally:
         knobs.runtime.jit_cache_hook = hook
     assert not compiled
+
+
+def test_names_lift_the_same_entities_in_every_mode(scan, mentions):
+    from tests.gpu.test_terms import names_of
+
+    names = names_of(*range(0, 640, 10), entities=ROWS)
+    totals = scan.totals(mentions)  # (B, N)
+    for row, name in zip(totals, names, strict=True):
+        row[name.rows] += name.scores
+    totals += np.linspace(-1, 1, ROWS, dtype=np.float32)
+    best = np.sort(totals, axis=1)[:, ::-1][:, :10]
+    for mode in ("exact", "certified"):
+        found = scan.search(mentions, 10, mode=mode, names=names)
+        np.testing.assert_allclose(found.scores, best, rtol=0, atol=5e-3)
 
 
 def test_out_of_memory_is_told_and_the_index_comes_back(scan, mentions, monkeypatch):

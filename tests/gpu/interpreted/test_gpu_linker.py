@@ -3,10 +3,15 @@
 import asyncio
 import time
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from mimic_engine.calibration.stored import Calibration
+from mimic_engine.calibration.weights import Probability, ScoreWeights
+from mimic_engine.engine import gpu_linker
 from mimic_engine.engine.gpu_linker import GpuLinker
 from mimic_engine.engine.linker import Linker
 from mimic_engine.errors import DeviceError, InvalidInputError
@@ -15,6 +20,7 @@ from mimic_engine.gpu.request import Bucket, RequestPlan
 from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.index.store import Index
+from mimic_engine.scan.terms import ScoreTerms
 from mimic_engine.server.requests import LinkRequest
 from mimic_engine.server.service import LinkService
 from mimic_engine.server.settings import Settings
@@ -35,6 +41,23 @@ def linkers(tiny_model, tiny_index):
     reference.close()
 
 
+WEIGHTS = ScoreWeights(exact=4.0, words=2.0, chars=1.0, context=0.5, prior=0.5)
+
+
+@pytest.fixture
+def named(linkers):
+    """The same two, calibrated to count names and priors."""
+    calibration = Calibration(linkers[0].model_hash, WEIGHTS, Probability(2.0, 1.0))
+    priors = np.linspace(-1, 1, len(linkers[0].index)).astype(np.float32)
+    terms = ScoreTerms(priors, sum(WEIGHTS.names))
+    scans = [one._scan.over(one.index.segments, one.index.ids, terms=terms) for one in linkers]
+    yield tuple(
+        type(one)(one.featurizer, one.index, scan, calibration)
+        for one, scan in zip(linkers, scans, strict=True)
+    )
+    scans[1].close()
+
+
 def requests(linker, mentions, options):
     return [linker.prepare(m, o) for m, o in zip(mentions, options, strict=True)]
 
@@ -47,6 +70,7 @@ def same(found, expected):
     for a, b in zip(found, expected, strict=True):
         assert [c.id for c in a.candidates] == [c.id for c in b.candidates]
         assert (a.mode, a.has_image, a.text_truncated) == (b.mode, b.has_image, b.text_truncated)
+        assert a.nil_probability == pytest.approx(b.nil_probability, abs=1e-4)
         for x, y in zip(a.candidates, b.candidates, strict=True):
             assert x.name == y.name
             assert x.score == pytest.approx(y.score, abs=1e-4)
@@ -117,14 +141,58 @@ def test_a_mention_that_falls_short_is_searched_again_and_says_so(linkers, monke
     link(ours, batch, [LinkOptions(2)])
     ranked = ours._scan._ranked
 
-    def short(fetched, k, mode):
-        result, overflowed, cut = ranked(fetched, k, mode)
+    def short(fetched, terms, k, mode):
+        result, overflowed, cut = ranked(fetched, terms, k, mode)
         return result, list(range(len(result.rows))) if mode == "certified" else overflowed, cut
 
     monkeypatch.setattr(ours._scan, "_ranked", short)
     [found] = link(ours, batch, [LinkOptions(2)])
     assert found.mode == "exact"
     same([found], link(reference, batch, [LinkOptions(2, mode="exact")]))
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified"])
+def test_names_count_as_in_every_linker(named, tiny_picture, mode):
+    """More entities than asked for are ranked, as many as share a probability."""
+    ours, _ = named
+    known = [ours.index.names([row])[0] for row in (0, 7)]
+    mentions = [Mention(known[0], "c a b d", tiny_picture), Mention(known[1], "c d e"), Mention("zzz", "i j")]
+    options = [LinkOptions(k, mode=mode) for k in (13, 1, 5)]
+    for batch in (mentions, mentions[1:2], mentions[1:2]):  # as launches, then as graphs
+        found, expected = (link(one, batch, options[-len(batch) :]) for one in named)
+        found, expected = ([replace(r, mode=mode) for r in one] for one in (found, expected))
+        same(found, expected)
+    assert found[0].candidates[0].units["name"] > 0 and "prior" in found[0].candidates[0].units
+    assert {b.k for b in ours.pipeline.captured} == {10, 24} and ours.pipeline.plan.names
+
+
+def test_names_that_have_no_room_and_scores_without_them_go_the_other_way(named, monkeypatch):
+    ours, reference = named
+    batch = [Mention(ours.index.names([0])[0], "a b c"), Mention("c", "c d e")]
+    options = [LinkOptions(2, mode="exact", names=names) for names in (True, False)]
+    both = requests(ours, batch, options)
+    assert [ours._fits(request) for request in both] == [True, False]
+    same(ours.link_prepared(both), link(reference, batch, options))
+    rows = len(both[0].names.rows)
+    assert rows
+    monkeypatch.setattr(gpu_linker, "MAX_NAMES", rows - 1)
+    assert not ours._fits(both[0])
+    same(ours.link_prepared(both), link(reference, batch, options))
+
+
+def test_a_mention_that_falls_short_has_its_names_again(named, monkeypatch):
+    ours, reference = named
+    batch, options = [Mention(ours.index.names([r])[0], "a b c") for r in (3, 8)], [LinkOptions(2)] * 2
+    ranked = ours._scan._ranked
+
+    def short(fetched, terms, k, mode):
+        result, overflowed, cut = ranked(fetched, terms, k, mode)
+        return result, [0] if mode == "certified" else overflowed, [1] if mode == "certified" else cut
+
+    monkeypatch.setattr(ours._scan, "_ranked", short)
+    found = link(ours, batch, options)
+    assert [r.mode for r in found] == ["exact", "exact"]
+    same(found, link(reference, batch, [LinkOptions(2, mode="exact")] * 2))
 
 
 def test_wrong_options_start_nothing(linkers):
@@ -251,6 +319,7 @@ def test_a_list_that_the_device_has_no_room_for_takes_no_bucket(linkers, monkeyp
     monkeypatch.setattr(CudaScan, "modes", ("exact", "certified", "coded"))
     assert ours.pipeline.plan.modes == ("exact", "certified")
     assert ours.pipeline.plan.largest.mode == "exact"
-    assert not ours._fits(LinkOptions(2, mode="coded")) and ours._fits(LinkOptions(2))
     mentions = [Mention("a", "a b c")]
+    coded, certified = (requests(ours, mentions, [LinkOptions(2, mode=m)])[0] for m in ("coded", "certified"))
+    assert not ours._fits(coded) and ours._fits(certified)
     same(ours.link(mentions, 2, mode="exact"), reference.link(mentions, 2, mode="exact"))

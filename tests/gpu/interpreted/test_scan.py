@@ -17,7 +17,9 @@ from mimic_engine.gpu.scan import CudaScan
 from mimic_engine.kernels.reference import NumpyScorer
 from mimic_engine.scan.blocks import BlockKernels
 from mimic_engine.scan.scan import Scan
+from mimic_engine.scan.terms import NameScores, ScoreTerms
 from mimic_engine.types import EntityArrays, MentionArrays
+from tests.gpu.test_terms import names_of
 
 MASKED = MatcherConfig(text_width=11, text_token_width=13, hidden=8, mask_padding=True)
 pytestmark = pytest.mark.usefixtures("sorted_topk", "little_room")
@@ -53,16 +55,29 @@ def book(segments, count=6):
     return Book(centroids, codes)
 
 
-def both(folded, sizes, dtype="float32", **options):
+def terms_of(entities, size=3.0, prior=True):
+    """Terms of some entities: priors, and room for name scores."""
+    priors = np.random.default_rng(5).normal(0, 0.5, entities).astype(np.float32)
+    return ScoreTerms(priors if prior else None, size)
+
+
+def both(folded, sizes, dtype="float32", terms=None, **options):
     """The scan under test and the one over NumPy, on the same segments."""
     segments = cut(folded.stored(dtype), *sizes)
     codes = book(segments)
     chunk = options.pop("chunk_rows", 40)
     ours = CudaScan(
-        segments, folded.constants, device="cpu", tie_key=names, codes=codes, chunk_rows=chunk, **options
+        segments,
+        folded.constants,
+        device="cpu",
+        tie_key=names,
+        codes=codes,
+        chunk_rows=chunk,
+        terms=terms,
+        **options,
     )
     kernels = BlockKernels(NumpyScorer(folded.constants), folded.constants)
-    return ours, Scan(segments, kernels, threads=1, tie_key=names, codes=codes)
+    return ours, Scan(segments, kernels, threads=1, tie_key=names, codes=codes, terms=terms)
 
 
 def all_rows(scan, mentions, mode):
@@ -92,6 +107,96 @@ def test_answers_as_the_numpy_scan(make_folded, mode, config):
         assert found.modes == (mode,) * 2
     assert ((found.scored >= 5) & (found.scored <= 61)).all()
     assert ours.modes == theirs.modes
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
+@pytest.mark.parametrize(("size", "prior"), [(0.3, True), (30.0, False)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_names_and_priors_are_added_in_every_mode(make_folded, mode, size, prior, masked):
+    folded = make_folded(3, 61)
+    ours, theirs = both(folded, (40, 1, 20), terms=terms_of(61, size, prior), chunk_rows=25)
+    options = {"names": names_of(20, 0, 61, entities=61, size=size)}
+    if masked:
+        options["allowed"] = np.arange(61) % 3 > 0
+    found = ours.search(folded.mentions, 5, mode=mode, rerank=16, **options)
+    same(found, theirs.search(folded.mentions, 5, mode=mode, rerank=16, **options))
+    assert list(found.units)[-2:] == (["name", "prior"] if prior else ["cmfu", "name"])
+    if mode == "exact":
+        gold = found.rows[:, -1]
+        np.testing.assert_array_equal(ours.ranks(folded.mentions, gold, **options), [5, 5, 5])
+
+
+@pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
+def test_a_name_lifts_the_entity_with_the_worst_bound(make_folded, mode):
+    folded = make_folded(2, 150)
+    ours, _ = both(folded, (100, 50), terms=terms_of(150, 100.0, False), chunk_rows=60)
+    run = "certified" if mode == "exact" else mode
+    worst = all_rows(ours, folded.mentions, run).argmin(1)
+    lifts = [NameScores(row[None], np.array([100.0], np.float32)) for row in worst]
+    found = ours.search(folded.mentions, 3, mode=mode, names=lifts)
+    np.testing.assert_array_equal(found.rows[:, 0], worst)
+    np.testing.assert_array_equal(found.units["name"], [[100, 0, 0]] * 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_certified_allows_for_the_rounding_of_large_terms(make_folded, dtype):
+    folded = make_folded(2, 60)
+    ours, _ = both(folded, (60,), dtype, terms=terms_of(60, 300.0))
+    called = [NameScores(np.arange(60), np.full(60, b, np.float32)) for b in (300, -300)]
+    exact, certified = (ours.search(folded.mentions, 4, mode=m, names=called) for m in ("exact", "certified"))
+    np.testing.assert_array_equal(certified.rows, exact.rows)
+    np.testing.assert_array_equal(certified.scores, exact.scores)
+
+
+def test_without_names_the_score_is_the_models_alone(make_folded):
+    folded = make_folded(2, 50)
+    ours, _ = both(folded, (50,), terms=terms_of(50))
+    plain, _ = both(folded, (50,))
+    for options in ({}, {"mode": "exact"}, {"rows": np.arange(3, 40)}):
+        found, expected = (scan.search(folded.mentions, 3, **options) for scan in (ours, plain))
+        same(found, expected, 0)
+    gold = np.array([3, 49])
+    np.testing.assert_array_equal(ours.ranks(folded.mentions, gold), plain.ranks(folded.mentions, gold))
+
+
+def test_terms_go_with_the_entities_and_come_back_with_the_index(make_folded):
+    folded = make_folded(2, 50)
+    ours, theirs = both(folded, (50,), terms=terms_of(50))
+    called = names_of(9, 3, entities=50)
+    ours.rebuild()
+    same(ours.search(folded.mentions, 3, names=called), theirs.search(folded.mentions, 3, names=called))
+    other = ours.over(cut(folded.entities, 50), names)
+    bare = other.search(folded.mentions, 3, names=called)
+    assert list(bare.units)[-1] == "name"
+    other = other.over(cut(folded.entities, 50), names, terms=terms_of(50))
+    same(other.search(folded.mentions, 3, names=called), theirs.search(folded.mentions, 3, names=called))
+
+
+@pytest.mark.parametrize(("terms", "added"), [(terms_of(40), [1, 2]), (ScoreTerms(), [None, None])])
+def test_the_warm_up_adds_terms_where_they_weigh(make_folded, monkeypatch, terms, added):
+    monkeypatch.setattr(gpu_scan, "WARM_MENTIONS", (1, 2))
+    monkeypatch.setattr(gpu_scan, "WARM_TOP_K", (1,))
+    folded, seen = make_folded(1, 40), []
+    ours, _ = both(folded, (40,), terms=terms)
+    search = ours.search
+
+    def spy(mentions, k, **options):
+        seen.append(None if options["names"] is None else len(options["names"]))
+        return search(mentions, k, **options)
+
+    monkeypatch.setattr(ours, "search", spy)
+    assert ours.warm_up(folded.mentions, None) == len(seen) == 2 * (len(ours.modes) + 1)
+    assert seen == [count for count in added for _ in range(len(ours.modes) + 1)]
+
+
+def test_names_of_other_mentions_are_refused(make_folded):
+    folded = make_folded(2, 40)
+    ours, _ = both(folded, (40,))
+    three = names_of(1, 1, 1, entities=40)
+    with pytest.raises(InvalidInputError, match="names: 3 for 2 mentions"):
+        ours.search(folded.mentions, 3, names=three)
+    with pytest.raises(InvalidInputError, match="names: 3 for 2 mentions"):
+        ours.ranks(folded.mentions, np.zeros(2, np.int64), names=three)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -140,25 +245,27 @@ def test_only_allowed_rows_are_answered(make_folded, mode):
     assert set(ours.search(folded.mentions, 2, mode=mode, allowed=few).rows.ravel()) == {2, 47}
 
 
-def test_given_rows_are_all_scored(make_folded):
+@pytest.mark.parametrize("called", [None, names_of(30, 2, entities=50)], ids=["alone", "names"])
+def test_given_rows_are_all_scored(make_folded, called):
     folded = make_folded(2, 50)
-    ours, theirs = both(folded, (50,), chunk_rows=16)
+    ours, theirs = both(folded, (50,), terms=terms_of(50), chunk_rows=16)
     rows = np.random.default_rng(0).permutation(50)[:37]
-    found = ours.search(folded.mentions, 6, rows=rows)
-    same(found, theirs.search(folded.mentions, 6, rows=rows))
+    found = ours.search(folded.mentions, 6, rows=rows, names=called)
+    same(found, theirs.search(folded.mentions, 6, rows=rows, names=called))
     assert found.modes == ("exact", "exact")
     assert (found.scored == 37).all()
 
 
 @pytest.mark.parametrize("mode", ["exact", "certified", "coded"])
-@pytest.mark.parametrize("among", [{}, {"allowed": True}, {"rows": True}])
-def test_more_than_the_kernels_keep_is_answered_by_scoring_all(make_folded, monkeypatch, mode, among):
+@pytest.mark.parametrize("given", [(), ("allowed",), ("rows",), ("names",), ("rows", "names")])
+def test_more_than_the_kernels_keep_is_answered_by_scoring_all(make_folded, monkeypatch, mode, given):
     monkeypatch.setattr(gpu_scan, "MAX_K", 16)  # eight, and as many to spare
     folded = make_folded(2, 40)
-    ours, theirs = both(folded, (30, 10))
+    ours, theirs = both(folded, (30, 10), terms=terms_of(40))
     some = np.arange(40) % 3 > 0
-    chosen = {name: some if name == "allowed" else np.flatnonzero(some) for name in among}
-    k = 26 if among else 40
+    every = {"allowed": some, "rows": np.flatnonzero(some), "names": names_of(30, 2, entities=40)}
+    chosen = {name: every[name] for name in given}
+    k = 40 if given in ((), ("names",)) else 26
     found = ours.search(folded.mentions, k, mode=mode, **chosen)
     same(found, theirs.search(folded.mentions, k, mode="exact", **chosen))
     assert found.modes == ("exact",) * 2 and found.scored.tolist() == [k, k]
@@ -191,14 +298,23 @@ def test_ties_are_broken_by_id_however_many(make_folded, mode):
     found = ours.search(folded.mentions, 4, mode=mode)
     expected = sorted(range(40), key=lambda r: names(np.array([r]))[0])[:4]
     np.testing.assert_array_equal(found.rows, [expected, expected])
+    two = [NameScores(np.array([5, 31]), np.ones(2, np.float32))] * 2
+    found = ours.search(folded.mentions, 4, mode=mode, names=two)  # the rest tie, more than the list holds
+    expected = sorted((5, 31), key=lambda r: names(np.array([r]))[0]) + [
+        r for r in expected if r not in (5, 31)
+    ]
+    np.testing.assert_array_equal(found.rows, [expected[:4]] * 2)
 
 
-def test_too_many_survivors_are_answered_by_scoring_all(make_folded, monkeypatch):
+@pytest.mark.parametrize(
+    "called", [None, names_of(40, 0, 150, entities=150, size=0.05)], ids=["alone", "names"]
+)
+def test_too_many_survivors_are_answered_by_scoring_all(make_folded, monkeypatch, called):
     monkeypatch.setattr(gpu_passes, "LEAST_SURVIVORS", 1)
     folded = make_folded(3, 150)
-    ours, theirs = both(folded, (150,), chunk_rows=150)
-    found = ours.search(folded.mentions, 3)
-    same(found, theirs.search(folded.mentions, 3, mode="exact"))
+    ours, theirs = both(folded, (150,), terms=terms_of(150, 0.05, False), chunk_rows=150)
+    found = ours.search(folded.mentions, 3, names=called)
+    same(found, theirs.search(folded.mentions, 3, mode="exact", names=called))
     assert "exact" in found.modes
     assert all(s == 150 for s, m in zip(found.scored, found.modes, strict=True) if m == "exact")
 
