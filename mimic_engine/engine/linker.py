@@ -130,6 +130,8 @@ class Linker:
         self.warmed: WarmUp | None = None
         self._rerank = DEFAULT_RERANK if promise is None else max(DEFAULT_RERANK, promise.r_999)
         self._of_types = lru_cache(KEPT_MASKS)(self._mask)
+        if self._weights:
+            _ = index.name_lookup  # made now, not by the first mention
 
     @classmethod
     def open(
