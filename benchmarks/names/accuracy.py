@@ -96,8 +96,8 @@ def measure(
     """
     for label, model in models.items():
         featurizer = open_featurizer(model, threads=threads)
-        worlds = [_world(name, featurizer, model, data, cache, limit, threads) for name in SETS]
-        ranked = {world.name: _ranked(world) for world in worlds}
+        worlds = [open_world(name, featurizer, model, data, cache, limit, threads) for name in SETS]
+        ranked = {world.name: ranked_of(world) for world in worlds}
         for world in worlds:
             others = [m for name, own in ranked.items() if name != world.name for m in own]
             weights = fit_weights(others)
@@ -107,7 +107,7 @@ def measure(
             world.scan.close()
 
 
-def _world(
+def open_world(
     name: str,
     featurizer: Featurizer,
     model: Path,
@@ -116,6 +116,7 @@ def _world(
     limit: int,
     threads: int | None,
 ) -> World:
+    """A data set with its index, and as many of its dev mentions; the rest as of :func:`measure`."""
     index = open_index(name, featurizer, data, cache)
     has_test = any((data / name).glob("*_test.json"))
     splits = open_dataset(data / name, splits=("dev", "test") if has_test else ("dev",)).splits
@@ -137,7 +138,7 @@ def open_index(name: str, featurizer: Featurizer, data: Path, cache: Path) -> In
     return Index.open(folder)
 
 
-def _ranked(world: World) -> list[RankedMention]:
+def ranked_of(world: World) -> list[RankedMention]:
     """Candidates of the dev mentions."""
     found: list[RankedMention] = []
     for batch in world.batches(world.dev):

