@@ -61,7 +61,8 @@ from mimic_engine.types import ImageFeatures, MentionArrays, Mode
 # A pipeline is captured for one k. Requests get the first of these that is no less, and the rest is cut off.
 TOP_K_BUCKETS = (10, *(2**n - SPARE for n in range(5, 11)))
 # Name scores of a mention that the inputs have room for. Room is uploaded whether it is used or not: 8 KiB a
-# mention, little beside its image, and room for all but names that most of a large index shares a word with.
+# mention. Among the 20,000 entities of WikiMEL or RichpediaMEL a mention has 673 at most, 99% have 353 or
+# fewer; they grow with the entities, and a mention with more is searched without the pipeline.
 MAX_NAMES = 1024
 NAME_ROWS, NAME_SCORES = "name_rows", "name_scores"
 
