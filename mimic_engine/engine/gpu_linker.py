@@ -21,7 +21,7 @@ from typing import Any, Self
 from mimic_engine.calibration.stored import Calibration
 from mimic_engine.device_errors import device_faults
 from mimic_engine.encoding.featurizer import Featurizer, PreparedMention, blank_texts
-from mimic_engine.engine.linker import NO_NAMES, Linker, PreparedRequest
+from mimic_engine.engine.linker import Linker, PreparedRequest
 from mimic_engine.engine.warmup import WarmUp, first_and_steady
 from mimic_engine.gpu.pipeline import GpuPipeline, InFlightBatch, overlapped
 from mimic_engine.gpu.request import MAX_NAMES, RequestPlan
@@ -31,6 +31,7 @@ from mimic_engine.gpu.stream import TorchDevice
 from mimic_engine.index.store import Index
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import TopK
+from mimic_engine.scan.terms import NO_NAMES
 from mimic_engine.types import LinkOptions, LinkResult, Mode
 
 logger = logging.getLogger(__name__)

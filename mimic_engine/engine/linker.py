@@ -39,7 +39,7 @@ from mimic_engine.index.store import Index
 from mimic_engine.names.prior import prior_of
 from mimic_engine.scan.ranker import Ranker
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
-from mimic_engine.scan.terms import NameScores
+from mimic_engine.scan.terms import NO_NAMES, NameScores
 from mimic_engine.types import (
     DEFAULT_OPTIONS,
     Candidate,
@@ -54,7 +54,6 @@ from mimic_engine.types import (
 )
 
 KEPT_MASKS = 16  # of types that were asked for together
-NO_NAMES = NameScores(np.empty(0, np.int64), np.empty(0, np.float32))  # of a mention that no name is like
 logger = logging.getLogger(__name__)
 
 

@@ -31,7 +31,7 @@ from mimic_engine.gpu.terms import DeviceTerms
 from mimic_engine.kernels.stream_topk import MAX_K, check_k
 from mimic_engine.scan.passes import MENTIONS_PER_PASS, CodeBook, Segments
 from mimic_engine.scan.scan import DEFAULT_RERANK, TopK
-from mimic_engine.scan.terms import MentionTerms, NameScores, ScoreTerms
+from mimic_engine.scan.terms import NO_NAMES, MentionTerms, NameScores, ScoreTerms
 from mimic_engine.scan.topk import TieKey, check_finite, order, pessimistic_ranks, topk_with_ties
 from mimic_engine.types import MODES, Array, EntityArrays, FoldConstants, MentionArrays, Mode
 
@@ -45,7 +45,6 @@ _ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-4, torch.int8: 2e-4, torch.b
 Mask = NDArray[np.bool_]
 _Rows = NDArray[np.int64]
 _Terms = Sequence[MentionTerms]
-_NO_NAMES = NameScores(np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 class CudaScan:
@@ -154,7 +153,7 @@ class CudaScan:
         few = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
         for count in WARM_MENTIONS:
             mentions = mention.take([0] * count)
-            names = [_NO_NAMES] * count if self._largest else None
+            names = [NO_NAMES] * count if self._largest else None
             for k in top_ks:
                 for mode in self.modes:
                     self.search(mentions, k, mode=mode, allowed=allowed, names=names)

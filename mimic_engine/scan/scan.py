@@ -95,6 +95,7 @@ class Scan:
     ) -> None:
         self._passes = Passes(segments, kernels, threads, codes)
         self._terms = terms or ScoreTerms()
+        self._largest_term = self._terms.largest
         self._tie_key = tie_key
         self.scorer_name, self.threads = kernels.name, self._passes.threads
 
@@ -334,7 +335,7 @@ class Scan:
         """Positions of the k best of ``scores`` (N,), and of all that rounding could put among them."""
         margin = 0.0
         if self._passes.kernels.rounding and k < len(scores):
-            size = 1 + abs(kth_largest(scores, k)) + self._terms.largest
+            size = 1 + abs(kth_largest(scores, k)) + self._largest_term
             margin = 2 * self._passes.kernels.rounding * size
         return topk_with_ties(scores, k, margin)
 

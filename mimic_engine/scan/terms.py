@@ -37,6 +37,9 @@ class NameScores:
         return np.where(self.rows[position] == rows, self.scores[position], np.float32(0))
 
 
+NO_NAMES = NameScores(np.empty(0, np.int64), np.empty(0, np.float32))  # of a mention that no name is like
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTerms:
     """Terms that hold for every search of some entities.
