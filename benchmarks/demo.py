@@ -1,10 +1,11 @@
-"""How well the demo links: text alone, picture alone, both, on drawing styles that training never saw.
+"""How well the demo links: text, image, both, and with names, on drawing styles that training never saw.
 
-``python -m benchmarks.demo`` writes ``benchmarks/results/demo.json``. Every
-figure is over all entities of the demo's knowledge base, ties counted against
-us, and over mentions that have a picture, so that the three inputs are
-compared on the same mentions. Sentences and pictures were paired by us, and
-entities are shared between training and test.
+``python -m benchmarks.demo`` writes ``benchmarks/results/demo.json``. Figures
+without "with_names" are of the model's score alone. Every figure is over all
+entities of the demo's knowledge base, ties counted against us, and over mentions
+that have an image, so that the inputs are compared on the same mentions.
+Sentences and images were paired by us, and entities are shared between training
+and test.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ from mimic_engine.types import LabelledMention, Mention
 BATCH = 32
 
 
-def inputs(mention: Mention) -> dict[str, Mention]:
-    """The three forms in which a mention is asked: text alone, picture alone, both."""
+def inputs(mention: Mention) -> dict[str, tuple[Mention, bool]]:
+    """The forms in which a mention is asked, and whether names count: text, picture, both; and with names."""
+    text = replace(mention, image=None)
     return {
-        "text": replace(mention, image=None),
-        "image": replace(mention, mention="", sentence=""),
-        "both": mention,
+        "text": (text, False),
+        "image": (replace(mention, mention="", sentence=""), False),
+        "both": (mention, False),
+        "text_with_names": (text, True),
+        "both_with_names": (mention, True),
     }
 
 
-def ranks(linker: Linker, mentions: Sequence[Mention], gold: Sequence[str]) -> np.ndarray:
+def ranks(linker: Linker, mentions: Sequence[Mention], gold: Sequence[str], *, names: bool) -> np.ndarray:
     """1-based rank of each gold entity among all entities, ties counted against it; (M,)."""
     rows = linker.index.rows(gold)
     parts = [
-        linker.ranks(mentions[i : i + BATCH], rows[i : i + BATCH]) for i in range(0, len(mentions), BATCH)
+        linker.ranks(mentions[i : i + BATCH], rows[i : i + BATCH], names=names)
+        for i in range(0, len(mentions), BATCH)
     ]
     return np.concatenate(parts)
 
@@ -48,7 +53,7 @@ def ranks(linker: Linker, mentions: Sequence[Mention], gold: Sequence[str]) -> n
 def measure(
     linker: Linker, labelled: Sequence[LabelledMention], parts: Mapping[str, str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """H@1, H@3, MRR and count for each of the three inputs, over the mentions that have a picture.
+    """H@1, H@3, MRR and count for each of the inputs, over the mentions that have a picture.
 
     Parameters
     ----------
@@ -58,8 +63,10 @@ def measure(
     pictured = [m for m in labelled if m.mention.image is not None]
     gold = [m.answer for m in pictured]
     out: dict[str, dict[str, dict[str, float]]] = {part: {} for part in parts}
-    for form in ("text", "image", "both"):
-        found = ranks(linker, [inputs(m.mention)[form] for m in pictured], gold)
+    asked = [inputs(m.mention) for m in pictured]
+    for form in asked[0] if asked else ():
+        names = asked[0][form][1]
+        found = ranks(linker, [one[form][0] for one in asked], gold, names=names)
         for part, start in parts.items():
             chosen = np.array([m.id.startswith(start) for m in pictured])
             metrics = ranking_metrics(found[chosen], len(linker.index)).to_json()

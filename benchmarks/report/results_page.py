@@ -72,6 +72,9 @@ def _demo(result: Reader) -> list[Row]:
         both, text, image = (_points(result, f"{part}/{form}/hits@1") for form in ("both", "text", "image"))
         out = f"Hits@1 {both} with text and image, {text} with text alone, {image} with the image alone"
         rows.append((name.format(f"{mentions:,}"), out))
+        named, text = (_points(result, f"{part}/{form}_with_names/hits@1") for form in ("both", "text"))
+        out = f"Hits@1 {named} with text and image, {text} with text alone"
+        rows.append((f"{name.format(f'{mentions:,}')}, names counted", out))
     return rows
 
 
