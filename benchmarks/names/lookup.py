@@ -27,6 +27,7 @@ from mimic_engine.names.text import grams, normal_form, words
 
 SEGMENT_ROWS = 65_536  # of an index, by default
 SURFACES = 300
+ADDED = 1000  # names of an update, which make a segment of their own
 CHECKED = 20  # surfaces whose features are held against the readable twin, over CHECKED_ROWS rows each
 CHECKED_ROWS = 200
 EXPECTED = (
@@ -43,15 +44,25 @@ class Machinery(Protocol):
     def find(self, surface: str) -> Sequence[int]:
         """Numbers of the names that share something with the surface."""
 
+    def add(self, names: Sequence[str]) -> None:
+        """Take up more names, with the next numbers."""
+
 
 class Forms:
     """The index's own lookup."""
 
     def __init__(self, names: Sequence[str], folder: Path, *, compiled: bool) -> None:  # noqa: ARG002
         parts = [names[i : i + SEGMENT_ROWS] for i in range(0, len(names), SEGMENT_ROWS)]
-        segments = [FormArrays.of([name] for name in part) for part in parts]
-        self.size_bytes = sum(a.nbytes for s in segments for a in s.items().values())
-        self.lookup = NameLookup(segments, [len(p) for p in parts], compiled=compiled)
+        self._segments = [FormArrays.of([name] for name in part) for part in parts]
+        self._rows, self._compiled = [len(p) for p in parts], compiled
+        self.size_bytes = sum(a.nbytes for s in self._segments for a in s.items().values())
+        self.lookup = NameLookup(self._segments, self._rows, compiled=compiled)
+
+    def add(self, names: Sequence[str]) -> None:
+        """A segment more, and the words of all counted anew, as a change of an index does."""
+        self._segments.append(FormArrays.of([name] for name in names))
+        self._rows.append(len(names))
+        self.lookup = NameLookup(self._segments, self._rows, compiled=self._compiled)
 
     def find(self, surface: str) -> Sequence[int]:
         """Rows that have a feature."""
@@ -68,11 +79,17 @@ class Fts5:
         self._db.execute(
             "CREATE VIRTUAL TABLE gram USING fts5(form, content='', detail=none, tokenize='trigram')"
         )
-        rows = [(i, normal_form(name)) for i, name in enumerate(names)]
+        self._count = 0
+        self.add(names)
+        self.size_bytes = path.stat().st_size
+
+    def add(self, names: Sequence[str]) -> None:
+        """Insert and commit."""
+        rows = [(i, normal_form(name)) for i, name in enumerate(names, self._count)]
         for table in ("word", "gram"):
             self._db.executemany(f"INSERT INTO {table}(rowid, form) VALUES (?, ?)", rows)
         self._db.commit()
-        self.size_bytes = path.stat().st_size
+        self._count += len(names)
 
     def find(self, surface: str) -> Sequence[int]:
         """Names with one of the words, or one of the trigrams."""
@@ -96,15 +113,21 @@ class Tantivy:
         for field in ("word", "gram"):
             builder.add_text_field(field, tokenizer_name="whitespace", index_option="freq")
         self._index = tantivy.Index(builder.build(), str(folder))
+        self._count, self._document = 0, tantivy.Document
+        self.add(names)
+        self.size_bytes = sum(p.stat().st_size for p in folder.iterdir())
+
+    def add(self, names: Sequence[str]) -> None:
+        """Add, commit, merge."""
         writer = self._index.writer(200_000_000, 1)
-        for i, name in enumerate(names):
+        for i, name in enumerate(names, self._count):
             normal = normal_form(name)
-            writer.add_document(tantivy.Document(row=i, word=normal, gram=_gram_text(normal)))
+            writer.add_document(self._document(row=i, word=normal, gram=_gram_text(normal)))
         writer.commit()
         writer.wait_merging_threads()
         self._index.reload()
         self._searcher = self._index.searcher()
-        self.size_bytes = sum(p.stat().st_size for p in folder.iterdir())
+        self._count += len(names)
 
     def find(self, surface: str) -> Sequence[int]:
         """The best 1,000 of those with a word or a trigram."""
@@ -126,7 +149,14 @@ class Sparse:
         ]
         normal = [normal_form(n) for n in names]
         self._matrices = [v.transform(normal).tocsc() for v in self._vectorisers]
+        self._stack = _library("scipy.sparse").vstack
         self.size_bytes = sum(a.nbytes for m in self._matrices for a in (m.data, m.indices, m.indptr))
+
+    def add(self, names: Sequence[str]) -> None:
+        """Stack the rows below those that are there."""
+        normal = [normal_form(n) for n in names]
+        pairs = zip(self._matrices, self._vectorisers, strict=True)
+        self._matrices = [self._stack([m, v.transform(normal)], format="csc") for m, v in pairs]
 
     def find(self, surface: str) -> Sequence[int]:
         """Names with one of the words, or two fifths of the trigrams."""
@@ -166,12 +196,11 @@ def measure(counts: Sequence[int], machinery: Sequence[str]) -> Iterator[dict[st
                 build_s = time.perf_counter() - start
                 if isinstance(holds, Forms):
                     check(holds.lookup, names, surfaces)
-                yield {
-                    "machinery": kind,
-                    "forms": count,
-                    "bytes": holds.size_bytes,
-                    "build_s": build_s,
-                } | _times(holds, names, surfaces)
+                row = {"machinery": kind, "forms": count, "bytes": holds.size_bytes, "build_s": build_s}
+                row |= _times(holds, names, surfaces)
+                start = time.perf_counter()
+                holds.add(make_names(ADDED, seed=3))
+                yield row | {"update_s": time.perf_counter() - start}
 
 
 def check(lookup: NameLookup, names: Sequence[str], surfaces: Sequence[str]) -> None:

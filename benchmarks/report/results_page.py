@@ -219,7 +219,11 @@ def _names(result: Reader) -> list[Row]:
         what = f"Lookup in {row.integer('forms'):,} made-up names, {row.string('machinery')}"
         times = " and ".join(f"{name} {_ms(row.number(f'{name}_us') / 1e3)}" for name in ("p50", "p99"))
         rows.append(
-            (what, f"{times}; {row.integer('bytes') / 1e6:,.0f} MB, built in {row.number('build_s'):.1f} s")
+            (
+                what,
+                f"{times}; {row.integer('bytes') / 1e6:,.0f} MB, built in {row.number('build_s'):.1f} s"
+                f", 1,000 more in {_ms(1e3 * row.number('update_s'))}",
+            )
         )
     return rows
 

@@ -21,6 +21,7 @@ def test_a_row_says_what_was_found(kind, monkeypatch):
     assert 0 < row["p50_us"] <= row["p99_us"]
     assert row["bytes"] > 0
     assert 0 < row["answers"] <= 400
+    assert row["update_s"] > 0
 
 
 def test_a_wrong_feature_is_an_error(monkeypatch, tmp_path):
