@@ -205,9 +205,8 @@ def _names(result: Reader) -> list[Row]:
         model, of = row.string("model"), f"{row.string('set')} {row.string('split')}"
         hits = {k: _points(row, f"{k}/hits@1") for k in ("with_names", "without_names", "names_alone")}
         said = f"Hits@1 {hits['with_names']} with names, {hits['without_names']} without, "
-        said += (
-            f"{hits['names_alone']} by names alone; calibration error {row.number('calibration_error'):.3f}"
-        )
+        said += f"{hits['names_alone']} by names alone"
+        said += f"; calibration error {row.number('calibration_error'):.3f}"
         rows.append((f"{of}, {row.integer('mentions'):,} mentions, model {model}", said))
     same = sum(row.integer("certified_as_exact") for row in result.children("accuracy"))
     rows.append((f"{same:,} searches with names", "certified as exact: ids, order and bits"))
@@ -217,14 +216,9 @@ def _names(result: Reader) -> list[Row]:
         rows.append((what, f"{row.number('ratio'):.2f}, lookups of {_ms(row.number('lookup_ms'))} included"))
     for row in result.children("lookup"):
         what = f"Lookup in {row.integer('forms'):,} made-up names, {row.string('machinery')}"
-        times = " and ".join(f"{name} {_ms(row.number(f'{name}_us') / 1e3)}" for name in ("p50", "p99"))
-        rows.append(
-            (
-                what,
-                f"{times}; {row.integer('bytes') / 1e6:,.0f} MB, built in {row.number('build_s'):.1f} s"
-                f", 1,000 more in {_ms(1e3 * row.number('update_s'))}",
-            )
-        )
+        times = " and ".join(f"{name} {row.number(f'{name}_us'):,.0f} µs" for name in ("p50", "p99"))
+        size = f"{row.integer('bytes') / 1e6:,.0f} MB, built in {row.number('build_s'):.1f} s"
+        rows.append((what, f"{times}; {size}, 1,000 more in {_ms(1e3 * row.number('update_s'))}"))
     return rows
 
 
