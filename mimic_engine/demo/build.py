@@ -66,7 +66,14 @@ def read_demo(cache: Path) -> DemoData:
     if not stamp.exists():
         raise DataError(f"{stamp}: the demo is not built here")
     entities = tuple(
-        Entity(r["id"], r["name"], r["description"], tuple(cache / p for p in r["images"]), r["type"])
+        Entity(
+            r["id"],
+            r["name"],
+            r["description"],
+            tuple(cache / p for p in r["images"]),
+            r["type"],
+            tuple(r["aliases"]),
+        )
         for r in _read_lines(cache / "kb.jsonl")
     )
     splits = {s: tuple(_mention(r, cache) for r in _read_lines(cache / f"{s}.jsonl")) for s in SPLITS}
@@ -81,13 +88,13 @@ def _build(files: DemoFiles, cache: Path, progress: bool) -> None:
     articles = choose_articles(wiki, emoji, {style: s.names for style, s in sets.items()}, tables)
     challenge = [(item.id, locate(item, wiki)) for item in load_items()]
     render_all((d for a in articles for d in a.drawings.values()), sets, cache / PICTURES, progress)
-    records = {"kb": [entity_record(a, wiki[a.title]) for a in articles]}
+    records = {"kb": [entity_record(a, wiki[a.title], tables.aliases.get(a.title, ())) for a in articles]}
     records |= mention_records(articles, find_all(articles, wiki, tables), challenge)
     sums = {name: _write_lines(cache / f"{name}.jsonl", rows) for name, rows in records.items()}
     write_atomic(cache / STAMP, json.dumps({"recipe": fingerprint(), "files": sums}, indent=1))
 
 
-def entity_record(article: DrawnArticle, page: Mapping[str, Any]) -> Record:
+def entity_record(article: DrawnArticle, page: Mapping[str, Any], aliases: Sequence[str] = ()) -> Record:
     """The record of an entity: name = title, description = short description and first sentence."""
     short = (page.get("description") or "").strip().rstrip(".")
     first = next(iter(split_sentences(page["extract"])), "")
@@ -97,6 +104,7 @@ def entity_record(article: DrawnArticle, page: Mapping[str, Any]) -> Record:
         "description": f"{short}. {first}" if short else first,
         "type": article.type,
         "images": [_relative(article.drawings["entity"])] if "entity" in article.drawings else [],
+        "aliases": list(aliases),
     }
 
 

@@ -49,6 +49,7 @@ class Tables:
     rivals: tuple[str, ...]  # titles of entities without a drawing
     ambiguous: frozenset[str]  # surface forms that string matching gets wrong
     longer_names: tuple[str, ...]  # names that hold an entity's name and mean something else
+    aliases: Mapping[str, tuple[str, ...]]  # title -> other names that mean it
 
     @classmethod
     def load(cls) -> Tables:
@@ -63,6 +64,7 @@ class Tables:
             rivals=tuple(data["rivals"]),
             ambiguous=frozenset(data["ambiguous"]),
             longer_names=tuple(data["longer_names"]),
+            aliases={title: tuple(names) for title, names in data["aliases"].items()},
         )
 
 

@@ -15,7 +15,7 @@ from mimic_engine.demo.match import (
     slug,
 )
 
-EMPTY = Tables(frozenset(), {}, {}, {}, (), frozenset(), ())
+EMPTY = Tables(frozenset(), {}, {}, {}, (), frozenset(), (), {})
 GEORGIA = {"label": "flag: Georgia", "hexcode": "1F1EC-1F1EA", "group": 9}
 
 

@@ -16,7 +16,7 @@ from mimic_engine.demo.mentions import (
     surfaces,
 )
 
-EMPTY = Tables(frozenset(), {}, {}, {}, (), frozenset(), ())
+EMPTY = Tables(frozenset(), {}, {}, {}, (), frozenset(), (), {})
 PERU = DrawnArticle("Peru", "country")
 GUINEA = DrawnArticle("Guinea", "country")
 BEAR = DrawnArticle("Bear", "thing")

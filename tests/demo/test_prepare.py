@@ -11,6 +11,7 @@ from benchmarks.demo import measure
 from mimic_engine import Linker
 from mimic_engine.demo import read_demo
 from mimic_engine.demo.examples import load_examples
+from mimic_engine.demo.match import Tables
 from mimic_engine.demo.prepare import prepare_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -54,6 +55,21 @@ def test_the_examples_of_the_page_link_to_what_is_meant(linker, paths):
     assert len({e.mention.sentence for e in examples}) < len(examples)  # some differ in their picture alone
     results = linker.link([e.mention for e in examples], top_k=1)
     assert [r.candidates[0].id for r in results] == [e.answer for e in examples]
+
+
+def test_aliases_are_of_entities_and_find_them(linker, paths):
+    entities = {e.name: e for e in read_demo(paths.data).entities}
+    aliases = Tables.load().aliases
+    assert aliases.keys() <= entities.keys()
+    for name, own in aliases.items():
+        assert entities[name].aliases == own
+        assert entities[name].id in [match.id for match in linker.index.find_names(own[0], 10)]
+
+
+def test_names_help_where_the_model_alone_is_wrong(linker, paths):
+    mentions = read_demo(paths.data).mentions["test"][::8]
+    result = measure(linker, mentions, {"all": ""})["all"]
+    assert result["text_with_names"]["hits@1"] >= result["text"]["hits@1"] + 0.05
 
 
 def test_a_later_start_needs_no_torch(paths, cache):
