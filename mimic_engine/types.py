@@ -35,7 +35,7 @@ DEVICE_LAYERS: tuple[DeviceLayer, ...] = get_args(DeviceLayer)
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A surface form in its sentence, with an optional picture (bytes or a path)."""
+    """A surface form in its sentence, with an optional image (bytes or a path)."""
 
     mention: str
     sentence: str

@@ -98,7 +98,7 @@ class CodedCalibration:
 
 
 def entity_mentions(index: Index, limit: int = DEFAULT_MENTIONS) -> list[Mention]:
-    """Up to ``limit`` entities of an index as mentions: the name in its description, without a picture.
+    """Up to ``limit`` entities of an index as mentions: the name in its description, without an image.
 
     They lie evenly over the index. What users write differs from this: mentions
     of one's own measure better, where there are any.
