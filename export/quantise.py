@@ -77,7 +77,7 @@ _ROWS = 8  # of a calibration input, and of a block of mentions that is scored
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one way costs: fractions of mentions whose gold entity is first."""
+    """Cost of one way: fractions of mentions whose gold entity is first."""
 
     text: str | None
     image: str | None

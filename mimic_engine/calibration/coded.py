@@ -67,7 +67,7 @@ class CodedCalibration:
         return {CODED: self.recall(index, self.places(index)).to_json()}
 
     def recall(self, index: Index, places: NDArray[np.int64]) -> Recall:
-        """What ``places`` (M, k) say of an index with codes."""
+        """The recall that ``places`` (M, k) show of an index with codes."""
         assert index.codes is not None
         return Recall.of_places(
             places, centroids=len(index.codes.centroids), entities=len(index), source=self.source

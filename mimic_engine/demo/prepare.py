@@ -31,7 +31,7 @@ WEIGHTS = "weights"  # checkpoint folder beside mimic_engine/demo, without backb
 
 @dataclass(frozen=True, slots=True)
 class DemoPaths:
-    """What ``python -m mimic_engine.serve --demo`` opens, and the folder with the labelled mentions."""
+    """Model and index of ``python -m mimic_engine.serve --demo``, and the folder of labelled mentions."""
 
     model: Path
     index: Path
