@@ -57,7 +57,7 @@ Run = Callable[[str, Arrays], Arrays]  # graph name, inputs -> outputs
 
 @dataclass(frozen=True)
 class Row:
-    """What was found about one graph in one precision."""
+    """Findings about one graph in one precision."""
 
     graph: str
     precision: str

@@ -25,7 +25,7 @@ _NAMED = 5  # rejected operators that a message names
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What is asked of the builder beyond graph and target."""
+    """Settings of the builder beyond graph and target."""
 
     workspace_gib: float = 4.0
     timing_cache: Path | None = None  # TensorRT alone; made where missing

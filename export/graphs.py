@@ -57,7 +57,7 @@ class Graph:
     longest: int | None = None  # tokens; where given, the second axis of every input is free up to it
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the PyTorch module gives, by name."""
+        """Outputs of the PyTorch module, by name."""
         with torch.no_grad():
             values = self.module(*(inputs[name] for name in self.inputs))
         return dict(zip(self.outputs, values, strict=True))

@@ -55,7 +55,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search found: ``error`` of the graph with ``kept`` in float32, ``whole`` of it all narrow."""
+    """Result of a search: ``error`` of the graph with ``kept`` in float32, ``whole`` of it all narrow."""
 
     whole: float
     error: float
@@ -145,7 +145,7 @@ def write(folder: Path, manifest: ModelManifest, name: str, precision: str, type
 
 
 def report(name: str, precision: str, allowed: float, found: Search) -> Mapping[str, object]:
-    """What a search found, as JSON types; an infinite error is null."""
+    """Result of a search, as JSON types; an infinite error is null."""
     return {
         "graph": name,
         "precision": precision,

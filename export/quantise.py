@@ -77,7 +77,7 @@ _ROWS = 8  # of a calibration input, and of a block of mentions that is scored
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one way costs: fractions of mentions whose gold entity is first."""
+    """Cost of one way: fractions of mentions whose gold entity is first."""
 
     text: str | None
     image: str | None
@@ -93,28 +93,28 @@ class Outcome:
 
 
 class Inputs:
-    """Preprocessed texts and pictures; each picture once, however many mentions share it."""
+    """Preprocessed texts and images; each image once, however many mentions share it."""
 
     def __init__(
         self,
         folder: Path,
         manifest: ModelManifest,
         pairs: Sequence[tuple[str, str]],
-        pictures: Sequence[ImageSource | None],
+        images: Sequence[ImageSource | None],
     ) -> None:
         self.tokens = TextPreprocessor.open(folder / manifest.tokenizer.file, manifest.text)(pairs)
         self._load = ImagePreprocessor(manifest.image)
-        self.sources: list[ImageSource | None] = list(dict.fromkeys(pictures))
+        self.sources: list[ImageSource | None] = list(dict.fromkeys(images))
         place = {source: i for i, source in enumerate(self.sources)}
-        self.which = np.array([place[p] for p in pictures])  # (R,)
+        self.which = np.array([place[source] for source in images])  # (R,)
 
     def pixels(self, start: int, stop: int) -> Array:
-        """Distinct pictures start:stop; (n, 3, S, S)."""
+        """Distinct images start:stop; (n, 3, S, S)."""
         chosen = self.sources[start:stop]
         return np.stack([self._load.missing() if s is None else self._load(s) for s in chosen])
 
     def image_features(self, encode: Callable[[Array], ImageFeatures]) -> ImageFeatures:
-        """Features of every row, each distinct picture encoded once."""
+        """Features of every row, each distinct image encoded once."""
         parts = [encode(self.pixels(i, i + 32)) for i in range(0, len(self.sources), 32)]
         cls, tokens = (np.concatenate(p) for p in zip(*((f.cls, f.tokens) for f in parts), strict=True))
         return ImageFeatures(cls[self.which], tokens[self.which])
@@ -134,8 +134,8 @@ class Judge:
         self._gold = np.array([row[m.answer] for m in mentions])  # (M,)
         entities = data.entities
         albums = [e.images[: manifest.image.entity_pictures] or (None,) for e in entities]
-        pictures = [picture for album in albums for picture in album]
-        inputs = Inputs(folder, manifest, [entity_pair(e) for e in entities], pictures)
+        images = [source for album in albums for source in album]
+        inputs = Inputs(folder, manifest, [entity_pair(e) for e in entities], images)
         session = self.session({})
         text, image = session.encode_text(inputs.tokens), inputs.image_features(session.encode_image)
         image = mean_images(image, [len(album) for album in albums])

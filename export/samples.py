@@ -1,4 +1,4 @@
-"""Real inputs to judge exported graphs by: mentions and entities with pictures, preprocessed.
+"""Real inputs to judge exported graphs by: mentions and entities with images, preprocessed.
 
 Either read from files (see :mod:`mimic_engine.data.records`) or our own: a
 few sentences about everyday things, and a drawing of each thing's colours.
@@ -72,7 +72,7 @@ class Sample:
 
 
 def own_records() -> tuple[list[Mention], list[Entity]]:
-    """Our own mentions and entities; every fourth mention and every fifth entity is without a picture."""
+    """Our own mentions and entities; every fourth mention and every fifth entity is without an image."""
     mentions, entities = [], []
     for i, (name, description, sentence, colours) in enumerate(_THINGS):
         mention = name.removesuffix(" (game)")
@@ -118,15 +118,15 @@ def _side(
     text: TextPreprocessor,
     images: ImagePreprocessor,
     pairs: Sequence[tuple[str, str]],
-    pictures: Sequence[ImageSource | None],
+    sources: Sequence[ImageSource | None],
 ) -> Side:
     tokens = text(pairs)
-    pixels = [images.missing() if picture is None else images(picture) for picture in pictures]
+    pixels = [images.missing() if source is None else images(source) for source in sources]
     return Side({name: getattr(tokens, name) for name in TEXT_INPUTS}, {PIXELS: np.stack(pixels)})
 
 
 def _drawing(colours: str, seed: int) -> bytes:
-    """A picture of overlapping shapes in two colours, as PNG bytes."""
+    """An image of overlapping shapes in two colours, as PNG bytes."""
     ground, ink = colours.split()
     image = Image.new("RGB", (160, 120), ground)
     draw = ImageDraw.Draw(image)

@@ -35,7 +35,7 @@ EXTERNAL_OVER_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to write: precisions, and the size above which weights go to a file beside the graph."""
+    """Precisions to write, and the size above which weights go to a file beside the graph."""
 
     precisions: tuple[str, ...] = DEFAULT
     external_over_bytes: int = EXTERNAL_OVER_BYTES

@@ -28,7 +28,7 @@ Codes = NDArray[np.integer[Any]]
 
 
 def tables_ref(mention: MentionArrays, centroids: Floats) -> Floats:
-    """What a token on each centroid attends to: softmax(centroids K^T) V, (B, C, D), centred over D.
+    """Attended values of a token on each centroid: softmax(centroids K^T) V, (B, C, D), centred over D.
 
     Parameters
     ----------

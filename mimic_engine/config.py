@@ -35,7 +35,7 @@ class TextConfig:
 class ImageConfig:
     """How an image becomes pixels: resized to a square with LANCZOS, then ``(x * rescale - mean) / std``.
 
-    Of an entity's pictures the first ``entity_pictures`` are used, and their features averaged.
+    Of an entity's images the first ``entity_pictures`` are used, and their features averaged.
     """
 
     size: int = 224

@@ -1,4 +1,4 @@
-"""What goes in and what comes out: mentions, entities, candidates; and the arrays between stages.
+"""Input and output: mentions, entities, candidates; and the arrays between stages.
 
 No I/O and no arithmetic here. Axes: ``B`` mentions, ``N`` entities, ``L`` text
 tokens, ``P`` image patches, ``D`` interaction width (96), ``T`` width of the
@@ -35,7 +35,7 @@ DEVICE_LAYERS: tuple[DeviceLayer, ...] = get_args(DeviceLayer)
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A surface form in its sentence, with an optional picture (bytes or a path)."""
+    """A surface form in its sentence, with an optional image (bytes or a path)."""
 
     mention: str
     sentence: str
@@ -239,7 +239,7 @@ class EntityArrays(_ArrayGroup):
 
 @dataclass(frozen=True, slots=True)
 class FoldConstants:
-    """What the scores need beyond the folded arrays; a few numbers of the model.
+    """The few numbers of the model that the scores need beyond the folded arrays.
 
     ``units`` are the units that are on ("tglu", "vdlu" or "concat", "cmfu"), in
     that order. ``gate_bias`` and ``bias_norm`` hold, for the dual entity ->
@@ -256,7 +256,7 @@ class FoldConstants:
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:
-    """What a text encoder gives: a global vector and one local vector a token."""
+    """Output of a text encoder: a global vector and one local vector a token."""
 
     cls: Array  # (B, T)
     tokens: Array  # (B, L, token width)
@@ -265,7 +265,7 @@ class TextFeatures:
 
 @dataclass(frozen=True, slots=True)
 class ImageFeatures:
-    """What an image encoder gives after its projections: a global and P local vectors of width D."""
+    """Output of an image encoder after its projections: a global and P local vectors of width D."""
 
     cls: Array  # (B, D)
     tokens: Array  # (B, P, D)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What went wrong: a code for programs, a message for people, the field, and the id of a 500."""
+    """An error: a code for programs, a message for people, the field, and the id of a 500."""
 
     code: str
     message: str

@@ -1,1 +1,1 @@
-"""What runs where: the choice of encoders and scan, made once when a linker is opened."""
+"""The choice of encoders and scan, and of where each runs, made once when a linker is opened."""

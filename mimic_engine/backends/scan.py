@@ -1,4 +1,4 @@
-"""What scores: the scan on a GPU, or on the CPU over compiled kernels or the exported graph.
+"""The scan, which scores: on a GPU, or on the CPU over compiled kernels or the exported graph.
 
 The GPU scan needs torch and Triton; they are imported when it is opened and not before.
 """

@@ -67,7 +67,7 @@ class CodedCalibration:
         return {CODED: self.recall(index, self.places(index)).to_json()}
 
     def recall(self, index: Index, places: NDArray[np.int64]) -> Recall:
-        """What ``places`` (M, k) say of an index with codes."""
+        """The recall that ``places`` (M, k) show of an index with codes."""
         assert index.codes is not None
         return Recall.of_places(
             places, centroids=len(index.codes.centroids), entities=len(index), source=self.source
@@ -98,7 +98,7 @@ class CodedCalibration:
 
 
 def entity_mentions(index: Index, limit: int = DEFAULT_MENTIONS) -> list[Mention]:
-    """Up to ``limit`` entities of an index as mentions: the name in its description, without a picture.
+    """Up to ``limit`` entities of an index as mentions: the name in its description, without an image.
 
     They lie evenly over the index. What users write differs from this: mentions
     of one's own measure better, where there are any.

@@ -2,7 +2,7 @@
 
 For each mention the best 2 k entities of the index are folded again from what it
 keeps of them. Their float32 scores are compared with the stored ones, and the
-best k by the one with the best k by the other. An entity whose picture is not
+best k by the one with the best k by the other. An entity whose image is not
 at hand (given as bytes, or moved since) is left out and counted.
 """
 
@@ -204,7 +204,7 @@ def _evenly(mentions: Sequence[Mention], limit: int) -> list[Mention]:
 
 
 def _foldable(index: Index, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Entity]]:
-    """Those of the rows whose entity has no picture that is not at hand."""
+    """Those of the rows whose entity has no image that is not at hand."""
     entities = [index.entity(row) for row in rows.tolist()]
     there = [all(Path(str(image)).is_file() for image in e.images) for e in entities]
     return rows[np.array(there)], [e for e, usable in zip(entities, there, strict=True) if usable]

@@ -1,4 +1,4 @@
-"""What was fitted to a model's scores, kept beside it as ``calibration.json``; ``Linker.open`` reads it.
+"""Everything fitted to a model's scores, kept beside it as ``calibration.json``; ``Linker.open`` reads it.
 
 It belongs to a model and to a kind of knowledge base: ``mimic-engine calibrate`` fits it to labelled
 mentions. A model without the file is the model and nothing else: names and prior weigh 0, no candidate has a

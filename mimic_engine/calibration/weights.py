@@ -53,7 +53,7 @@ class RankedMention:
 
 @dataclass(frozen=True, slots=True)
 class ScoreWeights:
-    """What every name feature and the prior weigh, in units of the model's score; all 0: the model alone."""
+    """Weights of the name features and the prior, in units of the model's score; all 0: the model alone."""
 
     exact: float = 0.0
     words: float = 0.0

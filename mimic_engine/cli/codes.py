@@ -68,7 +68,7 @@ def calibration(args: argparse.Namespace, featurizer: Featurizer, *, progress: b
 
 
 def measures(args: argparse.Namespace, featurizer: Featurizer, *, progress: bool) -> Measure:
-    """What is measured on a finished index: its storage, and its coded mode where it has codes."""
+    """Measurements of a finished index: its storage, and its coded mode where it has codes."""
     coded, stored = calibration(args, featurizer, progress=progress), storage(args, featurizer, progress)
     return lambda index: {**stored(index), **coded(index)}
 
@@ -155,7 +155,7 @@ def _index_recode(args: argparse.Namespace) -> int:
 
 
 def codes_line(manifest: IndexManifest) -> str:
-    """What an index's codes are and promise, in a line."""
+    """Facts and promise of an index's codes, in a line."""
     from mimic_engine.calibration.recall import promised
 
     codes, recall = manifest.codes, promised(manifest)

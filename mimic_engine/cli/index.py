@@ -44,7 +44,7 @@ def _add_upsert(parser: argparse.ArgumentParser) -> None:
     add("index", type=Path)
     add("--model", type=Path, required=True, help="exported model folder, the one of the index")
     add("--kb", type=Path, required=True, help="entities in any form that index build reads")
-    add("--images", type=Path, help="folder that picture paths are relative to")
+    add("--images", type=Path, help="folder that image paths are relative to")
     add("--broken-images", choices=("error", "as-missing"), default="error")
     add("--batch-size", type=int, default=32, help="entities encoded together")
     add("--threads", type=int, help="CPU cores to use; all by default")

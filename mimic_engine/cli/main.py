@@ -99,7 +99,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         default="float16",
         help="of the stored vectors; int8: the token queries, all others float16",
     )
-    add("--images", type=Path, help="folder that picture paths are relative to")
+    add("--images", type=Path, help="folder that image paths are relative to")
     add("--broken-images", choices=("error", "as-missing"), default="error")
     add_backend(parser)
     add("--batch-size", type=int, default=32, help="entities encoded together")
@@ -118,7 +118,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
     add("--input", type=Path, help=".jsonl or .parquet with mention, sentence and optional image")
     add("--mention", help="surface form, instead of --input")
     add("--sentence", help="sentence that holds the mention")
-    add("--image", type=Path, help="picture that belongs to the mention")
+    add("--image", type=Path, help="image that belongs to the mention")
     add("--top-k", type=int, default=10)
     add("--candidates", help="comma-separated entity ids to choose among")
     add("--mode", choices=MODES, default="certified", help="how entities are found (%(default)s)")

@@ -1,8 +1,8 @@
-"""The pictures that records name: missing ones are counted, broken ones stop the run or are counted.
+"""The images that records name: missing ones are counted, broken ones stop the run or are counted.
 
 Missing means that a record names a file that is not there; broken, that the
 file is there and cannot be used. The first is seen when records are read, the
-second only when the picture is decoded. Nothing here opens a picture itself.
+second only when the image is decoded. Nothing here opens an image itself.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ReadCounts:
     """Counts of what a reader has passed so far; a reader adds to it as its records are drawn."""
 
     records: int = 0  # given out
-    with_image: int = 0  # records with at least one picture on disk
-    missing_images: int = 0  # picture files that are named and not there
+    with_image: int = 0  # records with at least one image on disk
+    missing_images: int = 0  # image files that are named and not there
     nil_skipped: int = 0  # mentions without an entity in the knowledge base
 
     def add(self, images: Iterable[Path]) -> tuple[Path, ...]:
@@ -40,7 +40,7 @@ class ReadCounts:
 
 @dataclass(frozen=True, slots=True)
 class BrokenImage:
-    """A picture that could not be used: whose it is, which file, and why."""
+    """An image that could not be used: whose it is, which file, and why."""
 
     owner: str
     source: str
@@ -48,11 +48,11 @@ class BrokenImage:
 
 
 class BrokenImages:
-    """Loads pictures under one policy for broken ones; owned by whoever decodes pictures of a data set.
+    """Loads images under one policy for broken ones; owned by whoever decodes images of a data set.
 
     Parameters
     ----------
-    policy : ``"error"`` stops at the first broken picture, ``"as-missing"`` takes it for a
+    policy : ``"error"`` stops at the first broken image, ``"as-missing"`` takes it for a
         missing one and lists it in :attr:`found`.
     """
 
@@ -65,18 +65,18 @@ class BrokenImages:
         self.found: list[BrokenImage] = []
 
     def load(self, images: ImagePreprocessor, source: ImageSource | None, owner: str) -> Array | None:
-        """Pixels (3, S, S) of a picture, or None where there is none (or a broken one under ``as-missing``).
+        """Pixels (3, S, S) of an image, or None where there is none (or a broken one under ``as-missing``).
 
         Parameters
         ----------
         images : decodes and normalises.
-        source : file or bytes; None for no picture.
+        source : file or bytes; None for no image.
         owner : names the record in messages, as in ``"entity 'Q42'"``.
 
         Raises
         ------
         DataError
-            If the picture is broken and the policy is ``"error"``; names file and owner.
+            If the image is broken and the policy is ``"error"``; names file and owner.
         """
         if source is None:
             return None

@@ -1,11 +1,11 @@
 """Reader of MIMIC's published data format (WikiMEL, RichpediaMEL, WikiDiverse).
 
 A folder holds ``kb_entity.json``, optionally ``qid2id.json``, and one
-``*_train.json`` / ``*_dev.json`` / ``*_test.json`` a split. Pictures lie in
+``*_train.json`` / ``*_dev.json`` / ``*_test.json`` a split. Images lie in
 ``kb_image/`` and ``mention_image/``, inside that folder or beside it.
 
 An entity's id is its Wikidata QID, its description is ``attr``; names are
-URL-unquoted, other texts kept as they are. An entity whose first picture is not
+URL-unquoted, other texts kept as they are. An entity whose first image is not
 there has none, whatever the others, as in the published code, which knows the first
 only. Mention ids may repeat: one photo, several mentions.
 """
@@ -71,7 +71,7 @@ def read_entities(
         QID comes twice, or ``qid2id.json`` says otherwise; names file and record.
     """
     counts = ReadCounts() if counts is None else counts
-    pictures = picture_folder(folder, "kb_image", images)
+    root = image_folder(folder, "kb_image", images)
     path = folder / ENTITY_FILE
     numbers = _read_numbers(folder / ID_FILE)
     seen: set[str] = set()
@@ -86,7 +86,7 @@ def read_entities(
                 f"{place}: id {record.id} of {record.qid!r} is {numbers.get(record.qid)} in {ID_FILE}"
             )
         names = record.image_list if all(record.image_list[:1]) else []
-        named = [pictures / name for name in names if name]
+        named = [root / name for name in names if name]
         first = counts.add(named[:1])
         there = first + tuple(path for path in named[1:] if first and path.is_file())
         yield Entity(record.qid, unquote(record.entity_name), record.attr, there, record.type)
@@ -117,14 +117,14 @@ def read_mentions(
         type, or an answer is unknown; names file and record.
     """
     counts = ReadCounts() if counts is None else counts
-    pictures = picture_folder(folder, "mention_image", images)
+    root = image_folder(folder, "mention_image", images)
     for place, record in json_records(split_file(folder, split), msgspec.json.Decoder(_MentionRecord).decode):
         if record.answer not in entity_ids:
             if record.answer.lower() == NIL:
                 counts.nil_skipped += 1
                 continue
             raise DataError(f"{place} (id {record.id!r}): answer {record.answer!r} is not in {ENTITY_FILE}")
-        there = counts.add([pictures / record.imgPath] if record.imgPath else [])
+        there = counts.add([root / record.imgPath] if record.imgPath else [])
         mention = Mention(record.mentions, record.sentence, there[0] if there else None)
         yield LabelledMention(mention, record.answer, str(record.id))
 
@@ -149,8 +149,8 @@ def has_split(folder: Path, split: str) -> bool:
     return any(folder.glob(f"*_{split}.json"))
 
 
-def picture_folder(folder: Path, name: str, images: Path | None) -> Path:
-    """The folder ``name`` of pictures: in ``images`` if given, else in the data set's or the one around it.
+def image_folder(folder: Path, name: str, images: Path | None) -> Path:
+    """The folder ``name`` of images: in ``images`` if given, else in the data set's or the one around it.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 Entities: ``id``, ``name``, and optionally ``description``, ``images`` (a list or
 one string), ``type``, ``aliases`` (a list) and ``popularity``. Mentions: ``mention``,
 ``sentence``, and optionally ``image``, ``answer`` (an entity id) and ``id``. Null means absent, other fields
-are ignored. Picture paths are relative to the file's folder. Never more than a
+are ignored. Image paths are relative to the file's folder. Never more than a
 block of records is in memory; of the rest only the ids, to notice one that comes twice.
 """
 
@@ -58,7 +58,7 @@ def read_entities(
     Parameters
     ----------
     path : the file.
-    images : folder that picture paths are relative to; by default the file's own.
+    images : folder that image paths are relative to; by default the file's own.
     counts : is added to as entities are drawn.
 
     Raises
@@ -72,7 +72,7 @@ def read_entities(
     seen: set[str] = set()
     for place, record in _records(path, _EntityRecord):
         if record.image is not None:
-            raise DataError(f"{place}: entities name their pictures in 'images', not in 'image'")
+            raise DataError(f"{place}: entities name their images in 'images', not in 'image'")
         if not record.id:
             raise DataError(f"{place}: id is empty")
         _refuse_twice(seen, record.id, place)
@@ -106,7 +106,7 @@ def read_mentions(
     entity_ids : ids that an answer may have; every mention must then have an
         answer, and those answered ``nil`` are counted and left out. Without it
         answers are optional (empty where absent) and not checked.
-    images : folder that picture paths are relative to; by default the file's own.
+    images : folder that image paths are relative to; by default the file's own.
     counts : is added to as mentions are drawn.
 
     Raises
@@ -120,7 +120,7 @@ def read_mentions(
     seen: set[str] = set()
     for place, record in _records(path, _MentionRecord):
         if record.images is not None:
-            raise DataError(f"{place}: mentions name their picture in 'image', not in 'images'")
+            raise DataError(f"{place}: mentions name their image in 'image', not in 'images'")
         if record.id is not None:
             _refuse_twice(seen, str(record.id), place)
         if entity_ids is not None and _is_nil(record, entity_ids, place):

@@ -88,8 +88,8 @@ def open_dataset(
     ----------
     path : its folder.
     splits : the splits to read; by default all of train, dev and test that are there.
-    images : folder of the pictures: what holds ``kb_image`` and ``mention_image`` in MIMIC's
-        format, what picture paths are relative to in own records.
+    images : folder of the images: what holds ``kb_image`` and ``mention_image`` in MIMIC's
+        format, what image paths are relative to in own records.
 
     Raises
     ------

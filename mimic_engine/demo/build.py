@@ -1,7 +1,7 @@
 """Build of the demo's knowledge base and mentions from the fetched files; instant when they are built.
 
 Writes ``kb.jsonl``, ``train.jsonl``, ``dev.jsonl``, ``test.jsonl`` and
-``challenge.jsonl`` in the project's own record format, and the pictures, into
+``challenge.jsonl`` in the project's own record format, and the images, into
 the cache. A stamp, written last, names what they were made from.
 """
 
@@ -20,13 +20,13 @@ from mimic_engine.demo.challenge import load_items, locate
 from mimic_engine.demo.fetch import DemoFiles
 from mimic_engine.demo.match import SPLITS, DrawnArticle, Tables, choose_articles, slug
 from mimic_engine.demo.mentions import FoundMention, find_all, split_of, split_sentences
-from mimic_engine.demo.render import IconSet, picture_path, render_all
+from mimic_engine.demo.render import IconSet, image_path, render_all
 from mimic_engine.errors import DataError
 from mimic_engine.files import sha256_of, write_atomic
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 RECIPE = 1  # raise it when the rules change, so that older caches are built again
-PICTURES = "pictures"  # rename it when pictures are drawn in another way: existing ones are kept
+IMAGES = "pictures"  # another name when images are drawn in another way: existing ones are kept
 STAMP = "demo.json"
 
 Record = dict[str, Any]
@@ -45,8 +45,8 @@ def build_demo(files: DemoFiles, cache: Path, progress: bool = True) -> DemoData
     """Build what the cache lacks and read the demo.
 
     The result depends on the packages and the tables alone: the same ids,
-    sentences, pictures and splits on every machine. Interrupted, it starts
-    again with the pictures that are still missing.
+    sentences, images and splits on every machine. Interrupted, it starts
+    again with the images that are still missing.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def _build(files: DemoFiles, cache: Path, progress: bool) -> None:
     sets = {style: IconSet.open(style, path) for style, path in files.icons.items()}
     articles = choose_articles(wiki, emoji, {style: s.names for style, s in sets.items()}, tables)
     challenge = [(item.id, locate(item, wiki)) for item in load_items()]
-    render_all((d for a in articles for d in a.drawings.values()), sets, cache / PICTURES, progress)
+    render_all((d for a in articles for d in a.drawings.values()), sets, cache / IMAGES, progress)
     records = {"kb": [entity_record(a, wiki[a.title], tables.aliases.get(a.title, ())) for a in articles]}
     records |= mention_records(articles, find_all(articles, wiki, tables), challenge)
     sums = {name: _write_lines(cache / f"{name}.jsonl", rows) for name, rows in records.items()}
@@ -115,7 +115,7 @@ def mention_records(
 ) -> dict[str, list[Record]]:
     """Records by split; a sentence of the challenge set is in no other.
 
-    The picture of a mention is the drawing of its entity in the split's style;
+    The image of a mention is the drawing of its entity in the split's style;
     the challenge set uses that of the test split.
     """
     drawings = {article.title: article.drawings for article in articles}
@@ -146,8 +146,8 @@ def _mention_record(name: str, item: FoundMention, drawing: str | None) -> Recor
 
 
 def _relative(drawing: str) -> str:
-    """Picture of a drawing relative to the cache, so that a cache may be moved."""
-    return picture_path(Path(PICTURES), drawing).as_posix()
+    """Image of a drawing relative to the cache, so that a cache may be moved."""
+    return image_path(Path(IMAGES), drawing).as_posix()
 
 
 def _mention(record: Record, cache: Path) -> LabelledMention:
@@ -167,7 +167,7 @@ def fingerprint() -> str:
 
 
 def _is_built(cache: Path) -> bool:
-    """Whether stamp, records and pictures are whole and of this recipe."""
+    """Whether stamp, records and images are whole and of this recipe."""
     try:
         stamp = json.loads((cache / STAMP).read_text(encoding="utf-8"))
         sums = {name: sha256_of(cache / f"{name}.jsonl") for name in stamp["files"]}

@@ -40,7 +40,7 @@ def load_items() -> tuple[ChallengeItem, ...]:
 
 
 def sentence_hash(sentence: str) -> str:
-    """What the table holds of a sentence: the head of its SHA-256."""
+    """The table's entry for a sentence: the head of its SHA-256."""
     return hashlib.sha256(sentence.encode()).hexdigest()[:HASH_CHARACTERS]
 
 

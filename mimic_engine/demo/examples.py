@@ -10,17 +10,17 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from mimic_engine.demo.build import PICTURES
-from mimic_engine.demo.render import picture_path
+from mimic_engine.demo.build import IMAGES
+from mimic_engine.demo.render import image_path
 from mimic_engine.types import LabelledMention, Mention
 
 
 def load_examples(cache: Path) -> tuple[LabelledMention, ...]:
-    """Read the examples; their images are pictures in the demo's folder ``cache``."""
+    """Read the examples; their images lie in the demo's folder ``cache``."""
     text = resources.files(__package__).joinpath("examples.json").read_text(encoding="utf-8")
     return tuple(
         LabelledMention(
-            Mention(record["mention"], record["sentence"], _picture(cache, record["drawing"])),
+            Mention(record["mention"], record["sentence"], _image(cache, record["drawing"])),
             record["answer"],
             id=f"example/{number}",
         )
@@ -28,5 +28,5 @@ def load_examples(cache: Path) -> tuple[LabelledMention, ...]:
     )
 
 
-def _picture(cache: Path, drawing: str | None) -> Path | None:
-    return None if drawing is None else picture_path(cache / PICTURES, drawing)
+def _image(cache: Path, drawing: str | None) -> Path | None:
+    return None if drawing is None else image_path(cache / IMAGES, drawing)

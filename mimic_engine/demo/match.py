@@ -6,7 +6,7 @@ article of that name (a turkey is no country), drawings whose label has
 another word (tangerine for Orange), names of places, logos of brands, and
 rivals: articles without a drawing that share a name with an entity.
 
-Four drawing styles, so that test pictures are by a hand unseen in training:
+Four drawing styles, so that test images are by a hand unseen in training:
 
 =========  ===================  =================  ==============================
 part       things               countries          brands
@@ -18,9 +18,9 @@ test       OpenMoji             OpenMoji           simple-icons
 =========  ===================  =================  ==============================
 
 Fluent has no flags, so development mentions of countries show the square cut
-of the entity's own drawing; only the test pictures are truly by another hand
+of the entity's own drawing; only the test images are truly by another hand
 for all countries. A brand with a single drawing keeps it as the entity's
-picture and its mentions have none.
+image and its mentions have none.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DrawnArticle:
     """An article chosen as an entity: its title, type and drawings.
 
     ``drawings`` maps "entity", "train", "dev" and "test" to ``style:icon``;
-    parts without a picture are absent.
+    parts without an image are absent.
     """
 
     title: str

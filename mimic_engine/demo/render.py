@@ -1,6 +1,6 @@
-"""Drawings as pictures: an icon of an iconify set -> a 224-pixel PNG on white.
+"""Drawings as images: an icon of an iconify set -> a 224-pixel PNG on white.
 
-Needs ``resvg-py`` (the ``demo`` extra); a picture that exists is not drawn again.
+Needs ``resvg-py`` (the ``demo`` extra); an image that exists is not drawn again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class IconSet:
 
 
 def render(svg: str) -> Image.Image:
-    """An SVG document as an RGB picture of 224 x 224 pixels, centred on white, aspect kept.
+    """An SVG document as an RGB image of 224 x 224 pixels, centred on white, aspect kept.
 
     Raises
     ------
@@ -86,15 +86,15 @@ def _draw(svg: str, width: int) -> Image.Image:
         import resvg_py
     except ImportError as error:
         raise MissingDependencyError(
-            "drawing the demo's pictures needs resvg-py: pip install 'mimic-engine[demo]'"
+            "drawing the demo's images needs resvg-py: pip install 'mimic-engine[demo]'"
         ) from error
-    # Fonts of the machine would make pictures differ from one machine to another.
+    # Fonts of the machine would make images differ from one machine to another.
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True))
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
-def picture_path(folder: Path, drawing: str) -> Path:
-    """Where the picture of ``style:icon`` lies: ``folder/style/icon.png``."""
+def image_path(folder: Path, drawing: str) -> Path:
+    """Where the image of ``style:icon`` lies: ``folder/style/icon.png``."""
     style, name = drawing.split(":", 1)
     return folder / style / f"{name}.png"
 
@@ -109,17 +109,17 @@ def render_all(
     DataError
         If an icon does not exist or cannot be drawn; names the drawing.
     """
-    missing = [d for d in sorted(set(drawings)) if not picture_path(folder, d).exists()]
-    for drawing in tqdm(missing, desc="pictures", unit="picture", disable=not progress or not missing):
+    missing = [d for d in sorted(set(drawings)) if not image_path(folder, d).exists()]
+    for drawing in tqdm(missing, desc="images", unit="image", disable=not progress or not missing):
         style, name = drawing.split(":", 1)
         svg = sets[style].svg(name)
         try:
-            picture = render(svg)
+            image = render(svg)
         except ValueError as error:
             raise DataError(f"drawing {drawing!r} cannot be rendered: {error!r}") from error
-        _save(picture, picture_path(folder, drawing))
+        _save(image, image_path(folder, drawing))
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     with replace_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")

@@ -25,7 +25,7 @@ _STEP = 8  # tokens; lengths of matrix products that tensor cores like
 
 @dataclass(frozen=True, slots=True)
 class RunShapes:
-    """What a session runs at: rows and tokens, ascending, and runs of a shape until its time is steady."""
+    """Shapes of a session: rows and tokens, ascending, and runs of a shape until its time is steady."""
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]

@@ -43,7 +43,7 @@ class EncoderSession(Protocol):
 
     @property
     def shapes(self) -> RunShapes:
-        """What its graphs run at: what a warm-up covers."""
+        """Shapes that its graphs run at, which a warm-up covers."""
         ...
 
     def rebuild(self) -> None:
@@ -132,7 +132,7 @@ class Featurizer:
 
     @property
     def constants(self) -> FoldConstants:
-        """What the scores need beyond the folded arrays."""
+        """Numbers that the scores need beyond the folded arrays."""
         return self._session.constants
 
     @property

@@ -25,7 +25,7 @@ class KnowledgeBaseFeaturizer:
 
     @property
     def constants(self) -> FoldConstants:
-        """What the scores need beyond the folded arrays."""
+        """Numbers that the scores need beyond the folded arrays."""
         return self.featurizer.constants
 
     @property

@@ -190,7 +190,7 @@ class GraphSession:
 
     @property
     def shapes(self) -> RunShapes:
-        """What the graphs run at."""
+        """Shapes that the graphs run at."""
         graphs = self._graphs.values()
         rows = tuple(sorted({n for graph in graphs for n in graph.row_buckets}))
         shortened = isinstance(self._graphs[TEXT_ENCODER], ShortenedTexts)

@@ -36,7 +36,7 @@ class WeighedNames:
 def score_terms(
     weights: ScoreWeights, popularity: NDArray[np.float64], alive: NDArray[np.bool_] | None = None
 ) -> ScoreTerms:
-    """What a scan of entities with these popularities (N,) adds to the model's scores."""
+    """Terms that a scan of entities with these popularities (N,) adds to the model's scores."""
     prior = prior_of(popularity, alive) if weights.prior else None
     weighed = None if prior is None else np.float32(weights.prior) * prior
     return ScoreTerms(weighed, sum(weights.names))

@@ -121,5 +121,5 @@ def sidecar(engine: Path) -> Path:
 
 
 def graph_sha256(entry: GraphEntry) -> str:
-    """What identifies a graph: the SHA-256 of its file, joined with that of its weights file."""
+    """Identity of a graph: the SHA-256 of its file, joined with that of its weights file."""
     return entry.onnx.sha256 + ("" if entry.data is None else "+" + entry.data.sha256)

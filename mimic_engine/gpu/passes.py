@@ -115,7 +115,7 @@ class DevicePasses:
 
     @property
     def workspace(self) -> tuple[Tensor, ...]:
-        """What launches write to besides their outputs: a captured launch needs these very tensors."""
+        """Tensors written by launches besides their outputs: a captured launch needs these very tensors."""
         return self._scores, self._room
 
     # -- mentions --------------------------------------------------------------------------------------

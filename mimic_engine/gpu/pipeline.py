@@ -121,7 +121,7 @@ def _groups(stages: Sequence[Stage], apart: bool) -> list[tuple[Stage, ...]]:
 
 @dataclass(slots=True)
 class _Slot:
-    """What one batch under way owns."""
+    """Buffers that one batch under way owns."""
 
     inputs: Bytes  # pinned
     uploaded: Tensor

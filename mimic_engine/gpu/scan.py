@@ -121,7 +121,7 @@ class CudaScan:
         return self.passes.index
 
     def token_queries(self, rows: _Rows) -> EntityArrays:
-        """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
+        """Input of TGLU's attention from n rows: token queries (n, L, D) float32, and their weights."""
         return self._segments.token_queries(rows)
 
     def over(

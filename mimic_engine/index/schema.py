@@ -125,7 +125,7 @@ class EntityFeaturizer(Protocol):
 
     @property
     def constants(self) -> FoldConstants:
-        """What the scores need beyond the arrays."""
+        """Numbers that the scores need beyond the arrays."""
 
     @property
     def model_hash(self) -> str:

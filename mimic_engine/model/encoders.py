@@ -1,4 +1,4 @@
-"""Encoders: text and pictures to global and local features (section 3.2 of the paper).
+"""Encoders: text and images to global and local features (section 3.2 of the paper).
 
 ``clip`` is what the published code uses; a :class:`PairEncoder` joins any
 BERT-like text encoder with a ViT-like or EfficientNet-Lite0 image encoder, and

@@ -110,7 +110,7 @@ class Fold(nn.Module, ABC):
 
     @abstractmethod
     def text(self, side: Side) -> dict[str, Tensor]:
-        """What TGLU needs of this side."""
+        """Tensors that TGLU needs of this side, by name."""
 
     @abstractmethod
     def duals(self) -> tuple[Dual, Dual]:

@@ -1,4 +1,4 @@
-"""What a name, its aliases and a popularity may be; one rule for files, the service and the library."""
+"""Limits of a name, its aliases and a popularity; one rule for files, the service and the library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_NAME_CHARS = 10_000
 
 
 def name_fault(name: object, aliases: Sequence[object], popularity: object) -> str | None:
-    """What is wrong with the names or the popularity of an entity: field, limit and value; None if nothing.
+    """The fault in the names or the popularity of an entity: field, limit and value; None if nothing.
 
     A name and an alias have something to read and no control character; ``popularity`` is a finite number
     from 0 on, or None where it is unknown.

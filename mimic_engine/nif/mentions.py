@@ -3,7 +3,7 @@
 An entity id and a URI stand for each other by a prefix alone (:class:`EntityUris`). An annotation that
 names nothing under the prefix is a NIL mention; one that names something elsewhere (another knowledge
 base, or GERBIL's ``http://aksw.org/notInWiki/``) is told apart, so that a wrong prefix is noticed.
-NIF has no pictures.
+NIF has no images.
 """
 
 from __future__ import annotations

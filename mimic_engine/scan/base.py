@@ -80,7 +80,7 @@ class ScanKernels(Protocol):
         ...
 
     def prepare(self, mentions: MentionArrays, centroids: Array | None = None) -> Prepared:
-        """What all passes need of B mentions; with ``centroids`` (C, D) also the tables of ``estimates``."""
+        """B mentions as all passes need them; with ``centroids`` (C, D) also the tables of ``estimates``."""
         ...
 
     def take(self, prepared: Any, rows: Sequence[int]) -> Prepared:

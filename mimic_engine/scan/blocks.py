@@ -47,7 +47,7 @@ class PreparedMentions:
 
     @cached_property
     def tables(self) -> Array:
-        """What a token on each centroid attends to, (B, C, D)."""
+        """Attended values of a token on each centroid, (B, C, D)."""
         assert self.centroids is not None
         return tables_ref(self.mentions, self.centroids).astype(np.float32, copy=False)
 

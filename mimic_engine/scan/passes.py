@@ -107,7 +107,7 @@ def _token_queries(stored: EntityArrays, rows: _Rows) -> EntityArrays:
 
 
 class CodeBook(Protocol):
-    """What the coded mode needs of an index."""
+    """The part of an index that the coded mode needs."""
 
     @property
     def centroids(self) -> Array:
@@ -229,7 +229,7 @@ class Passes:
             yield mentions.block(start, start + size)
 
     def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """What ``work`` gives for every item, in order, spread over the threads."""
+        """Results of ``work`` for every item, in order, spread over the threads."""
         return self._pool.map(work, items)
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ class Ranker(Protocol):
         ...
 
     def token_queries(self, rows: NDArray[np.int64]) -> EntityArrays:
-        """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
+        """Input of TGLU's attention from n rows: token queries (n, L, D) float32, and their weights."""
         ...
 
     def over(

@@ -120,7 +120,7 @@ class Scan:
         )
 
     def token_queries(self, rows: _Rows) -> EntityArrays:
-        """What TGLU's attention needs of n rows: token queries (n, L, D) float32, and their weights."""
+        """Input of TGLU's attention from n rows: token queries (n, L, D) float32, and their weights."""
         return self._passes.segments.token_queries(rows)
 
     def warm_up(self, mention: MentionArrays, allowed: Mask | None) -> int:

@@ -140,7 +140,7 @@ def _watch(metrics: Metrics, service: LinkService) -> None:
         lambda: {(): batcher.recoveries},
     )
     if (cache := service.linker.cache) is not None:
-        metrics.watch("mimic_cache_bytes", "Mentions and pictures remembered", lambda: cache.bytes)
+        metrics.watch("mimic_cache_bytes", "Mentions and images remembered", lambda: cache.bytes)
         metrics.watch_counts(
             "mimic_cache_requests", "Asked of the cache", ("kind", "outcome"), lambda: cache.asked
         )

@@ -67,14 +67,14 @@ class BatchLoss:
         return dict(zip(("loss", *(f"loss_{n}" for n in losses)), values.tolist(), strict=True))
 
     def left_out(self, records: Rows, step: int) -> tuple[Flags, Flags]:
-        """Which mentions of a batch lose their picture, and which their text; none that has a picture both.
+        """Which mentions of a batch lose their image, and which their text; none that has an image both.
 
         A function of seed, step and records alone, so that every process and a resumed run agree.
         """
         draw = np.random.default_rng([self._config.seed, step, int(records[0])])
         chance = draw.random(len(records))  # (B,)
         no_image = chance < self._config.drop_images
-        no_text = (chance >= 1 - self._config.drop_texts) & (self._encode.corpus.picture[records] > 0)
+        no_text = (chance >= 1 - self._config.drop_texts) & (self._encode.corpus.image[records] > 0)
         return no_image, no_text & ~no_image
 
     def _whole(

@@ -36,9 +36,9 @@ class TrainConfig:
     max_length: int = _option(40, "text tokens a side, padding included")
     image_size: int = _option(224, "pixels a side")
     entity_pictures: Literal["first", "mean"] = _option(
-        "first", "an entity's picture is its first, or the mean of the features of several"
+        "first", "an entity's image is its first, or the mean of the features of several"
     )
-    max_pictures: int = _option(8, "pictures of an entity that --entity-pictures mean takes, at most")
+    max_pictures: int = _option(8, "images of an entity that --entity-pictures mean takes, at most")
     train_text_encoder: bool = _option(False, "fine-tune the text encoder (frozen and cached by default)")
     train_image_encoder: bool = _option(False, "fine-tune the image encoder (frozen and cached by default)")
     freeze_embeddings: bool = _option(
@@ -82,10 +82,10 @@ class TrainConfig:
         0.0, "share of each batch filled with mentions of confusably named entities"
     )
     drop_images: float = _option(
-        0.0, "share of mention pictures taken for missing in training, so that text alone stays useful"
+        0.0, "share of mention images taken for missing in training, so that text alone stays useful"
     )
     drop_texts: float = _option(
-        0.0, "share of mentions with a picture whose text is left out in training, so that pictures count"
+        0.0, "share of mentions with an image whose text is left out in training, so that images count"
     )
     extra_negatives: int = _option(0, "entities of confusable names added to each batch as negatives")
     mined_negatives: int = _option(
@@ -119,8 +119,8 @@ class TrainConfig:
         matcher = MatcherConfig(
             tglu=self.tglu, vision=self.vision, cmfu=self.cmfu, mask_padding=self.mask_padding
         )
-        pictures = self.max_pictures if self.entity_pictures == "mean" else 1
-        return ModelConfig(text, replace(image, entity_pictures=pictures), encoder, matcher)
+        count = self.max_pictures if self.entity_pictures == "mean" else 1
+        return ModelConfig(text, replace(image, entity_pictures=count), encoder, matcher)
 
     @property
     def loss_units(self) -> tuple[str, ...]:

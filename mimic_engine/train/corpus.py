@@ -1,8 +1,8 @@
-"""A data set as arrays: token ids of every text, distinct pictures, and who owns which.
+"""A data set as arrays: token ids of every text, distinct images, and who owns which.
 
 Entities and mentions are *records* of one table: record = one text and one
-picture (0 = no picture). Several pictures of one entity are an album, which
-stands in the place of one picture. Entities come first (record = entity row),
+image (0 = no image). Several images of one entity are an album, which
+stands in the place of one image. Entities come first (record = entity row),
 then the mentions of each split.
 """
 
@@ -35,26 +35,26 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """Several pictures of one entity, whose features are averaged."""
+    """Several images of one entity, whose features are averaged."""
 
     sources: tuple[ImageSource, ...]
 
 
-Picture = ImageSource | Album
+Image = ImageSource | Album
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """R records over T = R texts and the distinct pictures."""
+    """R records over T = R texts and the distinct images."""
 
     tokens: TokenBatch  # (R, L)
-    pictures: tuple[Picture, ...]  # picture 1 is pictures[0]
-    owners: tuple[str, ...]  # of each picture: the first record that has it, for messages
-    picture: Rows  # (R,), 0 = none
+    images: tuple[Image, ...]  # image 1 is images[0]
+    owners: tuple[str, ...]  # of each image: the first record that has it, for messages
+    image: Rows  # (R,), 0 = none
     ids: tuple[str, ...]  # of the N entities
     names: tuple[str, ...]  # of the same
     splits: Mapping[str, Split]
-    empty: int  # the record without text and picture, for texts that training leaves out
+    empty: int  # the record without text and image, for texts that training leaves out
     entity_pictures: int = 1  # of an entity, at most; the others are left out
 
     @property
@@ -63,10 +63,10 @@ class Corpus:
         return np.arange(len(self.names))
 
     def distinct(self, records: Rows) -> tuple[Rows, Rows]:
-        """Records no two of which are alike in text and picture, (U,); which of them each one is, (R,)."""
+        """Records no two of which are alike in text and image, (U,); which of them each one is, (R,)."""
         t, number = self.tokens, dict[bytes, int]()
         said = [t.input_ids[records], t.attention_mask[records], t.token_type_ids[records]]
-        rows = np.concatenate([*said, self.picture[records, None]], 1)  # (R, 3 L + 1)
+        rows = np.concatenate([*said, self.image[records, None]], 1)  # (R, 3 L + 1)
         which = np.array([number.setdefault(row.tobytes(), len(number)) for row in rows], np.int64)
         return records[np.unique(which, return_index=True)[1]], which
 
@@ -77,13 +77,13 @@ def build_corpus(
     text: TextPreprocessor,
     entity_pictures: int = 1,
 ) -> Corpus:
-    """Tokenise all texts and number the distinct pictures.
+    """Tokenise all texts and number the distinct images.
 
     Parameters
     ----------
     entities, mentions : of which the splits' answers are entities.
     text : tokenises.
-    entity_pictures : pictures of an entity that are used (``ImageConfig.entity_pictures`` of the model).
+    entity_pictures : images of an entity that are used (``ImageConfig.entity_pictures`` of the model).
 
     Raises
     ------
@@ -93,34 +93,34 @@ def build_corpus(
     row = {e.id: i for i, e in enumerate(entities)}
     texts = [entity_pair(e) for e in entities]
     owners = [f"entity {e.id!r}" for e in entities]
-    images: list[Picture | None] = [_picture(e.images[:entity_pictures]) for e in entities]
+    owned: list[Image | None] = [_image(e.images[:entity_pictures]) for e in entities]
     splits = {}
     for name, labelled in mentions.items():
         records = np.arange(len(texts), len(texts) + len(labelled))
         splits[name] = Split(records, _gold_rows(labelled, row, name))
         texts += [mention_pair(m.mention) for m in labelled]
-        images += [m.mention.image for m in labelled]
+        owned += [m.mention.image for m in labelled]
         owners += [f"mention {m.id or i} of {name}" for i, m in enumerate(labelled)]
     texts.append(("", ""))
-    images.append(None)
+    owned.append(None)
     owners.append("the empty record")
-    pictures, picture = _number(images)
-    first = {int(p): owner for p, owner in reversed(list(zip(picture, owners, strict=True)))}
-    owned = tuple(first[p + 1] for p in range(len(pictures)))
+    images, image = _number(owned)
+    first = {int(i): owner for i, owner in reversed(list(zip(image, owners, strict=True)))}
+    first_owners = tuple(first[i + 1] for i in range(len(images)))
     ids, names = tuple(e.id for e in entities), tuple(e.name for e in entities)
     tokens = _tokenise(texts, text)
-    return Corpus(tokens, pictures, owned, picture, ids, names, splits, len(texts) - 1, entity_pictures)
+    return Corpus(tokens, images, first_owners, image, ids, names, splits, len(texts) - 1, entity_pictures)
 
 
-def picture_sources(picture: Picture) -> tuple[ImageSource, ...]:
-    """The pictures of an album, or the one picture."""
-    return picture.sources if isinstance(picture, Album) else (picture,)
+def image_sources(image: Image) -> tuple[ImageSource, ...]:
+    """The images of an album, or the one image."""
+    return image.sources if isinstance(image, Album) else (image,)
 
 
-def picture_identity(source: Picture) -> str:
-    """Identity of a picture: a hash of its bytes, or path, size and time of the file."""
+def image_identity(source: Image) -> str:
+    """Identity of an image: a hash of its bytes, or path, size and time of the file."""
     if isinstance(source, Album):
-        return json.dumps([picture_identity(s) for s in source.sources])
+        return json.dumps([image_identity(s) for s in source.sources])
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     path = Path(source).resolve()
@@ -137,16 +137,16 @@ def _gold_rows(labelled: Iterable[LabelledMention], row: Mapping[str, int], spli
     return np.array(gold, dtype=np.int64)
 
 
-def _picture(images: tuple[ImageSource, ...]) -> Picture | None:
+def _image(images: tuple[ImageSource, ...]) -> Image | None:
     if not images:
         return None
     return images[0] if len(images) == 1 else Album(images)
 
 
-def _number(images: Iterable[Picture | None]) -> tuple[tuple[Picture, ...], Rows]:
-    number: dict[Picture, int] = {}
-    picture = [0 if image is None else number.setdefault(image, len(number) + 1) for image in images]
-    return tuple(number), np.array(picture, dtype=np.int64)
+def _number(images: Iterable[Image | None]) -> tuple[tuple[Image, ...], Rows]:
+    number: dict[Image, int] = {}
+    rows = [0 if image is None else number.setdefault(image, len(number) + 1) for image in images]
+    return tuple(number), np.array(rows, dtype=np.int64)
 
 
 def _tokenise(texts: Sequence[tuple[str, str]], text: TextPreprocessor) -> TokenBatch:

@@ -2,9 +2,9 @@
 
 Trained encoders run under autocast (bf16 where chosen); frozen ones, the
 matcher and the image projections always in float32: in-batch scores are sums over several hundred
-products, too coarse in bf16 for a cross-entropy. Each distinct picture of a
+products, too coarse in bf16 for a cross-entropy. Each distinct image of a
 batch is projected once, however many records share it (all that have none
-share the zero picture); the raw features of an album are the mean of its pictures'.
+share the zero image); the raw features of an album are the mean of its images'.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mimic_engine.model.checkpoint import state_hash
 from mimic_engine.model.encoders import Vectors
 from mimic_engine.model.fold import FoldEntity, FoldMention
 from mimic_engine.model.units import Features, Mimic
-from mimic_engine.train.corpus import Corpus, Picture, Rows, picture_identity, picture_sources
+from mimic_engine.train.corpus import Corpus, Image, Rows, image_identity, image_sources
 from mimic_engine.train.features import CachedFeatures, cache_key, cached_features
 from mimic_engine.types import Array, EntityArrays, MentionArrays
 
@@ -43,16 +43,16 @@ class RecordEncoder:
     Parameters
     ----------
     model : on its device; which encoders are trained is given, not looked up.
-    corpus : texts and pictures.
-    images : preprocessing of pictures.
+    corpus : texts and images.
+    images : preprocessing of images.
     train_text, train_image : encoders that run anew at each call; the others are cached.
-    broken : policy for pictures that cannot be decoded; lists them.
+    broken : policy for images that cannot be decoded; lists them.
     bf16 : run trained encoders under bfloat16 autocast.
 
     Raises
     ------
     ModelError
-        If the corpus was built with another number of pictures an entity than the model takes.
+        If the corpus was built with another number of images an entity than the model takes.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class RecordEncoder:
         return next(self.model.parameters()).device
 
     def over(self, corpus: Corpus) -> RecordEncoder:
-        """Give an encoder of the same texts with other pictures; new ones are not in its cache yet."""
+        """Give an encoder of the same texts with other images; new ones are not in its cache yet."""
         other = copy.copy(self)
         other.corpus = corpus
-        if corpus.pictures != self.corpus.pictures:
+        if corpus.images != self.corpus.images:
             other._image_cache = None
         return other
 
@@ -103,10 +103,10 @@ class RecordEncoder:
         """Compute, or open, the features of the encoders that are not trained."""
         fill = partial(cached_features, folder, dtype=dtype, batch_size=batch_size, progress=progress)
         if not self._train_image:
-            pictures = self.corpus.pictures
+            images = self.corpus.images
             key = cache_key([self._identity("image", dtype), self.broken.policy])
-            names = [cache_key([what]) for what in ("", *map(picture_identity, pictures))]
-            self._image_cache = fill(key, names, self._raw_images, label="pictures")
+            names = [cache_key([what]) for what in ("", *map(image_identity, images))]
+            self._image_cache = fill(key, names, self._raw_images, label="images")
         if not self._train_text:
             t = self.corpus.tokens
             key = cache_key([self._identity("text", dtype), str(t.input_ids.shape[1])])
@@ -118,12 +118,12 @@ class RecordEncoder:
         """Use the features that ``other`` has cached: of the same corpus, under the same frozen encoders."""
         self._text_cache, self._image_cache = other._text_cache, other._image_cache
 
-    def broken_pictures(self) -> list[str]:
-        """Pictures that could not be decoded and were taken for missing, with their owners."""
+    def broken_images(self) -> list[str]:
+        """Images that could not be decoded and were taken for missing, with their owners."""
         if self._image_cache is None:
             return sorted({f"{b.source} ({b.owner})" for b in self.broken.found})
         lost = np.flatnonzero(self._image_cache.broken) - 1
-        return [f"{_name(self.corpus.pictures[p])} ({self.corpus.owners[p]})" for p in lost]
+        return [f"{_name(self.corpus.images[i])} ({self.corpus.owners[i]})" for i in lost]
 
     def length(self, records: Rows) -> int:
         """Text length that these records need: all of L, or the longest text where padding is masked."""
@@ -145,17 +145,17 @@ class RecordEncoder:
         ----------
         records : (R,) rows of the corpus.
         length : as :meth:`length` gives it, which is the default.
-        without_image : (R,), records whose picture is taken for missing.
+        without_image : (R,), records whose image is taken for missing.
         without_text : (R,), records whose text is taken for empty.
         """
         length = self.length(records) if length is None else length
         spoken = records if without_text is None else np.where(without_text, self.corpus.empty, records)
         text, mask = self._text(spoken, length)
-        chosen = self.corpus.picture[records]  # (R,), 0 = the missing picture
+        chosen = self.corpus.image[records]  # (R,), 0 = the missing image
         if without_image is not None:
             chosen = np.where(without_image, 0, chosen)
-        pictures, where = np.unique(chosen, return_inverse=True)
-        image = self.model.encoder.project_image(self._image(pictures))
+        images, where = np.unique(chosen, return_inverse=True)
+        image = self.model.encoder.project_image(self._image(images))
         rows = torch.from_numpy(where).to(self.device)
         return Features(text.cls, text.tokens, mask, image.cls[rows], image.tokens[rows])
 
@@ -185,10 +185,10 @@ class RecordEncoder:
             out = self.model.encoder.text_backbone(ids, mask, types)
         return Vectors(out.cls.float(), out.tokens.float())
 
-    def _image(self, pictures: Rows) -> Vectors:
+    def _image(self, images: Rows) -> Vectors:
         if self._image_cache is not None:
-            return Vectors(*map(self._tensor, self._image_cache.take(pictures)))
-        albums = [self._pixels(p) for p in pictures]
+            return Vectors(*map(self._tensor, self._image_cache.take(images)))
+        albums = [self._pixels(i) for i in images]
         parts = []
         for pixels in self._tensor(np.concatenate(albums)).split(len(albums)):  # (at most R, 3, S, S)
             with self._autocast(self._train_image):
@@ -196,20 +196,20 @@ class RecordEncoder:
         counts = [len(a) for a in albums]
         return Vectors(*(_means(torch.cat(p).float(), counts) for p in zip(*parts, strict=True)))
 
-    def _pixels(self, picture: int) -> Array:
-        """Pixels (n, 3, S, S) of the n pictures of an album that can be used, or else of the missing one."""
-        if picture == 0:
+    def _pixels(self, image: int) -> Array:
+        """Pixels (n, 3, S, S) of the n images of an album that can be used, or else of the missing one."""
+        if image == 0:
             return self._images.missing()[None]
-        sources, owner = picture_sources(self.corpus.pictures[picture - 1]), self.corpus.owners[picture - 1]
+        sources, owner = image_sources(self.corpus.images[image - 1]), self.corpus.owners[image - 1]
         loaded = [self.broken.load(self._images, s, owner) for s in sources]
         usable = [pixels for pixels in loaded if pixels is not None]
         return np.stack(usable or [self._images.missing()])
 
     @torch.no_grad()
-    def _raw_images(self, pictures: Rows) -> tuple[Array, Array, Array]:
-        out = self._image(pictures)
+    def _raw_images(self, images: Rows) -> tuple[Array, Array, Array]:
+        out = self._image(images)
         lost = {b.owner for b in self.broken.found}
-        flags = [p > 0 and self.corpus.owners[p - 1] in lost for p in pictures]
+        flags = [i > 0 and self.corpus.owners[i - 1] in lost for i in images]
         return out.cls.cpu().numpy(), out.tokens.cpu().numpy(), np.array(flags, np.float32)
 
     @torch.no_grad()
@@ -221,7 +221,7 @@ class RecordEncoder:
         config = self.model.config.to_json()
         state = self.model.encoder.state_dict()
         weights = state_hash({k: v for k, v in state.items() if k.startswith(BACKBONE_KEYS[side])})
-        config["image"].pop("entity_pictures")  # features of a picture do not depend on what is averaged
+        config["image"].pop("entity_pictures")  # features of an image do not depend on what is averaged
         settings = {side: config[side], "pooling": config["encoder"]["text_pooling"]}
         if side == "text":  # masked padding is not encoded at all, see _text
             settings["mask_padding"] = config["matcher"]["mask_padding"]
@@ -272,8 +272,8 @@ def _means(rows: Tensor, counts: list[int]) -> Tensor:
     return torch.stack([part.mean(0) for part in rows.split(counts)])
 
 
-def _name(picture: Picture) -> str:
-    names = [f"{len(s)} bytes" if isinstance(s, bytes) else str(s) for s in picture_sources(picture)]
+def _name(image: Image) -> str:
+    names = [f"{len(s)} bytes" if isinstance(s, bytes) else str(s) for s in image_sources(image)]
     return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 

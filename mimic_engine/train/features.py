@@ -2,7 +2,7 @@
 
 A cache folder is named by a hash of what all its features depend on: weights
 and configuration of the encoder, preprocessing, dtype. Its rows are named by
-hashes of the single inputs, so that data sets which share texts or pictures
+hashes of the single inputs, so that data sets which share texts or images
 share their features. Rows are added at the end; a row counts when its name is
 written, which is after its features are on the disk: an interrupted fill goes
 on where it was. One process adds at a time, the others wait.

@@ -91,7 +91,7 @@ def build_encode(config: TrainConfig, model: Mimic, corpus: Corpus) -> RecordEnc
 
 
 def fill_caches(config: TrainConfig, encode: RecordEncoder, group: Group | None = None) -> None:
-    """Compute or open the features of frozen encoders; lists broken pictures in the log."""
+    """Compute or open the features of frozen encoders; lists broken images in the log."""
     group = group or Group()
     folder = config.cache or config.out / "cache"
     group.main_first(
@@ -99,7 +99,7 @@ def fill_caches(config: TrainConfig, encode: RecordEncoder, group: Group | None 
             folder, dtype=config.cache_dtype, batch_size=config.encode_batch, progress=group.main
         )
     )
-    lost = encode.broken_pictures()
+    lost = encode.broken_images()
     if lost:
         log.warning("%d broken images are taken for missing:\n%s", len(lost), "\n".join(lost))
 

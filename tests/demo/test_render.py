@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mimic_engine.demo.render import INK, MARGIN, SIZE, IconSet, picture_path, render, render_all
+from mimic_engine.demo.render import INK, MARGIN, SIZE, IconSet, image_path, render, render_all
 from mimic_engine.errors import DataError, MissingDependencyError
 
 SQUARE = '<path fill="#ff0000" d="M0 0h16v16H0z"/>'
@@ -63,7 +63,7 @@ def test_unknown_and_broken_icons_are_named(icons: IconSet, tmp_path: Path) -> N
 
 
 def test_render_all_draws_only_what_is_missing(icons: IconSet, tmp_path: Path) -> None:
-    kept = picture_path(tmp_path, "made:red")
+    kept = image_path(tmp_path, "made:red")
     kept.parent.mkdir()
     kept.write_bytes(b"mine")
     render_all(["made:red", "made:tall", "made:tall"], {"made": icons}, tmp_path, progress=False)

@@ -57,7 +57,7 @@ def _ranks_of_the_matcher(checkpoint: Path, data: Path, split: str) -> tuple[np.
         mentions, entities = encode(part.records), encode(corpus.entities)
     scores = exact_scores(loaded.model.matcher, mentions, entities, part.gold)
     own = scores[np.arange(len(part.gold)), part.gold]
-    return (scores >= own[:, None]).sum(1), corpus.picture[part.records] > 0
+    return (scores >= own[:, None]).sum(1), corpus.image[part.records] > 0
 
 
 def test_metrics_are_those_of_the_matcher_and_the_file_says_how(

@@ -23,17 +23,17 @@ def test_other_pictures_are_not_taken_from_the_cache_of_the_first(options: Optio
     encode = build_trainer(config, _read(config), "cpu")._encode
     encode.model.eval()
     corpus, records = encode.corpus, np.arange(6)
-    turned = replace(corpus, pictures=corpus.pictures[::-1], owners=corpus.owners[::-1])
+    turned = replace(corpus, images=corpus.images[::-1], owners=corpus.owners[::-1])
     other = encode.over(turned)
-    back = np.where(corpus.picture > 0, len(corpus.pictures) + 1 - corpus.picture, 0)
-    same = encode.over(replace(turned, picture=back))
+    back = np.where(corpus.image > 0, len(corpus.images) + 1 - corpus.image, 0)
+    same = encode.over(replace(turned, image=back))
     for view in (other, same):
         view.fill_caches(config.out / "cache", dtype="float32", batch_size=16, progress=False)
     before, shown, again = (e(records) for e in (encode, other, same))
     assert not torch.allclose(before.image_cls, shown.image_cls)
     torch.testing.assert_close(before.text_tokens, shown.text_tokens)
     torch.testing.assert_close(before.image_tokens, again.image_tokens)
-    hidden = encode.over(replace(corpus, picture=np.zeros_like(corpus.picture)))(records)
+    hidden = encode.over(replace(corpus, image=np.zeros_like(corpus.image)))(records)
     missing = encode(records, without_image=np.full(6, True))
     torch.testing.assert_close(hidden.image_cls, missing.image_cls)
 
@@ -45,10 +45,10 @@ def test_entities_that_are_alike_have_the_same_bits_in_any_batch(options: Option
     encode = build_trainer(config, _read(config), "cpu")._encode
     encode.model.eval()
     corpus, rows = encode.corpus, np.array([0, 1, 2, 0, 4, 5, 0, 7, 2, 9, 10, 11, 12, 13, 14, 15, 16, 1])
-    alike = np.concatenate([rows, np.arange(18, len(corpus.picture))])
+    alike = np.concatenate([rows, np.arange(18, len(corpus.image))])
     names = ("input_ids", "attention_mask", "token_type_ids")
     tokens = replace(corpus.tokens, **{name: getattr(corpus.tokens, name)[alike] for name in names})
-    view = encode.over(replace(corpus, tokens=tokens, picture=corpus.picture[alike]))
+    view = encode.over(replace(corpus, tokens=tokens, image=corpus.image[alike]))
     view.fill_caches(config.out / "cache", dtype="float32", batch_size=16, progress=False)
     found = fold_entities(view, view.corpus.entities, batch_size)
     for name, array in found.items():

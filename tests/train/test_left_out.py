@@ -31,7 +31,7 @@ def test_left_out_parts_are_those_of_the_empty_record(options: Options, trained:
         plain, empty = encode(records), encode(np.array([encode.corpus.empty]))
         cut = encode(records, without_text=without, without_image=~without)
     assert empty.text_mask.sum() == 3  # [CLS] [SEP] [SEP]
-    assert (encode.corpus.picture[records] > 0).any()
+    assert (encode.corpus.image[records] > 0).any()
     for name in ("text_cls", "text_tokens", "image_cls", "image_tokens"):
         left_out = without if name.startswith("text") else ~without
         for r in range(6):
@@ -48,7 +48,7 @@ def test_what_is_left_out_depends_on_the_step_and_never_is_both(options: Options
         again = trainer.batch_loss.left_out(records, step)
         np.testing.assert_array_equal(again, (no_image, no_text))
         assert not (no_image & no_text).any()
-        assert not no_text[trainer._encode.corpus.picture[records] == 0].any()
+        assert not no_text[trainer._encode.corpus.image[records] == 0].any()
         seen.append((no_image.mean(), no_text.mean()))
     shares = np.mean(seen, axis=0)
     assert 0.2 < shares[0] < 0.6

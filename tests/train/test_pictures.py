@@ -104,7 +104,7 @@ def test_an_index_gets_what_training_validated(mean_options: Options, pictures: 
     for name, array in got.items():
         np.testing.assert_allclose(array, want[name], rtol=1e-3, atol=1e-4, err_msg=name)
     assert [b.owner for b in broken.found] == ["entity 'E3'", "entity 'E4'"][pictures == "first" :]
-    lost = trainer._encode.broken_pictures()
+    lost = trainer._encode.broken_images()
     assert len(lost) == len(broken.found)
     assert ("one of" in lost[0]) == (pictures == "mean")
 

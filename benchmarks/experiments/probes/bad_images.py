@@ -83,7 +83,7 @@ def bad_images(
     mentions = mentions_of(run, split)
     drawn, counts = _draw(run, mentions, limit, seed)
     decoded = decode_images(run, drawn.records)
-    usable = np.isin(run.encode.corpus.picture[drawn.records], list(decoded))
+    usable = np.isin(run.encode.corpus.image[drawn.records], list(decoded))
     chosen = Split(drawn.records[usable], drawn.gold[usable])
     counts |= {"broken": int((~usable).sum()), "used": len(chosen.records), "seed": seed}
     if len(chosen.records) < least:
@@ -95,7 +95,7 @@ def bad_images(
 
 def _draw(run: TrainedRun, mentions: Split, limit: int, seed: int) -> tuple[Split, dict[str, Any]]:
     """Up to ``limit`` of the mentions that have an image, and the counts."""
-    having = np.flatnonzero(run.encode.corpus.picture[mentions.records] > 0)
+    having = np.flatnonzero(run.encode.corpus.image[mentions.records] > 0)
     rows = np.sort(np.random.default_rng(seed).permutation(having)[:limit])
     counts = {"mentions": len(mentions.records), "pictures": len(having)}
     return Split(mentions.records[rows], mentions.gold[rows]), counts

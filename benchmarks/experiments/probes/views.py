@@ -18,7 +18,7 @@ from benchmarks.experiments.probes.treatments import Treatment, apply
 from benchmarks.experiments.trained import TrainedRun
 from mimic_engine.errors import ImageError, TooLargeError
 from mimic_engine.images import decode_image
-from mimic_engine.train.corpus import Corpus, picture_sources
+from mimic_engine.train.corpus import Corpus, image_sources
 from mimic_engine.train.encode import RecordEncoder
 
 
@@ -32,9 +32,9 @@ def decode_images(run: TrainedRun, records: Rows) -> dict[int, Image.Image]:
     """
     corpus, side = run.encode.corpus, run.encode.model.config.image.size
     decoded = {}
-    for number in np.unique(corpus.picture[records]).tolist():
+    for number in np.unique(corpus.image[records]).tolist():
         try:
-            source = picture_sources(corpus.pictures[number - 1])[0]  # a mention's image is no album
+            source = image_sources(corpus.images[number - 1])[0]  # a mention's image is no album
             image = decode_image(source, field=f"image of {corpus.owners[number - 1]}")
         except (ImageError, TooLargeError):
             if run.config.broken_images == "error":
@@ -62,14 +62,14 @@ def treated(
     treatment, seed : what is done to each image.
     """
     corpus, side = run.encode.corpus, run.encode.model.config.image.size
-    numbers, where = np.unique(corpus.picture[records], return_inverse=True)
-    image = np.zeros_like(corpus.picture)
+    numbers, where = np.unique(corpus.image[records], return_inverse=True)
+    image = np.zeros_like(corpus.image)
     image[records] = where + 1
     changed = replace(
         corpus,
-        pictures=tuple(apply(treatment, decoded[n], side, seed) for n in numbers.tolist()),
+        images=tuple(apply(treatment, decoded[n], side, seed) for n in numbers.tolist()),
         owners=tuple(f"{corpus.owners[n - 1]}, {name}" for n in numbers.tolist()),
-        picture=image,
+        image=image,
     )
     view, config = run.encode.over(changed), run.config
     folder = config.cache or config.out / "cache"
@@ -80,14 +80,14 @@ def treated(
 def with_numbers(run: TrainedRun, records: Rows, numbers: Rows | int) -> RecordEncoder:
     """Show ``records`` with the corpus's images of these numbers, (R,) or one for all; 0 is none."""
     corpus = run.encode.corpus
-    image = corpus.picture.copy()
+    image = corpus.image.copy()
     image[records] = numbers
-    return run.encode.over(replace(corpus, picture=image))
+    return run.encode.over(replace(corpus, image=image))
 
 
 def without_images(run: TrainedRun) -> RecordEncoder:
     """Show every record, entities too, without an image."""
-    return with_numbers(run, np.arange(len(run.encode.corpus.picture)), 0)
+    return with_numbers(run, np.arange(len(run.encode.corpus.image)), 0)
 
 
 def others_images(corpus: Corpus, records: Rows, gold: Rows, seed: int) -> Rows | None:
@@ -99,10 +99,10 @@ def others_images(corpus: Corpus, records: Rows, gold: Rows, seed: int) -> Rows 
     too few images for that.
     """
     draw = np.random.default_rng(seed)
-    entities = corpus.picture[corpus.entities]  # (N,)
+    entities = corpus.image[corpus.entities]  # (N,)
     there = np.unique(entities[entities > 0])
     drawn = []
-    for own, right in zip(corpus.picture[records], entities[gold], strict=True):
+    for own, right in zip(corpus.image[records], entities[gold], strict=True):
         options = there[(there != own) & (there != right)]
         if not len(options):
             return None

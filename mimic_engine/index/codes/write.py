@@ -57,7 +57,7 @@ _BLOCK_TOKENS = 1 << 14  # widened to float32 at once
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What must be the same for an unfinished run to be continued."""
+    """Properties that must be the same for an unfinished run to be continued."""
 
     centroids: int
     seed: int
@@ -260,7 +260,7 @@ def _save(target: Path, request: _Request, record: CodesRecord) -> None:
 
 
 def _resumed(target: Path, request: _Request) -> CodesRecord | None:
-    """What an unfinished run with the same request has done; None if there is none to go on with."""
+    """Record of an unfinished run with the same request; None if there is none to go on with."""
     path = target / PROGRESS
     try:
         run = decode(read_object(path, IndexFormatError), _Run, path, IndexFormatError)

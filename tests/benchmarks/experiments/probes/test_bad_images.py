@@ -47,7 +47,7 @@ def _ranks(scores, gold):
 def _pixels(run, records, name):
     """Pixels of each mention's image under a treatment."""
     images, corpus = run.encode._images, run.encode.corpus
-    found = [corpus.pictures[p - 1] for p in corpus.picture[records]]
+    found = [corpus.images[p - 1] for p in corpus.image[records]]
     if name in TREATMENTS:
         return [images(apply(TREATMENTS[name], decode_image(f), 32, 0)) for f in found]
     return [images.missing() if name == NONE else images(f) for f in found]
@@ -165,14 +165,14 @@ def test_the_other_image_is_a_wrong_entitys(result):
     run, found = result
     split, corpus = run.encode.corpus.splits["dev"], run.encode.corpus
     drawn = others_images(corpus, split.records, split.gold, 0)
-    of_entity = {p: i for i, p in enumerate(corpus.picture[corpus.entities])}
+    of_entity = {p: i for i, p in enumerate(corpus.image[corpus.entities])}
     wrong = np.array([of_entity[p] for p in drawn])
     assert (wrong != split.gold).all()
     assert len(set(wrong)) > 5
     np.testing.assert_array_equal(drawn, others_images(corpus, split.records, split.gold, 0))
     assert (drawn != others_images(corpus, split.records, split.gold, 1)).any()
     images = run.encode._images
-    scores = _brute(run, split, [images(corpus.pictures[p - 1]) for p in drawn])
+    scores = _brute(run, split, [images(corpus.images[p - 1]) for p in drawn])
     expected = ranking_metrics(_ranks(scores, split.gold), 18).to_json()
     assert _metrics(found["treatments"][OTHER]["curve"][-1]) == expected
 
@@ -194,9 +194,9 @@ def test_the_same_run_twice_gives_the_same_and_another_seed_another(illustrated,
 def test_the_run_is_as_it_was_afterwards(illustrated, make_run):
     run = make_run(illustrated)
     records = run.encode.corpus.splits["dev"].records
-    before, image = run.encode(records), run.encode.corpus.picture.copy()
+    before, image = run.encode(records), run.encode.corpus.image.copy()
     bad_images(run, "dev", least=5)
-    np.testing.assert_array_equal(run.encode.corpus.picture, image)
+    np.testing.assert_array_equal(run.encode.corpus.image, image)
     for a, b in zip(before, run.encode(records), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
