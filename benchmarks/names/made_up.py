@@ -43,11 +43,11 @@ def make_names(count: int, seed: int = 0) -> list[str]:
     return [" ".join(words[w] for w in drawn[end - n : end]) for end, n in zip(ends, lengths, strict=True)]
 
 
-def make_surfaces(names: list[str], count: int, seed: int = 1) -> list[str]:
-    """Surfaces that mean some of the names: a third as it is, a third its last word, a third misspelt."""
+def make_surfaces(names: list[str], count: int, seed: int = 1) -> tuple[list[int], list[str]]:
+    """Numbers of some names, and surfaces that mean them: a third as it is, or its last word, or misspelt."""
     rng = np.random.default_rng(seed)
-    chosen = [names[i] for i in rng.integers(0, len(names), count)]
-    return [_changed(name, i % 3, rng) for i, name in enumerate(chosen)]
+    chosen = rng.integers(0, len(names), count).tolist()
+    return chosen, [_changed(names[row], i % 3, rng) for i, row in enumerate(chosen)]
 
 
 def _changed(name: str, how: int, rng: np.random.Generator) -> str:

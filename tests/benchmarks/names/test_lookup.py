@@ -29,7 +29,7 @@ def test_a_wrong_feature_is_an_error(monkeypatch, tmp_path):
     forms = lookup.Forms(names, tmp_path, compiled=False)
     monkeypatch.setattr(forms.lookup, "features", lambda surface: NameFeatures.none())
     with pytest.raises(EngineError, match="the lookup gives None"):
-        lookup.check(forms.lookup, names, make_surfaces(names, 30))
+        lookup.check(forms.lookup, names, make_surfaces(names, 30)[1])
 
 
 def test_names_are_the_same_for_the_same_seed():
