@@ -110,6 +110,14 @@ def test_drain_answers_what_was_admitted_and_admits_no_more(make):
     assert drained.result(10)
 
 
+def refusal_of(submitted):
+    """The error that an item met in the queue, or on its way there: it counts as waiting once it has room."""
+    try:
+        return submitted.result(10)[0].error
+    except NotReadyError as error:
+        return error
+
+
 def test_close_refuses_the_waiting_and_finishes_the_running(make):
     device = Device(held=True)
     batcher = make(device, BatchLimits(max_batch_size=1))
@@ -119,7 +127,7 @@ def test_close_refuses_the_waiting_and_finishes_the_running(make):
     wait_until(lambda: batcher.queue.waiting == 1)
     with batcher.queue.reserve(1) as reservation:
         closed = in_thread(batcher.close, 10)
-        assert isinstance(queued.result(10)[0].error, NotReadyError)
+        assert isinstance(refusal_of(queued), NotReadyError)
         with pytest.raises(NotReadyError, match="closed"):
             submit_into(reservation, [3])
     device.open()

@@ -48,7 +48,7 @@ class Oracle:
         scores = np.take_along_axis(total, rows, 1)
         return TopK(rows, scores, {}, (mode,) * len(rows), np.full(len(rows), N))
 
-    def settle(self, fetched, k, mode, take, allowed=None):
+    def settle(self, fetched, k, mode, take, allowed=None, names=None):
         found = self.search(take(list(range(len(fetched.counts)))), k, mode)
         return TopK(found.rows, found.scores + self.off, {}, found.modes, found.scored)
 
