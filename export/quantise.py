@@ -43,7 +43,7 @@ from mimic_engine.export.precision import to_calibrated_int8, to_fp8, to_int8
 from mimic_engine.files import replace_file
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.provenance import write_result
-from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
+from mimic_engine.text import TextPreprocessor
 from mimic_engine.types import Array, ImageFeatures, ImageSource, LabelledMention, TextFeatures, TokenBatch
 
 # Ways to quantise (text encoder, image encoder), the most quantised first; None leaves it float32.
@@ -97,12 +97,11 @@ class Inputs:
 
     def __init__(
         self,
-        folder: Path,
         manifest: ModelManifest,
-        pairs: Sequence[tuple[str, str]],
+        tokens: TokenBatch,
         images: Sequence[ImageSource | None],
     ) -> None:
-        self.tokens = TextPreprocessor.open(folder / manifest.tokenizer.file, manifest.text)(pairs)
+        self.tokens = tokens
         self._load = ImagePreprocessor(manifest.image)
         self.sources: list[ImageSource | None] = list(dict.fromkeys(images))
         place = {source: i for i, source in enumerate(self.sources)}
@@ -135,7 +134,7 @@ class Judge:
         entities = data.entities
         albums = [e.images[: manifest.image.entity_pictures] or (None,) for e in entities]
         images = [source for album in albums for source in album]
-        inputs = Inputs(folder, manifest, [entity_pair(e) for e in entities], images)
+        inputs = Inputs(manifest, _text(folder, manifest).entities(entities), images)
         session = self.session({})
         text, image = session.encode_text(inputs.tokens), inputs.image_features(session.encode_image)
         image = mean_images(image, [len(album) for album in albums])
@@ -193,8 +192,12 @@ def _mentions(data: Dataset, split: str) -> Sequence[LabelledMention]:
 
 
 def _mention_inputs(folder: Path, manifest: ModelManifest, mentions: Sequence[LabelledMention]) -> Inputs:
-    pairs = [mention_pair(m.mention) for m in mentions]
-    return Inputs(folder, manifest, pairs, [m.mention.image for m in mentions])
+    tokens = _text(folder, manifest).mentions([m.mention for m in mentions])
+    return Inputs(manifest, tokens, [m.mention.image for m in mentions])
+
+
+def _text(folder: Path, manifest: ModelManifest) -> TextPreprocessor:
+    return TextPreprocessor.open(folder / manifest.tokenizer.file, manifest.text)
 
 
 def quantise_all(

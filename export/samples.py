@@ -21,8 +21,8 @@ from mimic_engine.encoding.graph_names import PIXELS, TEXT_INPUTS
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import InvalidInputError
 from mimic_engine.images import ImagePreprocessor
-from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
-from mimic_engine.types import Entity, ImageSource, Mention
+from mimic_engine.text import TextPreprocessor
+from mimic_engine.types import Entity, ImageSource, Mention, TokenBatch
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -107,20 +107,12 @@ def prepare(
     text = TextPreprocessor.open(folder / manifest.tokenizer.file, manifest.text)
     images = ImagePreprocessor(manifest.image)
     return Sample(
-        _side(text, images, [mention_pair(m) for m in mentions], [m.image for m in mentions]),
-        _side(
-            text, images, [entity_pair(e) for e in entities], [next(iter(e.images), None) for e in entities]
-        ),
+        _side(text.mentions(mentions), images, [m.image for m in mentions]),
+        _side(text.entities(entities), images, [next(iter(e.images), None) for e in entities]),
     )
 
 
-def _side(
-    text: TextPreprocessor,
-    images: ImagePreprocessor,
-    pairs: Sequence[tuple[str, str]],
-    sources: Sequence[ImageSource | None],
-) -> Side:
-    tokens = text(pairs)
+def _side(tokens: TokenBatch, images: ImagePreprocessor, sources: Sequence[ImageSource | None]) -> Side:
     pixels = [images.missing() if source is None else images(source) for source in sources]
     return Side({name: getattr(tokens, name) for name in TEXT_INPUTS}, {PIXELS: np.stack(pixels)})
 

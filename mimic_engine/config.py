@@ -23,12 +23,14 @@ class TextConfig:
     ``pairing="literal"`` joins with the literal string `` [SEP] ``, as the
     published code feeds CLIP's tokenizer; ``"tokenizer"`` uses the tokenizer's
     own pair encoding, truncated longest first. ``pad_token=None`` leaves the choice
-    to the tokenizer (see :class:`mimic_engine.text.TextPreprocessor`).
+    to the tokenizer (see :class:`mimic_engine.text.TextPreprocessor`). Of a sentence that is too long
+    ``window="start"`` reads the start, as published; ``"mention"`` what stands around the mention.
     """
 
     max_length: int = 40
     pairing: Literal["literal", "tokenizer"] = "tokenizer"
     pad_token: str | None = None
+    window: Literal["start", "mention"] = "start"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ library is used; the ids equal those of Hugging Face's fast tokenizers under
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +52,15 @@ class TextPreprocessor:
     Raises
     ------
     ModelError
-        If ``max_length`` leaves no room beside the special tokens, the pairing is
+        If ``max_length`` leaves no room beside the special tokens, pairing or window is
         unknown, or no padding token is found.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: TextConfig) -> None:
         if config.pairing not in ("literal", "tokenizer"):
             raise ModelError(f"TextConfig.pairing: {config.pairing!r} is not one of 'literal', 'tokenizer'")
+        if config.window not in ("start", "mention"):
+            raise ModelError(f"TextConfig.window: {config.window!r} is not one of 'start', 'mention'")
         self.config = config
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._literal = config.pairing == "literal"
@@ -66,6 +70,10 @@ class TextPreprocessor:
                 f"TextConfig.max_length: {config.max_length} leaves no room for text; "
                 f"the tokenizer adds {special} special tokens"
             )
+        self._special = special
+        self._words = Tokenizer.from_str(tokenizer.to_str())  # neither cuts nor pads
+        self._words.no_truncation()
+        self._words.no_padding()
         pad_token, pad_id = _padding(self._tokenizer, config)
         self._tokenizer.enable_truncation(config.max_length, strategy="longest_first")
         self._tokenizer.enable_padding(length=config.max_length, pad_id=pad_id, pad_token=pad_token)
@@ -104,27 +112,81 @@ class TextPreprocessor:
             If a text is not a string, or holds a lone surrogate (no Unicode character).
         """
         encodings = self._encode(pairs)
-        return TokenBatch(
-            input_ids=self._stack([e.ids for e in encodings]),  # (B, L)
-            attention_mask=self._stack([e.attention_mask for e in encodings]),  # (B, L)
-            token_type_ids=self._stack([e.type_ids for e in encodings]),  # (B, L)
-            truncated=np.array([bool(e.overflowing) for e in encodings], dtype=np.bool_),  # (B,)
-        )
+        return self._batch(encodings, [bool(e.overflowing) for e in encodings])
+
+    def mentions(self, mentions: Sequence[Mention]) -> TokenBatch:
+        """Tokenise B mentions; of a sentence that is too long what ``config.window`` says."""
+        encodings = self._encode([mention_pair(m) for m in mentions])
+        truncated = [bool(e.overflowing) for e in encodings]
+        if self.config.window == "mention":
+            for i in [i for i, cut in enumerate(truncated) if cut]:
+                first, second = mention_pair(mentions[i])
+                encodings[i] = self._encode([(first, second[self._window(first, second)])])[0]
+        return self._batch(encodings, truncated)
+
+    def entities(self, entities: Sequence[Entity]) -> TokenBatch:
+        """Tokenise N entities, as a call does."""
+        return self([entity_pair(e) for e in entities])
 
     def spans(self, mention: Mention) -> tuple[TokenSpan, ...]:
         """Give the tokens of a mention, padding left out, with the characters that each stands for."""
         first, second = mention_pair(mention)
         _check([(first, second)])
-        if self._literal:
-            encoding = self._tokenizer.encode(first + LITERAL_SEPARATOR + second)
-            span = _literal_span
-        else:
-            encoding = self._tokenizer.encode(first, second)
-            span = _pair_span
-        return tuple(
+        encoding = self._with_offsets(first, second)
+        start = 0
+        if self.config.window == "mention" and encoding.overflowing:
+            window = self._window(first, second)
+            start, second = window.start, second[window]
+            encoding = self._with_offsets(first, second)
+        span = _literal_span if self._literal else _pair_span
+        found = [
             span(first, second, encoding.sequence_ids[i], encoding.offsets[i])
             for i, real in enumerate(encoding.attention_mask)
             if real
+        ]
+        return tuple(
+            replace(s, start=s.start + start, stop=s.stop + start) if s.part == "sentence" else s
+            for s in found
+        )
+
+    def _window(self, surface: str, sentence: str) -> slice:
+        """The characters of a long sentence that are read: whole words, as many on both sides of the mention.
+
+        The first place where the surface stands as words of its own counts, or else where it stands at all;
+        a sentence without it is read from its start.
+        """
+        whole, place = slice(0, len(sentence)), _place(surface, sentence)
+        read = surface + LITERAL_SEPARATOR if self._literal else surface
+        room = self.config.max_length - self._special - len(self._uncut(read).ids)
+        if place is None or room < 1:
+            return whole
+        words = self._uncut(sentence)
+        own = [i for i, (a, b) in enumerate(words.offsets) if a < place.stop and b > place.start]
+        if not own:
+            return whole
+        count, ids = len(words.ids), words.word_ids
+        first = max(0, min(own[0] - max(0, room - len(own)) // 2, count - room))
+        last = min(count, first + room)
+        while 0 < first < own[0] and ids[first] == ids[first - 1]:
+            first += 1
+        while own[-1] + 1 < last < count and ids[last] == ids[last - 1]:
+            last -= 1
+        return slice(words.offsets[first][0], words.offsets[last - 1][1])
+
+    def _uncut(self, text: str) -> Encoding:
+        return self._words.encode(text, add_special_tokens=False)
+
+    def _with_offsets(self, first: str, second: str) -> Encoding:
+        if self._literal:
+            return self._tokenizer.encode(first + LITERAL_SEPARATOR + second)
+        return self._tokenizer.encode(first, second)
+
+    def _batch(self, encodings: Sequence[Encoding], truncated: Sequence[bool]) -> TokenBatch:
+        return TokenBatch(
+            input_ids=self._stack([e.ids for e in encodings]),  # (B, L)
+            attention_mask=self._stack([e.attention_mask for e in encodings]),  # (B, L)
+            token_type_ids=self._stack([e.type_ids for e in encodings]),  # (B, L)
+            truncated=np.array(truncated, dtype=np.bool_),  # (B,)
         )
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:
@@ -135,6 +197,17 @@ class TextPreprocessor:
 
     def _stack(self, rows: list[list[int]]) -> NDArray[np.int64]:
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.config.max_length)  # (B, L)
+
+
+def _place(surface: str, sentence: str) -> slice | None:
+    """Where a sentence has a surface, as words of its own if it can be; None where it has not."""
+    if not surface:
+        return None
+    wanted = re.escape(surface)
+    for pattern in (rf"(?<!\w){wanted}(?!\w)", wanted):
+        if found := re.search(pattern, sentence, re.IGNORECASE):
+            return slice(*found.span())
+    return None
 
 
 def _pair_span(first: str, second: str, sequence: int | None, offsets: tuple[int, int]) -> TokenSpan:

@@ -169,6 +169,12 @@ class TokenBatch:
     token_type_ids: NDArray[np.int64]  # (B, L); zeros for CLIP
     truncated: NDArray[np.bool_]  # (B,)
 
+    @classmethod
+    def joined(cls, batches: Sequence[TokenBatch]) -> TokenBatch:
+        """The rows of all batches, one after another."""
+        names = ("input_ids", "attention_mask", "token_type_ids", "truncated")
+        return cls(*(np.concatenate([getattr(b, name) for b in batches]) for name in names))
+
 
 @dataclass(frozen=True, slots=True)
 class _ArrayGroup:

@@ -217,3 +217,79 @@ def test_spans_name_what_the_model_reads(family):
     found = ["".join(s.text for s in spans if s.part == part) for part in ("mention", "sentence")]
     assert found == ["the", "one,the"]
     assert spans[0].part == spans[-1].part == "special"
+
+
+LONG = "one two three four five six seven eight nine ten the island java is one two three four five six"
+
+
+def sentence_read(preprocess, mention):
+    """Characters of the sentence between its first and its last token."""
+    spans = [s for s in preprocess.spans(mention) if s.part == "sentence"]
+    return mention.sentence[spans[0].start : spans[-1].stop] if spans else ""
+
+
+def test_window_keeps_what_stands_around_the_mention(family):
+    _, file, pairing = family
+    config = TextConfig(max_length=26, pairing=pairing, window="mention")
+    read = sentence_read(TextPreprocessor.open(file, config), Mention("java", LONG))
+    assert "java" in read.split()
+    before, after = read.split("java")
+    assert before and after and abs(len(before) - len(after)) < 16  # even to a word on each side
+    assert set(read.split()) <= set(LONG.split())  # no word is cut
+    start = replace(config, window="start")
+    assert "java" not in sentence_read(TextPreprocessor.open(file, start), Mention("java", LONG))
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_window_at_an_end_fills_the_room(family, at_end):
+    words = LONG.replace("java ", "")
+    mention = Mention("java", f"{words} java" if at_end else f"java {words}")
+    _, file, pairing = family
+    preprocess = TextPreprocessor.open(file, TextConfig(max_length=24, pairing=pairing, window="mention"))
+    tokens = preprocess.mentions([mention])
+    assert tokens.truncated.all()
+    assert tokens.attention_mask.sum() >= 24 - 5  # but for a word that would be cut
+    assert mention.mention in sentence_read(preprocess, mention).split()
+
+
+def test_window_prefers_words_of_their_own_and_takes_any_case(family):
+    _, file, pairing = family
+    preprocess = TextPreprocessor.open(file, TextConfig(max_length=20, pairing=pairing, window="mention"))
+    late = "javas one two three four five six seven eight nine ten one two three JAVA is the island"
+    assert "JAVA" in sentence_read(preprocess, Mention("Java", late))
+
+
+@pytest.mark.parametrize("surface", ["zzz", "", "one two three four five six seven eight nine ten one two"])
+def test_window_without_a_place_or_room_is_the_start(family, surface):
+    _, file, pairing = family
+    config = TextConfig(max_length=16, pairing=pairing, window="mention")
+    mentions = [Mention(surface, LONG)]
+    plain = TextPreprocessor.open(file, replace(config, window="start"))
+    ours = TextPreprocessor.open(file, config).mentions(mentions)
+    np.testing.assert_array_equal(ours.input_ids, plain.mentions(mentions).input_ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pair=st.sampled_from(PAIRS) | st.tuples(st.text(max_size=4), st.text(max_size=60)),
+    window=st.sampled_from(["start", "mention"]),
+    length=st.integers(6, 30),
+)
+def test_mentions_are_their_spans_in_any_window(family, pair, window, length):
+    _, file, pairing = family
+    preprocess = TextPreprocessor.open(file, TextConfig(length, pairing, window=window))
+    mention = Mention(*pair)
+    tokens, plain = preprocess.mentions([mention]), preprocess([pair])
+    spans = preprocess.spans(mention)
+    assert len(spans) == tokens.attention_mask.sum()
+    for span in spans:
+        part = {"mention": pair[0], "sentence": pair[1], "special": ""}[span.part]
+        assert span.text == part[span.start : span.stop]
+    np.testing.assert_array_equal(tokens.truncated, plain.truncated)
+    if window == "start" or not plain.truncated[0]:
+        np.testing.assert_array_equal(tokens.input_ids, plain.input_ids)
+
+
+def test_unknown_window():
+    with pytest.raises(ModelError, match="window: 'end'"):
+        TextPreprocessor(bert_tokenizer().backend_tokenizer, TextConfig(window="end"))

@@ -16,7 +16,7 @@ import numpy as np
 
 from mimic_engine.encoding.featurizer import EncoderSession, Featurizer, PreparedMention
 from mimic_engine.images import ImagePreprocessor
-from mimic_engine.text import TextPreprocessor, mention_pair
+from mimic_engine.text import TextPreprocessor
 from mimic_engine.types import Array, ImageFeatures, Mention, MentionArrays, TokenBatch
 
 MENTION, IMAGE = "mention", "image"
@@ -156,7 +156,7 @@ class CachingFeaturizer(Featurizer):
         of_image = image_key(mention.image) if isinstance(mention.image, bytes) else None
         if folded := self.cache.mention(key):
             return _CachedMention(folded.tokens, None, where, key, of_image, folded)
-        tokens = self._text([mention_pair(mention)])
+        tokens = self._text.mentions([mention])
         image = None if of_image is None else self.cache.image(of_image)
         pixels = None
         if image is None and mention.image is not None:

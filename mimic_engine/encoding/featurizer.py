@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mimic_engine.config import ImageConfig, TextConfig
 from mimic_engine.encoding.buckets import RunShapes
 from mimic_engine.images import ImagePreprocessor
-from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
+from mimic_engine.text import TextPreprocessor
 from mimic_engine.types import (
     Array,
     Entity,
@@ -169,12 +168,12 @@ class Featurizer:
             If the image cannot be used; names the field and the limit.
         """
         pixels = None if mention.image is None else self.images(mention.image)
-        tokens = self._text([mention_pair(mention)])
+        tokens = self._text.mentions([mention])
         return PreparedMention(tokens, pixels, self._text.spans(mention) if spans else None)
 
     def fold_prepared(self, mentions: Sequence[PreparedMention]) -> MentionArrays:
         """Folded arrays of B prepared mentions."""
-        tokens = _concatenate([m.tokens for m in mentions])
+        tokens = TokenBatch.joined([m.tokens for m in mentions])
         image = self._image_features(mentions)
         return self._session.fold_mentions(self._session.encode_text(tokens), image)
 
@@ -201,7 +200,7 @@ class Featurizer:
                 [self.images(image, field=f"image of entity {e.id!r}") for image in self.images_of(e)]
                 for e in entities
             ]
-        text = self._session.encode_text(self._text([entity_pair(e) for e in entities]))
+        text = self._session.encode_text(self._text.entities(entities))
         flat: list[Array | None] = []
         for album in pixels:
             flat += album or [None]
@@ -235,15 +234,3 @@ def mean_images(image: ImageFeatures, counts: Sequence[int]) -> ImageFeatures:
     cls: Array = np.add.reduceat(image.cls, starts)  # (N, D)
     tokens: Array = np.add.reduceat(image.tokens, starts)  # (N, P, D)
     return ImageFeatures(cls / number[:, None], tokens / number[:, None, None])
-
-
-def _concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
-    def join(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        return np.concatenate(arrays)
-
-    return TokenBatch(
-        join([b.input_ids for b in batches]),
-        join([b.attention_mask for b in batches]),
-        join([b.token_type_ids for b in batches]),
-        np.concatenate([b.truncated for b in batches]),
-    )

@@ -241,4 +241,6 @@ def _config_salt(config: ModelConfig) -> str:
         del values["encoder"][source]
     if config.image.entity_pictures == 1:  # the published model, whose hash does not speak of it
         del values["image"]["entity_pictures"]
+    if config.text.window == "start":  # the same
+        del values["text"]["window"]
     return json.dumps(values, sort_keys=True)

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import DataError
-from mimic_engine.text import TextPreprocessor, entity_pair, mention_pair
+from mimic_engine.text import TextPreprocessor
 from mimic_engine.types import Entity, ImageSource, LabelledMention, TokenBatch
 
 Rows = NDArray[np.int64]
+Record = TypeVar("Record")
 TEXTS_PER_CALL = 4096
 
 
@@ -91,25 +93,27 @@ def build_corpus(
         If a gold answer is not an entity.
     """
     row = {e.id: i for i, e in enumerate(entities)}
-    texts = [entity_pair(e) for e in entities]
+    texts = _in_calls(text.entities, entities)
+    count = len(entities)
     owners = [f"entity {e.id!r}" for e in entities]
     owned: list[Image | None] = [_image(e.images[:entity_pictures]) for e in entities]
     splits = {}
     for name, labelled in mentions.items():
-        records = np.arange(len(texts), len(texts) + len(labelled))
+        records = np.arange(count, count + len(labelled))
+        count += len(labelled)
         splits[name] = Split(records, _gold_rows(labelled, row, name))
-        texts += [mention_pair(m.mention) for m in labelled]
+        texts += _in_calls(text.mentions, [m.mention for m in labelled])
         owned += [m.mention.image for m in labelled]
         owners += [f"mention {m.id or i} of {name}" for i, m in enumerate(labelled)]
-    texts.append(("", ""))
+    texts.append(text([("", "")]))
     owned.append(None)
     owners.append("the empty record")
     images, image = _number(owned)
     first = {int(i): owner for i, owner in reversed(list(zip(image, owners, strict=True)))}
     first_owners = tuple(first[i + 1] for i in range(len(images)))
     ids, names = tuple(e.id for e in entities), tuple(e.name for e in entities)
-    tokens = _tokenise(texts, text)
-    return Corpus(tokens, images, first_owners, image, ids, names, splits, len(texts) - 1, entity_pictures)
+    tokens = TokenBatch.joined(texts)
+    return Corpus(tokens, images, first_owners, image, ids, names, splits, count, entity_pictures)
 
 
 def image_sources(image: Image) -> tuple[ImageSource, ...]:
@@ -149,13 +153,7 @@ def _number(images: Iterable[Image | None]) -> tuple[tuple[Image, ...], Rows]:
     return tuple(number), np.array(rows, dtype=np.int64)
 
 
-def _tokenise(texts: Sequence[tuple[str, str]], text: TextPreprocessor) -> TokenBatch:
-    parts = [text(texts[i : i + TEXTS_PER_CALL]) for i in range(0, len(texts), TEXTS_PER_CALL)]
-    if not parts:
-        raise DataError("data set: no entities and no mentions")
-    return TokenBatch(
-        np.concatenate([p.input_ids for p in parts]),
-        np.concatenate([p.attention_mask for p in parts]),
-        np.concatenate([p.token_type_ids for p in parts]),
-        np.concatenate([p.truncated for p in parts]),
-    )
+def _in_calls(
+    tokenise: Callable[[Sequence[Record]], TokenBatch], records: Sequence[Record]
+) -> list[TokenBatch]:
+    return [tokenise(records[i : i + TEXTS_PER_CALL]) for i in range(0, len(records), TEXTS_PER_CALL)]
