@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mimic_engine.model.units import Features, unit_consistent_loss
 from mimic_engine.train.config import TrainConfig
@@ -29,6 +30,7 @@ from mimic_engine.train.corpus import Rows, Split
 from mimic_engine.train.distributed import Group
 from mimic_engine.train.encode import RecordEncoder
 from mimic_engine.train.matching import batch_scores
+from mimic_engine.train.names import among
 from mimic_engine.train.sampler import Batch
 
 Flags = NDArray[np.bool_]
@@ -59,9 +61,11 @@ class BatchLoss:
         no_image, no_text = self.left_out(records, step)
         mentions = Inputs(records[mine], encode.length(records), no_image[mine], no_text[mine])
         columns = Inputs(group.share(batch.entities), encode.length(batch.entities))
-        target = torch.from_numpy(batch.target[mine]).to(encode.device)
+        wanted = Wanted(
+            torch.from_numpy(batch.target[mine]).to(encode.device), self._name_scores(batch, mine, no_text)
+        )
         run = self._in_pieces if self._config.gradient_cache else self._whole
-        losses = run(mentions, columns, len(batch.entities), target, weight * len(mine) / len(records))
+        losses = run(mentions, columns, len(batch.entities), wanted, weight * len(mine) / len(records))
         parts = torch.stack(list(losses.values()))
         values = group.sum(torch.cat([parts.sum()[None], parts]))
         return dict(zip(("loss", *(f"loss_{n}" for n in losses)), values.tolist(), strict=True))
@@ -77,16 +81,25 @@ class BatchLoss:
         no_text = (chance >= 1 - self._config.drop_texts) & (self._encode.corpus.image[records] > 0)
         return no_image, no_text & ~no_image
 
+    def _name_scores(self, batch: Batch, mine: Rows, no_text: Flags) -> Tensor | None:
+        """Name scores (b, C) of this process's mentions; 0 where the text is left out."""
+        names = self._split.names
+        if names is None:
+            return None
+        scores = among([names[m] for m in batch.mentions[mine]], batch.entities)
+        scores[torch.from_numpy(no_text[mine])] = 0
+        return scores.to(self._encode.device)
+
     def _whole(
-        self, mentions: Inputs, columns: Inputs, width: int, target: Tensor, share: float
+        self, mentions: Inputs, columns: Inputs, width: int, wanted: Wanted, share: float
     ) -> dict[str, Tensor]:
         """Gradients of ``share`` times the mean loss over these mentions; the losses times ``share``."""
         own = mentions.encoded(self._encode)
         entities = self._group.gather(columns.encoded(self._encode), width)
-        return self._scored(own, entities, target, share)
+        return self._scored(own, entities, wanted, share)
 
     def _in_pieces(
-        self, mentions: Inputs, columns: Inputs, width: int, target: Tensor, share: float
+        self, mentions: Inputs, columns: Inputs, width: int, wanted: Wanted, share: float
     ) -> dict[str, Tensor]:
         """As :meth:`_whole`, with what gradients need of one piece in memory at a time."""
         rows = self._config.gradient_cache
@@ -94,9 +107,9 @@ class BatchLoss:
         gathered = self._group.gather(others.joined(), width)
         entities = Features(*(t.detach().requires_grad_(t.requires_grad) for t in gathered))
         sums: dict[str, Tensor] = {}
-        for piece, wanted in zip(own.features, target.split(rows), strict=True):
-            part = share * len(wanted) / len(target)
-            for name, value in self._scored(piece, entities, wanted, part).items():
+        for piece, some in zip(own.features, wanted.pieces(rows), strict=True):
+            part = share * len(some.target) / len(wanted.target)
+            for name, value in self._scored(piece, entities, some, part).items():
                 sums[name] = sums[name] + value if name in sums else value
         for tensor, leaf in zip(gathered, entities, strict=True):
             if leaf.grad is not None:
@@ -106,12 +119,28 @@ class BatchLoss:
         return sums
 
     def _scored(
-        self, mentions: Features, entities: Features, target: Tensor, share: float
+        self, mentions: Features, entities: Features, wanted: Wanted, share: float
     ) -> dict[str, Tensor]:
         scores = batch_scores(self._encode.model.matcher, mentions, entities)
-        losses = unit_consistent_loss(scores, self._config.loss_units, target)
+        losses = unit_consistent_loss(scores, self._config.loss_units, wanted.target)
+        if wanted.names is not None:
+            losses["names"] = cross_entropy(scores.total.float() + wanted.names, wanted.target)
         (torch.stack(list(losses.values())).sum() * share).backward()
         return {name: value.detach() * share for name, value in losses.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Of b mentions the column of each answer, (b,), and the name scores against all columns, (b, C)."""
+
+    target: Tensor
+    names: Tensor | None
+
+    def pieces(self, rows: int) -> Iterator[Wanted]:
+        """The same in pieces of at most ``rows`` mentions."""
+        targets = self.target.split(rows)
+        names = [None] * len(targets) if self.names is None else self.names.split(rows)
+        return map(Wanted, targets, names)
 
 
 @dataclass(frozen=True, slots=True)

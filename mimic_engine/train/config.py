@@ -34,6 +34,9 @@ class TrainConfig:
     text_source: str | None = _option(None, "text encoder: local folder or hub id (preset's own by default)")
     image_source: str | None = _option(None, "image encoder: local folder, weights file or hub id")
     max_length: int = _option(40, "text tokens a side, padding included")
+    window: Literal["start", "mention"] = _option(
+        "start", "what is read of a sentence that is too long: its start, or what is around the mention"
+    )
     image_size: int = _option(224, "pixels a side")
     entity_pictures: Literal["first", "mean"] = _option(
         "first", "an entity's image is its first, or the mean of the features of several"
@@ -80,6 +83,9 @@ class TrainConfig:
     )
     hard_batches: float = _option(
         0.0, "share of each batch filled with mentions of confusably named entities"
+    )
+    names_in_loss: bool = _option(
+        False, "add what names are worth to the scores in loss, mining and validation"
     )
     drop_images: float = _option(
         0.0, "share of mention images taken for missing in training, so that text alone stays useful"
@@ -180,8 +186,8 @@ def _preset(c: TrainConfig) -> tuple[TextConfig, ImageConfig, EncoderConfig]:
     if c.encoder == "clip":
         source = c.text_source or "openai/clip-vit-base-patch32"
         encoder = EncoderConfig("clip", "clip", source, source)
-        return TextConfig(c.max_length, "literal"), ImageConfig(c.image_size), encoder
-    text = TextConfig(c.max_length, "tokenizer")
+        return TextConfig(c.max_length, "literal", window=c.window), ImageConfig(c.image_size), encoder
+    text = TextConfig(c.max_length, "tokenizer", window=c.window)
     if c.encoder == "bert-vit":
         text_source = c.text_source or "bert-base-uncased"
         image_source = c.image_source or "google/vit-base-patch16-224-in21k"

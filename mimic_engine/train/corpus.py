@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_engine.errors import DataError
+from mimic_engine.scan.terms import NameScores
 from mimic_engine.text import TextPreprocessor
+from mimic_engine.train.names import name_scorer
 from mimic_engine.types import Entity, ImageSource, LabelledMention, TokenBatch
 
 Rows = NDArray[np.int64]
@@ -29,10 +31,16 @@ TEXTS_PER_CALL = 4096
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Mentions of one split: their records and the entity row of each gold answer."""
+    """Mentions of one split: their records, the entity row of each gold answer, and their name scores."""
 
     records: Rows  # (M,)
     gold: Rows  # (M,)
+    names: Sequence[NameScores] | None = None  # None: names do not count
+
+    def take(self, chosen: Rows) -> Split:
+        """Some of the mentions."""
+        names = None if self.names is None else [self.names[i] for i in chosen]
+        return Split(self.records[chosen], self.gold[chosen], names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,8 @@ def build_corpus(
     mentions: Mapping[str, Sequence[LabelledMention]],
     text: TextPreprocessor,
     entity_pictures: int = 1,
+    *,
+    names: bool = False,
 ) -> Corpus:
     """Tokenise all texts and number the distinct images.
 
@@ -86,6 +96,7 @@ def build_corpus(
     entities, mentions : of which the splits' answers are entities.
     text : tokenises.
     entity_pictures : images of an entity that are used (``ImageConfig.entity_pictures`` of the model).
+    names : keep the name scores of every mention.
 
     Raises
     ------
@@ -98,10 +109,12 @@ def build_corpus(
     owners = [f"entity {e.id!r}" for e in entities]
     owned: list[Image | None] = [_image(e.images[:entity_pictures]) for e in entities]
     splits = {}
+    score = name_scorer(entities) if names else None
     for name, labelled in mentions.items():
         records = np.arange(count, count + len(labelled))
         count += len(labelled)
-        splits[name] = Split(records, _gold_rows(labelled, row, name))
+        scores = None if score is None else [score(m.mention) for m in labelled]
+        splits[name] = Split(records, _gold_rows(labelled, row, name), scores)
         texts += _in_calls(text.mentions, [m.mention for m in labelled])
         owned += [m.mention.image for m in labelled]
         owners += [f"mention {m.id or i} of {name}" for i, m in enumerate(labelled)]
@@ -110,10 +123,17 @@ def build_corpus(
     owners.append("the empty record")
     images, image = _number(owned)
     first = {int(i): owner for i, owner in reversed(list(zip(image, owners, strict=True)))}
-    first_owners = tuple(first[i + 1] for i in range(len(images)))
-    ids, names = tuple(e.id for e in entities), tuple(e.name for e in entities)
-    tokens = TokenBatch.joined(texts)
-    return Corpus(tokens, images, first_owners, image, ids, names, splits, count, entity_pictures)
+    return Corpus(
+        tokens=TokenBatch.joined(texts),
+        images=images,
+        owners=tuple(first[i + 1] for i in range(len(images))),
+        image=image,
+        ids=tuple(e.id for e in entities),
+        names=tuple(e.name for e in entities),
+        splits=splits,
+        empty=count,
+        entity_pictures=entity_pictures,
+    )
 
 
 def image_sources(image: Image) -> tuple[ImageSource, ...]:

@@ -14,6 +14,7 @@ from mimic_engine.scan.cpu import CpuKernels
 from mimic_engine.scan.scan import Scan
 from mimic_engine.scan.torch import TorchScorer
 from mimic_engine.train.encode import RecordEncoder, fold_entities
+from mimic_engine.train.names import TERMS
 from mimic_engine.types import FoldConstants
 
 
@@ -32,7 +33,11 @@ def entity_scan(encode: RecordEncoder, batch_size: int, threads: int | None = No
     torch.set_num_threads(1)
     ids = encode.corpus.ids
     scan = Scan(
-        [entities], kernels, threads=threads or before, tie_key=lambda rows: [ids[row] for row in rows]
+        [entities],
+        kernels,
+        threads=threads or before,
+        tie_key=lambda rows: [ids[row] for row in rows],
+        terms=TERMS,
     )
     try:
         yield scan

@@ -72,7 +72,11 @@ def build_run_corpus(config: TrainConfig, dataset: Dataset, splits: Sequence[str
     text = TextPreprocessor(Tokenizer.from_str(tokenizer_json(config)), config.model_config().text)
     image = config.model_config().image
     return build_corpus(
-        dataset.entities, {name: dataset.splits[name] for name in splits}, text, image.entity_pictures
+        dataset.entities,
+        {name: dataset.splits[name] for name in splits},
+        text,
+        image.entity_pictures,
+        names=config.names_in_loss,
     )
 
 

@@ -196,7 +196,8 @@ def mine_negatives(
         for start in range(0, len(out), MENTIONS_AT_ONCE):
             rows = slice(start, start + MENTIONS_AT_ONCE)
             mentions = fold_mentions(encode, split.records[rows], batch_size)
-            out[rows] = without_gold(scan.search(mentions, wanted).rows, split.gold[rows])
+            names = None if split.names is None else split.names[rows]
+            out[rows] = without_gold(scan.search(mentions, wanted, names=names).rows, split.gold[rows])
             bar.update(mentions.rows)
     return out
 

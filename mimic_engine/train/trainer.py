@@ -139,7 +139,7 @@ class Trainer:
         size = self.config.encode_batch
         mentions = fold_mentions(self._encode, self._dev.records, size)
         with entity_scan(self._encode, size) as scan:
-            return ranking_metrics(scan.ranks(mentions, self._dev.gold), len(scan))
+            return ranking_metrics(scan.ranks(mentions, self._dev.gold, names=self._dev.names), len(scan))
 
     def _epoch(self, log: RunLog | None) -> None:
         start = time.monotonic()
@@ -240,4 +240,4 @@ class Trainer:
         if not limit or limit >= len(dev.records):
             return dev
         chosen = np.sort(np.random.default_rng(self.config.seed).permutation(len(dev.records))[:limit])
-        return Split(dev.records[chosen], dev.gold[chosen])
+        return dev.take(chosen)

@@ -73,6 +73,7 @@ def _gradients(
     [
         {},
         {"drop_images": 0.4, "drop_texts": 0.4, "mask_padding": True},
+        {"drop_texts": 0.4, "names_in_loss": True},
         {"vision": "off", "cmfu": False},
         TRAINED,
         TRAINED | {"mask_padding": True, "extra_negatives": 4, "freeze_embeddings": True},
