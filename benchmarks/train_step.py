@@ -21,9 +21,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks import RESULTS
+from benchmarks.base.recipe import recipe
+from mimic_engine.base import fetch_encoders
 from mimic_engine.data.source import open_dataset
 from mimic_engine.demo import build_demo, default_cache, fetch_demo
-from mimic_engine.demo.train import demo_config
 from mimic_engine.provenance import write_result
 from mimic_engine.train.run import build_trainer, denormals_as_zero
 from mimic_engine.train.trainer import Trainer
@@ -80,12 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--steps: {args.steps} is less than 1")
     # One thread: those of a pool would keep the mode in which they were started.
     torch.set_num_threads(1)
-    files = fetch_demo(args.cache)
-    build_demo(files, args.cache)
+    build_demo(fetch_demo(args.cache), args.cache)
+    files = fetch_encoders(args.cache)
     dataset = open_dataset(args.cache, splits=("train", "dev"))
     rows = []
     with TemporaryDirectory() as folder:
-        full = replace(demo_config(files, args.cache, Path(folder)), drop_images=0.0, drop_texts=0.0)
+        own = recipe(files, args.cache, Path(folder), args.cache / "features")
+        full = replace(own, drop_images=0.0, drop_texts=0.0, names_in_loss=False)
         configs = {"full": full, "text-only": replace(full, vision="off", cmfu=False)}
         for name in args.models:
             first, second = (build_trainer(configs[name], dataset, "cpu") for _ in range(2))

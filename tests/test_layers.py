@@ -22,7 +22,7 @@ HEAVY = (
     *("triton", "tensorrt", "tensorrt_rtx", "pycuda", "cuda"),
 )
 # Commands that train or evaluate: they import the training layer, and it alone, when they are imported.
-COMMANDS = ("mimic_engine.demo.train", "mimic_engine.evaluate.checkpoint")
+COMMANDS = ("mimic_engine.evaluate.checkpoint",)
 OPTIONAL = {  # by extra; in functions
     "simplejpeg": "jpeg",
     "httpx2": "client",

@@ -37,6 +37,7 @@ def _run(args: argparse.Namespace) -> Path:
     from benchmarks.experiments.declaration import find_experiment, read_experiment
     from benchmarks.experiments.probes import PROBES
     from benchmarks.experiments.runner import Runner, Setting
+    from mimic_engine.base import fetch_encoders
     from mimic_engine.demo import build_demo, default_cache, fetch_demo
 
     for flag, least in (("seeds", 1), ("limit_steps", 0), ("epochs", 0), ("threads", 0)):
@@ -54,7 +55,7 @@ def _run(args: argparse.Namespace) -> Path:
         build_demo(fetch_demo(folder), folder)
     text, image = args.text_source, args.image_source
     if args.encoder == "minilm-efficientnet" and not (text and image):
-        files = fetch_demo(default_cache())
+        files = fetch_encoders(default_cache())
         text, image = text or str(files.minilm), image or str(files.efficientnet)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -1,6 +1,6 @@
 """Engines built ahead of time with TensorRT for RTX: seconds and size of every graph, precision and target.
 
-Two models: the demo's (MiniLM and EfficientNet-Lite0), and a small CLIP with
+Two models: the base model (MiniLM and EfficientNet-Lite0), and a small CLIP with
 random weights. No engine is run here: one that was built is read back and
 checked against its manifest. ``seconds`` are of the wall clock, on a machine
 that may do other things; ``cpu_seconds`` count this process alone.
@@ -23,7 +23,8 @@ from benchmarks import RESULTS
 from benchmarks.scan.published_inputs import random_weights
 from benchmarks.scan.published_model import Towers, build_model
 from benchmarks.scan.published_model import export as export_clip
-from mimic_engine.demo import default_cache, fetch_demo
+from mimic_engine.base.fetch import default_cache
+from mimic_engine.base.model import BASE, WEIGHTS, fetch_encoders
 from mimic_engine.encoding.manifest import ModelManifest
 from mimic_engine.errors import MimicError
 from mimic_engine.export.build_trt import build, plan
@@ -39,10 +40,10 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 SMALL = Towers(layers=2, image_width=128)
 
 
-def demo_model(folder: Path, cache: Path) -> Path:
-    """The demo's model, exported in every precision; its encoders are fetched where the cache lacks them."""
-    files = fetch_demo(cache, progress=False)
-    with resources.as_file(resources.files("mimic_engine.demo") / "weights") as weights:
+def base_model(folder: Path, cache: Path) -> Path:
+    """The base model, exported in every precision; its encoders are fetched where the cache lacks them."""
+    files = fetch_encoders(cache, progress=False)
+    with resources.as_file(resources.files("mimic_engine.base") / WEIGHTS) as weights:
         sources = {"text_source": str(files.minilm), "image_source": str(files.efficientnet)}
         checkpoint = load_checkpoint(weights, **sources)
         export_model(checkpoint.model, checkpoint.tokenizer_json, folder, ExportOptions(PRECISIONS))
@@ -96,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "engines.json", help="result file (%(default)s)"
     )
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="the demo's folder (%(default)s)")
-    parser.add_argument("--models", nargs="+", choices=("demo", "clip"), default=("demo", "clip"))
+    parser.add_argument(
+        "--cache", type=Path, default=default_cache(BASE), help="the base model's folder (%(default)s)"
+    )
+    parser.add_argument("--models", nargs="+", choices=(BASE, "clip"), default=(BASE, "clip"))
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as work:
             for name in args.models:
                 folder = Path(work) / name
-                model = demo_model(folder, args.cache) if name == "demo" else clip_model(folder)
+                model = base_model(folder, args.cache) if name == BASE else clip_model(folder)
                 rows += rows_of(
                     library, name, model, args.targets, Path(work) / "out", lambda s: print(s, flush=True)
                 )

@@ -16,13 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.names.accuracy import SETS, open_world, ranked_of
+from mimic_engine.base.model import WEIGHTS
 from mimic_engine.calibration.fit import fit_calibration
 from mimic_engine.demo import default_cache, read_demo
-from mimic_engine.demo.prepare import WEIGHTS, prepare_demo
+from mimic_engine.demo.prepare import prepare_demo
 from mimic_engine.engine.linker import Linker
 from mimic_engine.errors import MimicError
 
-FOLDER = Path(__file__).parents[2] / "mimic_engine" / "demo" / WEIGHTS
+FOLDER = Path(__file__).parents[2] / "mimic_engine" / "base" / WEIGHTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

