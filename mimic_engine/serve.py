@@ -113,8 +113,10 @@ def _serve(settings: Settings) -> int:
 
 def _sources(settings: Settings) -> tuple[Path, Path, list[Mention]]:
     """Model, index, and mentions to try."""
+    from mimic_engine.base.model import find_model
+
     if settings.model is not None and settings.index is not None:
-        return Path(settings.model), Path(settings.index), []
+        return find_model(settings.model), Path(settings.index), []
     from mimic_engine.demo.examples import load_examples
     from mimic_engine.demo.prepare import prepare_demo
 

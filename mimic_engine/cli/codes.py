@@ -35,7 +35,7 @@ def add_recode(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("index", type=Path)
     add("--centroids", type=int, default=DEFAULT_CENTROIDS, help="clusters of the token queries")
-    add("--model", type=Path, help="exported model folder: measures what the new codes promise")
+    add("--model", help="exported model folder, or 'base': measures what the new codes promise")
     add_backend(parser)
     add("--quiet", action="store_true", help="no progress bar")
     add_mentions(parser)
@@ -50,7 +50,7 @@ def add_agreement(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure the storage and the coded mode and compare with the manifest",
     )
-    add("--model", type=Path, help="exported model folder, for --agreement")
+    add("--model", help="exported model folder, or 'base', for --agreement")
     add_backend(parser, precision=None)
     add_mentions(parser)
 

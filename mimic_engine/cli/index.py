@@ -42,7 +42,7 @@ def add_commands(actions: Actions) -> None:
 def _add_upsert(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("index", type=Path)
-    add("--model", type=Path, required=True, help="exported model folder, the one of the index")
+    add("--model", required=True, help="the model of the index: its folder, or 'base'")
     add("--kb", type=Path, required=True, help="entities in any form that index build reads")
     add("--images", type=Path, help="folder that image paths are relative to")
     add("--broken-images", choices=("error", "as-missing"), default="error")

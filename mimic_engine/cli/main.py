@@ -1,4 +1,5 @@
-"""The command line: ``mimic-engine index ACTION``, ``link``, ``nif ACTION`` and ``calibrate``.
+"""The command line: ``mimic-engine index ACTION``, ``model info``, ``link``, ``nif ACTION``
+and ``calibrate``.
 
 Here are the actions ``build``, ``info`` and ``verify``; those that change an index are in
 :mod:`mimic_engine.cli.index`, what concerns codes in :mod:`mimic_engine.cli.codes`, and NIF
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mimic_engine._version import __version__
+from mimic_engine.base.model import BASE, find_model
 from mimic_engine.cli.codes import (
     DEFAULT_CENTROIDS,
     add_agreement,
@@ -33,8 +35,9 @@ from mimic_engine.cli.codes import (
     verify_agreement,
 )
 from mimic_engine.cli.index import add_commands
+from mimic_engine.cli.model import add_info, run_info
 from mimic_engine.cli.nif import add_nif
-from mimic_engine.cli.options import add_backend, add_names, backend_options, open_model
+from mimic_engine.cli.options import MODEL_HELP, add_backend, add_names, backend_options, open_model
 from mimic_engine.data.images import ReadCounts
 from mimic_engine.errors import InvalidInputError, MimicError
 from mimic_engine.types import MODES, PLACEMENTS, SCORERS, LinkResult, Mention
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        return int(args.run(_with_model(args)))
     except MimicError as error:
         print(f"mimic-engine: error: {error}", file=sys.stderr)
         return 2
@@ -74,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_index_verify)
     add_recode(actions.add_parser("recode", help="cluster the token queries of an index anew"))
     add_commands(actions)
+    model = commands.add_parser("model", help="describe a model")
+    add_info(
+        model.add_subparsers(required=True, metavar="ACTION").add_parser(
+            "info", help="print what a model is, as JSON"
+        )
+    )
     _add_link(commands.add_parser("link", help="link mentions; prints one JSON object a mention"))
     nif = commands.add_parser("nif", help="link NIF documents, or read their mentions")
     add_nif(nif.add_subparsers(required=True, metavar="ACTION"))
@@ -83,9 +92,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _with_model(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with the folder of the model that they name."""
+    if getattr(args, "model", None) is not None and args.run is not run_info:
+        if args.run is _calibrate and args.model == BASE:
+            raise InvalidInputError(
+                f"--model: {BASE!r} is shared by all that name it; copy {find_model(BASE)} to a folder of "
+                "your own and calibrate that; the index stays as it is"
+            )
+        args.model = find_model(args.model, progress=not getattr(args, "quiet", False))
+    return args
+
+
 def _add_build(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="exported model folder")
+    add("--model", required=True, help=MODEL_HELP)
     add("--kb", type=Path, required=True, help=".jsonl, .parquet, kb_entity.json, or a data set's folder")
     add(
         "--out",
@@ -113,7 +134,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_link(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="exported model folder")
+    add("--model", required=True, help=MODEL_HELP)
     add("--index", type=Path, required=True, help="index folder")
     add("--input", type=Path, help=".jsonl or .parquet with mention, sentence and optional image")
     add("--mention", help="surface form, instead of --input")
@@ -134,7 +155,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="exported model folder; what is fitted is stored in it")
+    add("--model", required=True, help="exported model folder; what is fitted is stored in it")
     add("--index", type=Path, required=True, help="index folder")
     add(
         "--mentions", type=Path, required=True, help=".jsonl or .parquet of mentions with answers, some 'nil'"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimic_engine.cli.options import add_backend, add_names, backend_options
+from mimic_engine.cli.options import MODEL_HELP, add_backend, add_names, backend_options
 from mimic_engine.errors import DataError, InvalidInputError
 from mimic_engine.nif.mentions import WIKIDATA
 from mimic_engine.nif.sentences import WORDS
@@ -42,7 +42,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 def _add_link(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="exported model folder")
+    add("--model", required=True, help=MODEL_HELP)
     add("--index", type=Path, required=True, help="index folder")
     _add_input(parser)
     add("--output", type=Path, required=True, help="NIF 2.0 to write, .ttl or .nt")

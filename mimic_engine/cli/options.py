@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from mimic_engine.encoding.featurizer import Featurizer
 
 
+MODEL_HELP = "exported model folder, or 'base': the model that is shipped"
+
+
 def add_backend(parser: argparse.ArgumentParser, precision: str | None = "fp32") -> None:
     """Add the options; ``--model`` is the command's own. A ``precision`` of None stands for the index's."""
     add = parser.add_argument

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mimic_engine.backends.encoders import GPU_BACKENDS, open_featurizer
 from mimic_engine.backends.scan import ScanOptions, open_scan
+from mimic_engine.base.model import find_model
 from mimic_engine.calibration.candidates import ranked_mentions
 from mimic_engine.calibration.recall import promised
 from mimic_engine.calibration.stored import Calibration
@@ -155,7 +156,8 @@ class Linker:
 
         Parameters
         ----------
-        model : folder that ``export/to_onnx.py`` wrote.
+        model : folder that ``export/to_onnx.py`` wrote, or "base": the model that is shipped, made ready at
+            its first use (:func:`mimic_engine.base.base_model`, whose errors are raised too).
         index : folder that ``mimic-engine index build`` wrote.
         backend : what runs the encoders: "onnx" (ONNX Runtime on the CPU), "cuda" (ONNX Runtime),
             "tensorrt", "torch", or "auto": the fastest that gives the CPU's answers on this machine.
@@ -188,6 +190,7 @@ class Linker:
             If the scorer is "cuda" and the index does not fit in the device's memory.
         """
         opened = Index.open(index, verify=verify)
+        model = find_model(model)
         featurizer = open_featurizer(
             model,
             backend=backend,
@@ -201,7 +204,7 @@ class Linker:
             cache_bytes=cache_bytes,
         )
         opened.check_model(featurizer.model_hash)
-        calibration = Calibration.read(Path(model), featurizer.model_hash)
+        calibration = Calibration.read(model, featurizer.model_hash)
         weights = calibration.weights if names else ScoreWeights()
         options = ScanOptions(scorer, threads, placement, featurizer.backend in GPU_BACKENDS, verify)
         scan = open_scan(

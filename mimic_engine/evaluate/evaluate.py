@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mimic_engine.backends.encoders import open_featurizer
 from mimic_engine.backends.scan import open_kernels
+from mimic_engine.base.model import find_model
 from mimic_engine.calibration.stored import Calibration
 from mimic_engine.data.images import BrokenImages
 from mimic_engine.data.source import Dataset, open_dataset
@@ -218,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     _check(args)
+    args.model = find_model(args.model)
     splits = () if args.candidates is not None else tuple(dict.fromkeys(args.split or ["test"]))
     dataset = open_dataset(args.data, splits=splits)
     counts = CandidateCounts()
@@ -357,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Rank gold entities among all entities: Hits@k, MRR and mean rank, as JSON.",
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="exported model or training checkpoint (a folder)")
+    add("--model", required=True, help="exported model or training checkpoint (a folder), or 'base'")
     add("--data", type=Path, required=True, help="data set folder")
     add("--split", nargs="+", choices=SPLITS, help="splits to evaluate (default: test)")
     add("--candidates", type=Path, help="JSON of mentions with candidates of their own, instead of a split")

@@ -123,7 +123,7 @@ class Index:
             raise IndexMismatchError(
                 f"{self.path}: built with model {self.manifest.model_hash}, but the model opened is "
                 f"{model_hash}; open that model, or rebuild the index: "
-                f"mimic-engine index build --model MODEL --kb FILE --out {self.path}"
+                f"mimic-engine index build --model MODEL --kb FILE --out {self.path} --overwrite"
             )
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     )
 
     config: str | None = Field(default=None, description="TOML file with any of the other settings")
-    model: str | None = Field(default=None, description="Folder of the exported model")
+    model: str | None = Field(
+        default=None, description="Folder of the exported model, or base: the model that is shipped"
+    )
     index: str | None = Field(default=None, description="Folder of the index")
     demo: bool = Field(
         default=False, description="Fetch and prepare the demo (first run: minutes), then serve it"
