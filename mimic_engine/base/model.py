@@ -36,11 +36,11 @@ class EncoderFiles:
 
 
 def find_model(model: str | Path, *, progress: bool = True) -> Path:
-    """The folder of a model that is named: ``base`` is made ready, all else is the folder itself.
+    """The folder of a model that is named: the text ``base`` is made ready, all else is the folder itself.
 
-    A folder that is called so is ``./base``. Errors as of :func:`base_model`.
+    A folder that is called so is ``./base``, or a path object. Errors as of :func:`base_model`.
     """
-    return base_model(progress=progress) if str(model) == BASE else Path(model)
+    return base_model(progress=progress) if model == BASE else Path(model)
 
 
 def base_model(cache: Path | None = None, *, progress: bool = True) -> Path:
