@@ -3,7 +3,8 @@ r"""The rival that anyone builds in an afternoon, tuned with care: ``rival.json`
     OMP_NUM_THREADS=1 python -m benchmarks.rival --data MEL --cache FOLDER --out benchmarks/results/rival.json
 
 Sentence vectors and image vectors in one flat index and a bonus for an equal name, on three sets that no
-weight has seen, the demo and any data set of own records (:mod:`benchmarks.rival.measure`).
+weight has seen, the demo and any data set of own records: how well it links (:mod:`benchmarks.rival.measure`)
+and how long that takes (:mod:`benchmarks.rival.latency`).
 """
 
 from __future__ import annotations

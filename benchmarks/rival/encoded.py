@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.rival.encoders import Encoders, entity_text, mention_text, unit
-from benchmarks.rival.search import Names, RivalWeights, Vectors, ranks, terms
+from benchmarks.rival.search import EntityVectors, MentionVectors, Names, RivalWeights, ranks, terms
 from mimic_engine.types import Array, Entity, ImageSource, LabelledMention, Mention
 
 BLOCK = 16  # mentions scored at a time, against all entities
@@ -20,7 +20,7 @@ BLOCK = 16  # mentions scored at a time, against all entities
 class EncodedEntities:
     """Entities as vectors, by what names they are found, and the row of every id."""
 
-    vectors: Vectors
+    vectors: EntityVectors
     names: Names
     number: dict[str, int]
 
@@ -29,7 +29,7 @@ class EncodedEntities:
         """Encode entities, or take them from the cache, where they are called by ``name``."""
         text = encoders.cached_texts([entity_text(e) for e in entities], f"{name}-entities")
         image = _means([e.images for e in entities], encoders, f"{name}-entity-images")
-        return cls(Vectors(text, image), Names(entities), {e.id: row for row, e in enumerate(entities)})
+        return cls(EntityVectors(text, image), Names(entities), {e.id: row for row, e in enumerate(entities)})
 
     def __len__(self) -> int:
         return len(self.number)
@@ -39,7 +39,7 @@ class EncodedEntities:
         return np.array([self.number[m.answer] for m in mentions], np.int64)
 
     def ranks(
-        self, labelled: Sequence[LabelledMention], vectors: Vectors, grid: Sequence[RivalWeights]
+        self, labelled: Sequence[LabelledMention], vectors: MentionVectors, grid: Sequence[RivalWeights]
     ) -> NDArray[np.int64]:
         """Ranks (W, M) of the answers of M mentions under W weights, ties counted against them."""
         gold, surfaces = self.gold(labelled), [m.mention.mention for m in labelled]
@@ -52,14 +52,23 @@ class EncodedEntities:
         return found
 
 
-def encode_mentions(mentions: Sequence[Mention], encoders: Encoders, name: str | None = None) -> Vectors:
-    """Vectors of mentions; with a name kept in the cache."""
-    texts = [mention_text(m) for m in mentions]
-    pictured = [() if m.image is None else (m.image,) for m in mentions]
-    if name is None:
-        return Vectors(encoders.texts(texts), _means(pictured, encoders, None))
-    text = encoders.cached_texts(texts, f"{name}-mentions")
-    return Vectors(text, _means(pictured, encoders, f"{name}-mention-images"))
+def encode_mentions(mentions: Sequence[Mention], encoders: Encoders, name: str) -> MentionVectors:
+    """Vectors of mentions, kept in the cache under a name."""
+    text = encoders.cached_texts([mention_text(m) for m in mentions], f"{name}-mentions")
+    surface = encoders.cached_texts([m.mention for m in mentions], f"{name}-surfaces")
+    return MentionVectors(text, surface, _means(_albums(mentions), encoders, f"{name}-mention-images"))
+
+
+def encode_mention(mention: Mention, encoders: Encoders, *, surface: bool) -> MentionVectors:
+    """Vectors of one mention, its surface's where it is asked for."""
+    texts = [mention_text(mention), *([mention.mention] if surface else [])]
+    found = encoders.texts(texts)  # (1 or 2, T)
+    own = found[1:] if surface else np.zeros_like(found)
+    return MentionVectors(found[:1], own, _means(_albums([mention]), encoders, None))
+
+
+def _albums(mentions: Sequence[Mention]) -> list[tuple[ImageSource, ...]]:
+    return [() if m.image is None else (m.image,) for m in mentions]
 
 
 def _means(albums: Sequence[Sequence[ImageSource]], encoders: Encoders, name: str | None) -> Array:

@@ -1,8 +1,9 @@
 """Search of the rival: one flat faiss index over [text, image], and a bonus for whoever bears the name.
 
-The score of an entity is ``weights.text * cos(texts) + weights.image * cos(images) + weights.name * (equal
-names)``; the image term is 0 where either side has no image. The weights are on the mention's side, so one
-index serves all of them. The twin in NumPy is :meth:`Terms.scores` over all entities.
+The score of an entity is the weighted sum of the cosines of its text with the mention in its sentence and
+with the mention's surface by itself, of the cosine of the images (0 where either side has none), and of
+whether the names are equal. The weights are on the mention's side, so one index serves all of them. The twin
+in NumPy is :meth:`Terms.scores` over all entities.
 """
 
 from __future__ import annotations
@@ -23,23 +24,33 @@ NOBODY = np.empty(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class RivalWeights:
-    """Weights of the three terms; the name's is not negative."""
+    """Weights of the terms; the name's is not negative, and 0 for the surface leaves out its vector."""
 
     image: float
     name: float
+    surface: float = 0.0
     text: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
-    """Unit vectors of n mentions or entities; an image that is not there is zeros."""
+class EntityVectors:
+    """Unit vectors of N entities; an image that is not there is zeros."""
 
-    text: Array  # (n, T)
-    image: Array  # (n, G)
+    text: Array  # (N, T)
+    image: Array  # (N, G)
 
-    def block(self, start: int, stop: int) -> Vectors:
+
+@dataclass(frozen=True, slots=True)
+class MentionVectors:
+    """Unit vectors of B mentions; an image that is not there, or a surface that is not asked, is zeros."""
+
+    text: Array  # (B, T)
+    surface: Array  # (B, T)
+    image: Array  # (B, G)
+
+    def block(self, start: int, stop: int) -> MentionVectors:
         """Rows start:stop."""
-        return Vectors(self.text[start:stop], self.image[start:stop])
+        return MentionVectors(self.text[start:stop], self.surface[start:stop], self.image[start:stop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +58,30 @@ class Terms:
     """The terms of B mentions against N entities, (B, N) each."""
 
     text: Array
+    surface: Array
     image: Array
     name: Array
 
     def scores(self, weights: RivalWeights) -> Array:
         """Their weighted sum, (B, N) float32: the readable twin of the search."""
-        return np.asarray(
-            weights.text * self.text + weights.image * self.image + weights.name * self.name, np.float32
-        )
+        total = weights.text * self.text
+        for weight, term in (
+            (weights.surface, self.surface),
+            (weights.image, self.image),
+            (weights.name, self.name),
+        ):
+            if weight:
+                total += weight * term
+        return total
 
 
-def terms(mentions: Vectors, surfaces: Sequence[str], entities: Vectors, names: Names) -> Terms:
+def terms(mentions: MentionVectors, surfaces: Sequence[str], entities: EntityVectors, names: Names) -> Terms:
     """The terms of B mentions, whose surfaces are given, against all entities."""
     name = np.zeros((len(surfaces), len(entities.text)), np.float32)  # (B, N)
     for row, surface in enumerate(surfaces):
         name[row, names.rows(surface)] = 1
-    return Terms(mentions.text @ entities.text.T, mentions.image @ entities.image.T, name)
+    texts = entities.text.T  # (T, N)
+    return Terms(mentions.text @ texts, mentions.surface @ texts, mentions.image @ entities.image.T, name)
 
 
 def ranks(scores: Array, gold: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -96,7 +115,7 @@ class FlatSearch:
     weights : of the terms.
     """
 
-    def __init__(self, entities: Vectors, names: Names, weights: RivalWeights) -> None:
+    def __init__(self, entities: EntityVectors, names: Names, weights: RivalWeights) -> None:
         self.names = names
         self.weights = weights
         self._index = faiss.IndexFlatIP(entities.text.shape[1] + entities.image.shape[1])
@@ -107,14 +126,15 @@ class FlatSearch:
         """Size of the vectors in memory."""
         return int(self._index.ntotal * self._index.d * 4)
 
-    def __call__(self, mention: Vectors, surface: str, count: int) -> tuple[NDArray[np.int64], Array]:
+    def __call__(self, mention: MentionVectors, surface: str, count: int) -> tuple[NDArray[np.int64], Array]:
         """Rows and scores (K,) of the best entities of one mention, ties by row; fewer where N is less.
 
         What bears the name is scored by itself, so nothing that the bonus lifts can be missed: an entity of
         the answer either bears it or is among the best without it.
         """
         w = self.weights
-        query = np.concatenate([w.text * mention.text, w.image * mention.image], axis=1, dtype=np.float32)
+        text = w.text * mention.text + w.surface * mention.surface  # (1, T)
+        query = np.concatenate([text, w.image * mention.image], axis=1, dtype=np.float32)  # (1, T + G)
         scores, rows = (a[0] for a in self._index.search(query, min(count, self._index.ntotal)))
         named = self.names.rows(surface)
         if len(named):

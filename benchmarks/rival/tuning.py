@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from benchmarks.rival.search import RivalWeights
 
 # Of points that do equally well the first is taken: where nothing speaks for or against them, images weigh as
-# much as texts.
-IMAGE = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.0, 1.5, 2.0, 4.0)
-NAME = (1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
-GRID = tuple(RivalWeights(image, name) for image, name in product(IMAGE, NAME))
+# much as texts, and surfaces nothing.
+SURFACE = (0.0, 0.25, 0.5, 0.75, 1.0, 2.0)
+IMAGE = (1.0, 0.5, 0.25, 0.1, 0.0, 2.0, 4.0)
+NAME = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0, 2.0)
+GRID = tuple(RivalWeights(image, name, surface) for surface, image, name in product(SURFACE, IMAGE, NAME))
+# The points of the grid that each variant has to choose from: it begins with those without surfaces.
+VARIANTS = {"sentence": slice(0, len(IMAGE) * len(NAME)), "sentence_and_surface": slice(None)}
 
 
 def best(ranks: NDArray[np.int64], grid: Sequence[RivalWeights] = GRID) -> RivalWeights:

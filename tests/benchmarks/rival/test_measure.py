@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks.rival.encoders import _by_run, entity_text, mention_text, unit
-from benchmarks.rival.measure import check, measure, outcome
+from benchmarks.rival.latency import check
+from benchmarks.rival.measure import measure, outcome
 from benchmarks.rival.sets import open_set
 from mimic_engine.errors import EngineError
 from mimic_engine.types import Entity, Mention
 
-KB = """{"id": "rome", "name": "Rome", "description": "city in Italy", "images": ["rome.png"]}
-{"id": "rome-ny", "name": "Rome (New York)", "description": "city in America"}
+KB = """{"id": "rome", "name": "Rome", "description": "city of Italy", "images": ["rome.png"]}
+{"id": "rome-ny", "name": "Rome (New York)", "description": "city of America"}
 {"id": "caesar", "name": "Julius Caesar", "description": "general of Italy", "aliases": ["Caesar"]}
 """
 MENTIONS = """{"mention": "Rome", "sentence": "Rome is a city in Italy", "answer": "rome", "image": "rome.png"}
@@ -56,11 +57,15 @@ def folder(tmp_path):
 def test_every_tested_split_has_its_rows_and_every_set_its_latency(folder):
     sets = [open_set(folder, name, None) for name in ("WikiMEL", "RichpediaMEL", "shop")]
     rows = list(measure(sets, WordCounts()))
-    kinds = [(r["set"], r["kind"], r.get("tuned")) for r in rows]
+    kinds = [(r["set"], r["kind"], r["variant"], r.get("tuned")) for r in rows]
+    variants = ("sentence", "sentence_and_surface")
     assert kinds == [
-        (name, kind, way)
+        (name, *rest)
         for name in ("WikiMEL", "RichpediaMEL", "shop")
-        for kind, way in (("accuracy", "left_out"), ("accuracy", "own"), ("latency", None))
+        for rest in (
+            *(("accuracy", variant, way) for variant in variants for way in ("left_out", "own")),
+            *(("latency", variant, None) for variant in variants),
+        )
     ]
     accuracy = [r for r in rows if r["kind"] == "accuracy"]
     assert {(r["split"], r["mentions"], r["candidates"], r["pictured"]) for r in accuracy} == {
@@ -68,7 +73,7 @@ def test_every_tested_split_has_its_rows_and_every_set_its_latency(folder):
     }
     assert {r["hits@1"] for r in accuracy} == {1.0}
     # The other sets of the three tune for each, and both of them for a set of own records.
-    assert [r["tuned_on"]["mentions"] for r in accuracy if r["tuned"] == "left_out"] == [3, 3, 6]
+    assert [r["tuned_on"]["mentions"] for r in accuracy if r["tuned"] == "left_out"] == [3, 3, 3, 3, 6, 6]
     assert accuracy[1]["tuned_on"] == {"mentions": 3, "pictured": 1, "split": "dev"}
     latency = rows[-1]
     assert latency["vector_bytes"] == 3 * (64 + 8) * 4
@@ -92,17 +97,24 @@ def test_an_answer_that_is_not_the_best_is_refused():
 
 def test_the_outcome_is_that_of_the_rows():
     def row(name, way, hits):
-        return {"kind": "accuracy", "set": name, "split": "test", "tuned": way, "hits@1": hits}
+        return {
+            "kind": "accuracy",
+            "set": name,
+            "split": "test",
+            "variant": "sentence",
+            "tuned": way,
+            "hits@1": hits,
+        }
 
     found = outcome([row("WikiMEL", "left_out", 0.6), row("WikiMEL", "own", 0.7), {"kind": "latency"}])
-    assert (found["left_out"], found["left_out_below_met"]) == ({"WikiMEL": 0.6}, True)
+    assert (found["left_out"], found["left_out_below_met"]) == ({"WikiMEL": 0.6}, {"WikiMEL": True})
     assert found["own_not_below_left_out_met"] is True
-    assert outcome([row("WikiMEL", "left_out", 0.9)])["left_out_below_met"] is False
+    assert outcome([row("WikiMEL", "left_out", 0.9)])["left_out_below_met"] == {"WikiMEL": False}
     assert outcome([])["own_not_below_left_out_met"] is None
 
 
 def test_texts_of_both_sides():
-    assert mention_text(Mention("Rome", "in {Rome}")) == "Rome: in {Rome}"
+    assert mention_text(Mention("Rome", "in {Rome}")) == "Rome in in {Rome}"
     assert entity_text(Entity("a", "Rome", "a city")) == "Rome: a city"
     assert entity_text(Entity("a", "Rome")) == "Rome"
 

@@ -3,14 +3,22 @@
 import numpy as np
 import pytest
 
-from benchmarks.rival.search import FlatSearch, Names, RivalWeights, Vectors, ranks, terms
+from benchmarks.rival.search import (
+    EntityVectors,
+    FlatSearch,
+    MentionVectors,
+    Names,
+    RivalWeights,
+    ranks,
+    terms,
+)
 from mimic_engine.types import Entity
 
 SURFACES = ("Rome", "rome (city)", "Paris", "Nowhere", "")
 
 
 def some_vectors(rng, count, width=5, images=7):
-    """Of few different directions, so that many are equal; a third without an image."""
+    """Entities of few different directions, so that many are equal; a third without an image."""
 
     def rows(size):
         kinds = rng.normal(size=(3, size)).astype(np.float32)
@@ -19,7 +27,12 @@ def some_vectors(rng, count, width=5, images=7):
 
     image = rows(images)
     image[rng.random(count) < 1 / 3] = 0
-    return Vectors(rows(width), image)
+    return EntityVectors(rows(width), image)
+
+
+def some_mentions(rng, count):
+    one, other = some_vectors(rng, count), some_vectors(rng, count)
+    return MentionVectors(one.text, other.text, one.image)
 
 
 def some_names(rng, count):
@@ -31,11 +44,13 @@ def some_names(rng, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 13, 97])
-@pytest.mark.parametrize("weights", [RivalWeights(0.5, 0.3), RivalWeights(0.0, 0.0), RivalWeights(2.0, 4.0)])
+@pytest.mark.parametrize(
+    "weights", [RivalWeights(0.5, 0.3), RivalWeights(0.0, 0.0), RivalWeights(2.0, 4.0, 0.5)]
+)
 def test_the_search_gives_the_best_of_the_plain_sum(count, weights):
     rng = np.random.default_rng(count)
     entities, names = some_vectors(rng, count), some_names(rng, count)
-    mentions = some_vectors(rng, len(SURFACES))
+    mentions = some_mentions(rng, len(SURFACES))
     exact = terms(mentions, SURFACES, entities, names).scores(weights)
     search = FlatSearch(entities, names, weights)
     for row, surface in enumerate(SURFACES):
@@ -46,17 +61,18 @@ def test_the_search_gives_the_best_of_the_plain_sum(count, weights):
 
 
 def test_whoever_bears_the_name_is_found_however_far_off():
-    entities = Vectors(np.array([[1, 0]] * 20 + [[-1, 0]], np.float32), np.zeros((21, 3), np.float32))
+    entities = EntityVectors(np.array([[1, 0]] * 20 + [[-1, 0]], np.float32), np.zeros((21, 3), np.float32))
     names = Names([Entity(str(i), "other") for i in range(20)] + [Entity("20", "Rome")])
-    mention = Vectors(np.array([[1, 0]], np.float32), np.zeros((1, 3), np.float32))
+    text = np.array([[1, 0]], np.float32)
+    mention = MentionVectors(text, text, np.zeros((1, 3), np.float32))
     rows, scores = FlatSearch(entities, names, RivalWeights(1.0, 3.0))(mention, "rome", 2)
     assert (rows[0], scores[0]) == (20, 2.0)
     assert (rows[1] in range(20), scores[1]) == (True, 1.0)
 
 
 def test_the_image_term_is_nothing_where_either_side_has_none():
-    one = Vectors(np.eye(2, dtype=np.float32), np.array([[1, 0], [0, 0]], np.float32))
-    found = terms(one, ["", ""], one, Names([]))
+    text, image = np.eye(2, dtype=np.float32), np.array([[1, 0], [0, 0]], np.float32)
+    found = terms(MentionVectors(text, text, image), ["", ""], EntityVectors(text, image), Names([]))
     np.testing.assert_array_equal(found.image, [[1, 0], [0, 0]])
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from benchmarks.rival.encoded import EncodedEntities
-from benchmarks.rival.search import Names, RivalWeights, Vectors
-from benchmarks.rival.tuning import GRID, best
+from benchmarks.rival.search import EntityVectors, MentionVectors, Names, RivalWeights
+from benchmarks.rival.tuning import GRID, VARIANTS, best
 from mimic_engine.types import Entity, LabelledMention, Mention
 
 POINTS = (RivalWeights(1.0, 0.0), RivalWeights(0.5, 0.0), RivalWeights(0.0, 1.0))
@@ -18,11 +18,12 @@ def test_first_ranks_count_before_reciprocal_ones_and_of_equals_the_first():
 
 def test_a_name_that_tells_is_weighed_and_an_image_that_misleads_is_not():
     entities = EncodedEntities(
-        Vectors(np.array([[0.8, 0.6], [0.9, 0.435]], np.float32), np.eye(2, dtype=np.float32)),
+        EntityVectors(np.array([[0.8, 0.6], [0.9, 0.435]], np.float32), np.eye(2, dtype=np.float32)),
         Names([Entity("a", "Rome"), Entity("b", "Paris")]),
         {"a": 0, "b": 1},
     )
-    mentions = Vectors(np.array([[1, 0], [0.87, 0.49]], np.float32), np.eye(2, dtype=np.float32)[::-1])
+    text = np.array([[1, 0], [0.87, 0.49]], np.float32)
+    mentions = MentionVectors(text, text, np.eye(2, dtype=np.float32)[::-1])
     labelled = [LabelledMention(Mention("Rome", ""), "a"), LabelledMention(Mention("Paris", ""), "b")]
     found = best(entities.ranks(labelled, mentions, GRID))
     assert found.name > found.image
@@ -32,3 +33,9 @@ def test_the_grid_begins_with_all_terms_alike_and_holds_the_text_alone():
     assert GRID[0] == RivalWeights(1.0, 1.0)
     assert RivalWeights(0.0, 0.0) in GRID
     assert len(set(GRID)) == len(GRID)
+
+
+def test_a_variant_without_surfaces_has_all_points_without_them():
+    points = GRID[VARIANTS["sentence"]]
+    assert set(points) == {w for w in GRID if w.surface == 0}
+    assert GRID[VARIANTS["sentence_and_surface"]] == GRID
