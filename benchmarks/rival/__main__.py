@@ -52,7 +52,7 @@ def _sets(args: argparse.Namespace) -> list[RivalSet]:
     blank = False if args.descriptions else None
     sets = [open_set(args.data / name, name, args.limit, blank=blank) for name in SETS]
     sets.append(demo_set(read_demo(args.demo), args.limit))
-    return sets + [open_set(folder, folder.resolve().name, args.limit) for folder in args.catalogue]
+    return sets + [open_set(folder, folder.absolute().name, args.limit) for folder in args.catalogue]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
