@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.rival.encoders import _by_run, entity_text, mention_text, unit
+from benchmarks.rival.__main__ import main
+from benchmarks.rival.encoders import unit
 from benchmarks.rival.latency import check
 from benchmarks.rival.measure import measure, outcome
 from benchmarks.rival.sets import open_set
 from mimic_engine.errors import EngineError
-from mimic_engine.types import Entity, Mention
 
 KB = """{"id": "rome", "name": "Rome", "description": "city of Italy", "images": ["rome.png"]}
 {"id": "rome-ny", "name": "Rome (New York)", "description": "city of America"}
@@ -86,6 +86,13 @@ def test_a_set_without_anything_to_tune_on_has_no_rows(folder):
     assert list(measure([open_set(folder, "shop", None)], WordCounts())) == []
 
 
+def test_the_command_writes_a_result_or_says_what_is_missing(tmp_path, capsys):
+    out = tmp_path / "rival.json"
+    assert main(["--data", str(tmp_path), "--cache", str(tmp_path), "--out", str(out)]) == 1
+    assert "lacks WikiMEL, RichpediaMEL, WikiDiverse" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_an_answer_that_is_not_the_best_is_refused():
     exact = np.array([0.1, 0.5, 0.3], np.float32)
     check(np.array([1, 2]), exact[[1, 2]], exact)
@@ -111,27 +118,3 @@ def test_the_outcome_is_that_of_the_rows():
     assert found["own_not_below_left_out_met"] is True
     assert outcome([row("WikiMEL", "left_out", 0.9)])["left_out_below_met"] == {"WikiMEL": False}
     assert outcome([])["own_not_below_left_out_met"] is None
-
-
-def test_texts_of_both_sides():
-    assert mention_text(Mention("Rome", "in {Rome}")) == "Rome in in {Rome}"
-    assert entity_text(Entity("a", "Rome", "a city")) == "Rome: a city"
-    assert entity_text(Entity("a", "Rome")) == "Rome"
-
-
-def test_items_are_encoded_once_each_and_come_back_in_order():
-    items = [f"{'x' * (i * 7 % 40)}" for i in range(90)]
-    asked = []
-
-    def encode(some):
-        asked.extend(some)
-        return np.array([[len(s), 1] for s in some], np.float32)
-
-    found = _by_run(items, len, 2, encode, None)
-    assert found[:, 0].tolist() == [len(s) for s in items]
-    assert sorted(asked) == sorted(set(items))
-    assert _by_run([], len, 2, encode, None).shape == (0, 2)
-
-
-def test_zeros_have_no_direction():
-    np.testing.assert_allclose(unit(np.array([[3, 4], [0, 0]], np.float32)), [[0.6, 0.8], [0, 0]], atol=1e-7)
