@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.rival import measure
 from benchmarks.rival.encoders import ENTITY_TEXT, LENGTH, MENTION_TEXT, Encoders
 from benchmarks.rival.sets import SETS, RivalSet, demo_set, open_set
-from mimic_engine.demo import default_cache, fetch_demo, read_demo
+from mimic_engine.base import fetch_encoders
+from mimic_engine.demo import default_cache, read_demo
 from mimic_engine.errors import DataError, MimicError
 from mimic_engine.provenance import write_result
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The payload of the result file; errors as of the parts."""
     if missing := [name for name in SETS if not (args.data / name).is_dir()]:
         raise DataError(f"--data: {args.data} lacks {', '.join(missing)}")
-    encoders = Encoders(fetch_demo(args.demo), args.cache, THREADS)
+    encoders = Encoders(fetch_encoders(args.demo), args.cache, THREADS)
     rows = []
     for row in measure.measure(_sets(args), encoders):
         print(row, file=sys.stderr, flush=True)

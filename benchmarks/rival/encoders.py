@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mimic_engine.base.model import EncoderFiles
 from mimic_engine.config import EncoderConfig, ImageConfig
-from mimic_engine.demo import DemoFiles
 from mimic_engine.encoding.graph_names import CLS, IDS, IMAGE_ENCODER, MASK, PIXELS, TEXT_ENCODER, TEXT_INPUTS
 from mimic_engine.encoding.onnx import CPU, cpu_options, open_session
 from mimic_engine.export.graphs import BATCH, Graph, export_fp32
@@ -84,7 +84,7 @@ class Encoders:
     threads : cores that one run may use.
     """
 
-    def __init__(self, files: DemoFiles, cache: Path, threads: int) -> None:
+    def __init__(self, files: EncoderFiles, cache: Path, threads: int) -> None:
         sources = (files.minilm / "model.safetensors", files.minilm / "tokenizer.json", files.efficientnet)
         self.model_hash = hashlib.sha256("|".join(map(sha256_of, sources)).encode()).hexdigest()
         self.cache = cache / f"rival-{self.model_hash[:12]}"
@@ -167,7 +167,7 @@ def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return open_session(path, cpu_options(threads), [(CPU, {})])
 
 
-def _export(files: DemoFiles, folder: Path) -> None:
+def _export(files: EncoderFiles, folder: Path) -> None:
     """Write both backbones as ONNX graphs."""
     config = EncoderConfig("bert", "efficientnet-lite0", str(files.minilm), str(files.efficientnet), "mean")
     encoder = build_encoder(config, hidden=1).eval()

@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.rival.encoders import IMAGES, Encoders, entity_text, mention_text, unit
 from benchmarks.rival.encoders import _by_run as by_run
+from mimic_engine.base import fetch_encoders
 from mimic_engine.config import EncoderConfig
-from mimic_engine.demo import fetch_demo
 from mimic_engine.images import ImagePreprocessor
 from mimic_engine.model.encoders import build_encoder
 from mimic_engine.types import Entity, Mention
@@ -25,7 +25,7 @@ def files():
     folder = os.environ.get("MIMIC_DEMO_CACHE")
     if not folder:
         pytest.skip("MIMIC_DEMO_CACHE (a folder that `python -m mimic_engine.demo` filled) is not set")
-    return fetch_demo(Path(folder), progress=False)
+    return fetch_encoders(Path(folder), progress=False)
 
 
 @pytest.mark.slow
