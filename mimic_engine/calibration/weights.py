@@ -7,12 +7,11 @@ The total score of a mention m and an entity e is linear in a handful of numbers
 with s the model's own score (section 3.3 of the paper) and x the name features
 (:mod:`mimic_engine.names.features`) and the prior. :func:`fit_weights` chooses w so that the labelled
 answer stands above the other candidates of its mention: a conditional logit (McFadden 1974), the answer
-drawn among its mention's candidates with chances proportional to exp(total / T), no weight below 0, the pull towards
-0 chosen by cross-validation over mentions. (A logistic regression on differences to each other candidate in
-turn, tried first, fits the many easy candidates and lost 2 to 5 points of Hits@1 on unseen sets.)
-:func:`fit_probability` then chooses the temperature T and the score of "none
-of these" under which the answers are likeliest, p_i = exp(total_i / T) / (sum_j exp(total_j / T) +
-exp(nil / T)).
+drawn among its mention's candidates with chances proportional to exp(total / T), no weight below 0, the pull
+towards 0 chosen by cross-validation over mentions. (A logistic regression on the differences to each other
+candidate, tried first, fits the many easy candidates and loses points of Hits@1 on unseen sets.)
+:func:`fit_probability` then chooses the temperature T and the score of "none of these" under which the
+answers are likeliest, p_i = exp(total_i / T) / (sum_j exp(total_j / T) + exp(nil / T)).
 
 Needs scikit-learn (the extra ``calibrate``).
 """
