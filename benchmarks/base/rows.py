@@ -33,24 +33,6 @@ def left_out_row(judged: Judged, others: Sequence[Sequence[RankedMention]]) -> d
     return _row(judged, judged.ranks(weights)) | {"weights": asdict(weights)}
 
 
-def own_row(judged: Judged, others: Sequence[Sequence[RankedMention]]) -> dict[str, Any]:
-    """A world whose training mentions the model has seen; weights fitted to its dev mentions and the others'.
-
-    Where the dev split is what is tested, each half has the weights that the other half was fitted with.
-    """
-    rest, dev = [one for ranked in others for one in ranked], judged.ranked()
-    if judged.world.split != "dev":
-        return _row(judged, judged.ranks(fit_weights(rest + dev)))
-    of_half = np.arange(len(judged.world.tested)) % 2
-    fitted = {id(m): i % 2 for i, m in enumerate(judged.world.tested)}
-    halves = [fitted[id(m)] for m in judged.world.dev]
-    ranks = np.empty(len(of_half), np.int64)
-    for half in (0, 1):
-        other = [one for one, own in zip(dev, halves, strict=True) if own != half]
-        ranks[of_half == half] = judged.ranks(fit_weights(rest + other))[of_half == half]
-    return _row(judged, ranks)
-
-
 def beside(world: World, fitted_to: Sequence[World]) -> dict[str, Any]:
     """What links the same mentions without the model: names alone, and trees fitted to other worlds."""
     count = len(world.dataset.entities)
