@@ -50,6 +50,7 @@ FORBIDDEN = {
     "mimic_engine.names": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.scan", "mimic_engine.encoding"),
     "mimic_engine.gpu": (*ABOVE_SCAN, *TRAINING),
     "mimic_engine.backends": ABOVE_SCAN,
+    "mimic_engine.base": (*ABOVE_ENGINE, "mimic_engine.engine", "mimic_engine.index", "mimic_engine.scan"),
     "mimic_engine.model": (*ABOVE_SCAN, "mimic_engine.index", "mimic_engine.train", "mimic_engine.export"),
     "mimic_engine.calibration": (*ABOVE_ENGINE, "mimic_engine.engine", "mimic_engine.batching"),
     "mimic_engine.engine": (*ABOVE_ENGINE, "mimic_engine.batching"),
