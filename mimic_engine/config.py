@@ -57,15 +57,14 @@ class EncoderConfig:
 
     ``text`` / ``image`` name the family; ``text_source`` / ``image_source`` a
     local folder, a weights file (EfficientNet-Lite0) or a hub id.
-    ``text_pooling`` chooses the global text vector of a BERT-like encoder: that of [CLS], the mean of all
-    tokens, or half that and half the mean of the first text's tokens (mention or name).
+    ``text_pooling`` chooses the global text vector of a BERT-like encoder.
     """
 
     text: Literal["clip", "bert"] = "clip"
     image: Literal["clip", "vit", "efficientnet-lite0"] = "clip"
     text_source: str = "openai/clip-vit-base-patch32"
     image_source: str = "openai/clip-vit-base-patch32"
-    text_pooling: Literal["cls", "mean", "halves"] = "cls"
+    text_pooling: Literal["cls", "mean"] = "cls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,7 @@ class MatcherConfig:
 
     ``vision="concat"`` replaces VDLU by a plain concatenation of the global
     features (an ablation). ``mask_padding=True`` leaves padding tokens out of
-    TGLU's attention and mean; the published code does not. ``global_map=True`` gives TGLU's global score a
-    trained square matrix between the two vectors (not in the paper).
+    TGLU's attention and mean; the published code does not.
     """
 
     text_width: int = 512
@@ -85,7 +83,6 @@ class MatcherConfig:
     vision: Literal["vdlu", "concat", "off"] = "vdlu"
     cmfu: bool = True
     mask_padding: bool = False
-    global_map: bool = False
 
     def __post_init__(self) -> None:
         if not self.units:

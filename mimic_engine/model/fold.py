@@ -147,7 +147,7 @@ class FoldMention(Fold):
         """Keys and centred values of the mention's tokens."""
         tglu = self.matcher.tglu
         out = {
-            "text_cls": tglu.global_query(side.text_cls),  # (B, T)
+            "text_cls": side.text_cls,  # (B, T)
             "tglu_key": tglu.fc_key(side.text_tokens),  # (B, L, D)
             "tglu_value": _centred(tglu.fc_value(side.text_tokens)),  # (B, L, D)
         }

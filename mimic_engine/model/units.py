@@ -73,15 +73,6 @@ class TGLU(nn.Module):
         self.fc_value = nn.Linear(config.text_token_width, d)
         self.fc_cls = nn.Linear(config.text_width, d)
         self.layer_norm = nn.LayerNorm(d)
-        self.global_map = (
-            nn.Linear(config.text_width, config.text_width, bias=False) if config.global_map else None
-        )
-        if self.global_map is not None:
-            nn.init.eye_(self.global_map.weight)
-
-    def global_query(self, text_cls: Tensor) -> Tensor:
-        """What of a mention's global vector (B, T) is multiplied with an entity's, (B, T)."""
-        return text_cls if self.global_map is None else self.global_map(text_cls)
 
     def token_weight(self, mask: Tensor) -> Tensor:
         """Weights of the mean over entity tokens (real ones, or all), each row summing to 1; (N, L)."""
@@ -103,7 +94,7 @@ class TGLU(nn.Module):
         column_mean = torch.einsum("bnij,ni->bnj", attention, weight)  # (B, N, L)
         context = torch.einsum("bnj,bjd->bnd", column_mean, value)  # (B, N, D)
         g2l = torch.einsum("nd,bnd->bn", self.fc_cls(entity.text_cls), self.layer_norm(context))  # (B, N)
-        g2g = self.global_query(mention.text_cls) @ entity.text_cls.T  # (B, N)
+        g2g = mention.text_cls @ entity.text_cls.T  # (B, N)
         return (g2g + g2l) / 2  # (B, N)
 
 

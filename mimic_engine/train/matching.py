@@ -71,7 +71,7 @@ def tglu_scores(unit: TGLU, mention: Side, entity: Side) -> Tensor:
         mean = _column_mean(query, key, torch.ones_like(mention.text_mask), weight)  # (B, N, L)
     context = mean @ value  # (B, N, D)
     g2l = torch.einsum("nd,bnd->bn", unit.fc_cls(entity.text_cls), unit.layer_norm(context))  # (B, N)
-    return (unit.global_query(mention.text_cls) @ entity.text_cls.T + g2l) / 2
+    return (mention.text_cls @ entity.text_cls.T + g2l) / 2
 
 
 def _masked_column_mean(
