@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> DemoFiles:
     for name, data in {"wiki": wiki, "emojibase": emoji, **icons}.items():
         (folder / f"{name}.json").write_text(json.dumps(data), encoding="utf-8")
     paths = {style: folder / f"{style}.json" for style in icons}
-    return DemoFiles(folder, folder / "weights", folder / "wiki.json", folder / "emojibase.json", paths)
+    return DemoFiles(folder / "wiki.json", folder / "emojibase.json", paths)
 
 
 @pytest.fixture(autouse=True)
