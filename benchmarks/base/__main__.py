@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base.recipe import DEMO, SETS, joined, open_set, recipe
+from benchmarks.base.recipe import DEMO, joined, open_set, recipe
 from benchmarks.base.rows import beside, left_out_row
 from benchmarks.base.worlds import World, judged
+from benchmarks.names.accuracy import SETS
 from mimic_engine.base import fetch_encoders
 from mimic_engine.demo import build_demo, default_cache, fetch_demo
 from mimic_engine.errors import InvalidInputError, MimicError

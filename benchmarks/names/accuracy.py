@@ -160,7 +160,7 @@ def _test(world: World, weights: ScoreWeights, probability: Probability) -> dict
         found["with_names"].append(scan.ranks(arrays, gold, names=scores))
         found["without_names"].append(scan.ranks(arrays, gold))
         by_name = [
-            _rank_by_name(alike.scores(m.mention), g, len(scan)) for m, g in zip(batch, gold, strict=True)
+            rank_by_name(alike.scores(m.mention), g, len(scan)) for m, g in zip(batch, gold, strict=True)
         ]
         found["names_alone"].append(np.array(by_name))
         best = scan.search(arrays, TOP_K, names=scores)
@@ -179,7 +179,7 @@ def _test(world: World, weights: ScoreWeights, probability: Probability) -> dict
     }
 
 
-def _rank_by_name(names: NameScores, gold: int, entities: int) -> int:
+def rank_by_name(names: NameScores, gold: int, entities: int) -> int:
     """Rank of a row by its name score alone; ties count against it, and so does sharing nothing."""
     own = names.at(np.array([gold]))[0]
     return int(np.count_nonzero(names.scores >= own)) if own > 0 else entities

@@ -1,9 +1,9 @@
-r"""The calibration that the demo's model is shipped with.
+r"""The calibration that the base model is shipped with.
 
     python -m benchmarks.names.ship --data MEL --cache FOLDER
 
 Fitted to the demo's dev mentions and to as many of WikiMEL, RichpediaMEL and WikiDiverse each, so that the
-weights are those of no single kind of name. Writes ``calibration.json`` beside the demo's weights.
+weights are those of no single kind of name. Writes ``calibration.json`` beside the base model's weights.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.names.accuracy import SETS
 from benchmarks.rival import measure
 from benchmarks.rival.encoders import ENTITY_TEXT, LENGTH, MENTION_TEXT, Encoders
-from benchmarks.rival.sets import SETS, RivalSet, demo_set, open_set
+from benchmarks.rival.sets import RivalSet, demo_set, open_set
 from mimic_engine.base import fetch_encoders
 from mimic_engine.demo import default_cache, read_demo
 from mimic_engine.errors import DataError, MimicError

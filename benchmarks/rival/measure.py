@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.names.accuracy import SETS
 from benchmarks.rival.encoded import EncodedEntities, encode_mentions
 from benchmarks.rival.encoders import Encoders
 from benchmarks.rival.latency import latency
 from benchmarks.rival.search import RivalWeights
-from benchmarks.rival.sets import SETS, RivalSet
+from benchmarks.rival.sets import RivalSet
 from benchmarks.rival.tuning import GRID, VARIANTS, best
 from mimic_engine.metrics import ranking_metrics
 from mimic_engine.types import LabelledMention

@@ -16,7 +16,6 @@ from mimic_engine.demo import DemoData
 from mimic_engine.errors import DataError
 from mimic_engine.types import Entity, LabelledMention
 
-SETS = ("WikiMEL", "RichpediaMEL", "WikiDiverse")
 BLANKED = ("WikiDiverse",)
 TUNED = 1000  # mentions that weights are tuned on, at most
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.base.recipe import joined
 from benchmarks.base.rows import figures, left_out_row
 from benchmarks.base.trees import TreeFeatures, ranks_by_trees
-from benchmarks.base.worlds import World, judged, ranks_by_name, spread
+from benchmarks.base.worlds import World, judged, ranks_by_name
 from mimic_engine.calibration.weights import ScoreWeights
 from mimic_engine.data.images import ReadCounts
 from mimic_engine.data.source import DataReport, Dataset, open_dataset
@@ -56,12 +56,6 @@ def test_sets_are_joined_by_entity_with_the_first_description() -> None:
     ]
     assert list(both.splits["train"]) == MENTIONS and list(both.splits["dev"]) == MENTIONS[:2]
     assert both.splits.keys() == {"train", "dev"}
-
-
-def test_spread_takes_mentions_at_even_distances() -> None:
-    assert spread(MENTIONS, 5) == MENTIONS
-    many = [labelled(str(i), "", "a") for i in range(10)]
-    assert [m.mention.mention for m in spread(many, 4)] == ["0", "2", "5", "7"]
 
 
 def test_ranks_by_name_count_ties_and_sharing_nothing_against_the_answer() -> None:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from benchmarks.names.accuracy import _rank_by_name, outcome
+from benchmarks.names.accuracy import outcome, rank_by_name
 from mimic_engine.scan.terms import NameScores
 
 
 def test_ties_and_sharing_nothing_count_against_a_name():
     names = NameScores(np.array([2, 5, 9]), np.array([0.5, 2.0, 0.5], np.float32))
-    assert [_rank_by_name(names, row, 100) for row in (5, 2, 9, 3)] == [1, 3, 3, 100]
+    assert [rank_by_name(names, row, 100) for row in (5, 2, 9, 3)] == [1, 3, 3, 100]
 
 
 def test_the_outcome_is_that_of_the_rows():
